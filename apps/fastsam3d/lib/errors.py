@@ -1,0 +1,8 @@
+"""What the app says when it cannot use what it was given."""
+
+
+class InputError(ValueError):
+    """Something a user sent or stored cannot be used.
+
+    The message is shown to that user as it is, so it names what is wrong, the value, and the cure.
+    """

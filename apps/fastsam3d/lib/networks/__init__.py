@@ -1,0 +1,16 @@
+"""SAM-Med3D's teacher and FastSAM3D's student with their checkpoints; needs nothing but torch."""
+
+from .checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint
+from .config import CONFIGS, FastSAM3DConfig
+from .fastsam3d import FastSAM3D, build_network, build_untrained
+
+__all__ = [
+    "CONFIGS",
+    "FastSAM3D",
+    "FastSAM3DConfig",
+    "build_network",
+    "build_untrained",
+    "describe_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+]

@@ -1,0 +1,102 @@
+"""The whole promptable network: encode a ROI once, decode it for every click."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import CONFIGS, FastSAM3DConfig
+from .image_encoder import ImageEncoder3D
+from .mask_decoder import MaskDecoder3D
+from .prompt_encoder import PromptEncoder3D
+
+
+class FastSAM3D(nn.Module):
+    """SAM-Med3D's teacher and FastSAM3D's student are two configurations of this network."""
+
+    def __init__(self, config: FastSAM3DConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder3D(config)
+        self.prompt_encoder = PromptEncoder3D(config)
+        self.mask_decoder = MaskDecoder3D(config)
+
+    def encode(self, volume: Tensor) -> Tensor:
+        """volume: [B, 1, S, S, S] normalised ROI in RAS+ order -> image embedding [B, C, g, g, g].
+
+        Raises ValueError for a volume of another shape.
+        """
+        expected = (1, *(self.config.roi_size,) * 3)
+        if volume.ndim != 5 or tuple(volume.shape[1:]) != expected:
+            raise ValueError(
+                f"volume is {tuple(volume.shape)}, but the network takes (B, {expected})"
+            )
+        return self.image_encoder(volume)
+
+    def decode(
+        self,
+        embedding: Tensor,
+        points: Tensor | None,
+        labels: Tensor | None,
+        mask: Tensor | None = None,
+        multimask: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """One step of an interaction.
+
+        embedding: [B, C, g, g, g], or [1, C, g, g, g] for B prompts on one image.
+
+        points: [B, N, 3] float, (i, j, k) ROI voxel indices; the encoder adds 0.5. None: no clicks.
+        labels: [B, N], 1 foreground, 0 background, -1 padding.
+        mask: [B, 1, 4g, 4g, 4g] logits of the previous step; zeros, not None, in the first step of
+        a series, as the weights were trained.
+        -> logits [B, M, 4g, 4g, 4g] and expected IoU [B, M]; M is 1, or 3 with ``multimask``.
+
+        Raises ValueError for shapes that do not belong together.
+        """
+        batch = self._check_prompts(embedding, points, labels, mask)
+        sparse, dense = self.prompt_encoder(points, labels, mask, batch)
+        return self.mask_decoder(
+            image=embedding.expand(batch, -1, -1, -1, -1),
+            image_position=self.prompt_encoder.dense_position(),
+            sparse=sparse,
+            dense=dense,
+            multimask=multimask,
+        )
+
+    def _check_prompts(
+        self, embedding: Tensor, points: Tensor | None, labels: Tensor | None, mask: Tensor | None
+    ) -> int:
+        if (points is None) != (labels is None):
+            raise ValueError("points and labels come together or not at all")
+        if points is not None and labels is not None and points.shape != (*labels.shape, 3):
+            raise ValueError(
+                f"points {tuple(points.shape)} and labels {tuple(labels.shape)} "
+                "must be (B, N, 3) and (B, N)"
+            )
+        size = self.config.low_res_size
+        if mask is not None and tuple(mask.shape[1:]) != (1, size, size, size):
+            raise ValueError(
+                f"mask is {tuple(mask.shape)}, but must be (B, 1, {size}, {size}, {size})"
+            )
+        sizes = {len(x) for x in (embedding, points, mask) if x is not None} - {1}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"embedding, points and mask have different batch sizes {sorted(sizes)}"
+            )
+        return sizes.pop() if sizes else 1
+
+
+def build_network(config: str | FastSAM3DConfig) -> FastSAM3D:
+    """A network with random weights, in eval mode; ``config`` may be a name in ``CONFIGS``."""
+    if isinstance(config, str):
+        if config not in CONFIGS:
+            raise ValueError(f"no network is called {config!r}; there are {', '.join(CONFIGS)}")
+        config = CONFIGS[config]
+    return FastSAM3D(config).eval()
+
+
+def build_untrained(config: str | FastSAM3DConfig, seed: int) -> FastSAM3D:
+    """``build_network`` with weights of ``seed`` alone; leaves the caller's random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(config)

@@ -1,0 +1,99 @@
+"""SAM's prompt encoder in 3D: clicks become sparse embeddings, a previous mask a dense one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .common import LayerNorm3d
+from .config import FastSAM3DConfig
+
+FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
+
+
+class PositionEmbedding3D(nn.Module):
+    """Random Fourier features of a position in the unit cube: [sin, cos, sin] of a Gaussian
+    projection.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        features = -(-channels // 3)
+        self.channels = channels
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, features))
+
+    def forward(self, position: Tensor) -> Tensor:
+        """position: [..., 3] in [0, 1] -> [..., channels]."""
+        angle = 2 * math.pi * ((2 * position - 1) @ self.positional_encoding_gaussian_matrix)
+        return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)[..., : self.channels]
+
+
+class PromptEncoder3D(nn.Module):
+    """Clicks and a previous mask -> sparse [B, N, C] and dense [B, C, g, g, g] prompt
+    embeddings.
+    """
+
+    def __init__(self, config: FastSAM3DConfig) -> None:
+        super().__init__()
+        channels, hidden = config.out_channels, config.mask_channels
+        self.roi_size = config.roi_size
+        self.grid_size = config.grid_size
+        self.swap_dense_axes = config.swap_dense_axes
+        self.pe_layer = PositionEmbedding3D(channels)
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(2))
+        self.not_a_point_embed = nn.Embedding(1, channels)
+        self.no_mask_embed = nn.Embedding(1, channels)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv3d(1, hidden // 4, kernel_size=2, stride=2),
+            LayerNorm3d(hidden // 4),
+            nn.GELU(),
+            nn.Conv3d(hidden // 4, hidden, kernel_size=2, stride=2),
+            LayerNorm3d(hidden),
+            nn.GELU(),
+            nn.Conv3d(hidden, channels, kernel_size=1),
+        )
+
+    def forward(
+        self, points: Tensor | None, labels: Tensor | None, mask: Tensor | None, batch: int
+    ) -> tuple[Tensor, Tensor]:
+        """points: [B, N, 3] (i, j, k) ROI voxel indices; labels: [B, N]; mask: [B, 1, 4g, 4g, 4g]
+        logits; each or None.
+        """
+        if points is None or labels is None:
+            sparse = self.no_mask_embed.weight.new_zeros(batch, 0, self.no_mask_embed.embedding_dim)
+        else:
+            sparse = self.embed_points(points, labels)
+        if mask is None:
+            dense = self.no_mask_embed.weight[:, :, None, None, None]
+            dense = dense.expand(batch, -1, *(self.grid_size,) * 3)
+        else:
+            dense = self.mask_downscaling(mask)
+        return sparse, dense
+
+    def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """[B, N, 3] clicks -> [B, N + 1, C]; a padding point stands in for the box that no one
+        draws.
+        """
+        points = torch.cat([points + 0.5, points.new_zeros(len(points), 1, 3)], dim=1)
+        labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)[..., None]
+        embedding = self.pe_layer(points / self.roi_size)
+        embedding = embedding.masked_fill(labels == PADDING, 0.0)
+        kinds = {
+            PADDING: self.not_a_point_embed.weight,
+            BACKGROUND: self.point_embeddings[0].weight,
+            FOREGROUND: self.point_embeddings[1].weight,
+        }
+        for kind, weight in kinds.items():
+            embedding = embedding + (labels == kind) * weight
+        return embedding
+
+    def dense_position(self) -> Tensor:
+        """Positional encoding of every token of the image embedding: [1, C, g, g, g]."""
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        centre = (torch.arange(self.grid_size, device=matrix.device) + 0.5) / self.grid_size
+        position = torch.stack(torch.meshgrid(centre, centre, centre, indexing="ij"), dim=-1)
+        if self.swap_dense_axes:
+            position = position[..., [1, 0, 2]]
+        return self.pe_layer(position.to(matrix.dtype)).movedim(-1, 0)[None]

@@ -1,0 +1,114 @@
+"""Our networks against what the published ones compute, under weights that are filled by name."""
+
+import argparse
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from golden.fill import filled_state, golden_input
+
+from lib.networks import CONFIGS, build_network, load_checkpoint
+
+SEED = 7
+TOLERANCE = 1e-5
+CASES = {"one_click": (1, False), "three_clicks_mask": (3, True), "mask_only": (0, True)}
+
+
+def relative_error(ours, golden) -> float:
+    ours, golden = np.asarray(ours, dtype=np.float64), np.asarray(golden, dtype=np.float64)
+    assert ours.shape == golden.shape
+    return float(np.linalg.norm(ours - golden) / np.linalg.norm(golden))
+
+
+def golden_file(golden_dir, name):
+    shapes = json.loads((golden_dir / f"{name}.shapes.json").read_text())
+    state = {k: torch.from_numpy(v) for k, v in filled_state(shapes, SEED).items()}
+    return state, np.load(golden_dir / f"{name}.npz")
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return tuple(torch.from_numpy(x) for x in golden_input(SEED))
+
+
+@pytest.fixture(scope="module")
+def teacher_file(golden_dir, tmp_path_factory):
+    """The teacher as it is published: tensors beside training state, under DDP's prefix."""
+    state, _ = golden_file(golden_dir, "sam_med3d_vit_b")
+    path = tmp_path_factory.mktemp("weights") / "sam_med3d.pth"
+    content = {
+        "epoch": 199,
+        "model_state_dict": {f"module.{name}": x for name, x in state.items()},
+        "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 8e-4}]},
+        "losses": [np.float64(0.25), 0.5],
+        "best_loss": np.float32(0.25),
+        "args": argparse.Namespace(task_name="union_train", lr=8e-4, img_size=128),
+        "used_datas": "data/medical_preprocessed",
+    }
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def student_file(golden_dir, tmp_path_factory):
+    state, _ = golden_file(golden_dir, "fastsam3d_student")
+    path = tmp_path_factory.mktemp("weights") / "fastsam3d.pth"
+    torch.save({"model_state_dict": state}, path)
+    return path
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window_path", ["closed_form", "padded"])
+def test_teacher_encoder(golden_dir, teacher_file, inputs, window_path):
+    golden = np.load(golden_dir / "sam_med3d_vit_b.npz")
+    network = build_network(replace(CONFIGS["sam_med3d"], window_path=window_path))
+    network.load_state_dict(load_checkpoint(teacher_file).state_dict())
+    embedding, blocks = network.image_encoder.forward_intermediates(inputs[0], range(1, 12, 2))
+    assert relative_error(embedding, golden["embedding"]) < TOLERANCE
+    for number, output in blocks.items():
+        sampled = output[:, ::2, ::2, ::2, ::8]
+        assert relative_error(sampled, golden[f"block{number + 1}"]) < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("multimask", [False, True])
+def test_teacher_decoder(golden_dir, teacher_file, inputs, case, multimask):
+    golden = np.load(golden_dir / "sam_med3d_vit_b.npz")
+    count, with_mask = CASES[case]
+    _, points, labels, mask = inputs
+    prompt = (points[:, :count], labels[:, :count]) if count else (None, None)
+    network = load_checkpoint(teacher_file)
+    embedding = torch.from_numpy(golden["embedding"])
+    logits, iou = network.decode(embedding, *prompt, mask if with_mask else None, multimask)
+    step = 2 if multimask else 1
+    key = f"{case}_{'multi' if multimask else 'single'}"
+    assert relative_error(logits[:, :, ::step, ::step, ::step], golden[key]) < TOLERANCE
+    assert relative_error(iou, golden[f"{key}_iou"]) < TOLERANCE
+
+
+@torch.no_grad()
+def test_prompt_encoder(golden_dir, teacher_file, inputs):
+    golden = np.load(golden_dir / "sam_med3d_vit_b.npz")
+    _, points, labels, _ = inputs
+    encoder = load_checkpoint(teacher_file).prompt_encoder
+    assert relative_error(encoder.dense_position()[:, ::4], golden["dense_pe"]) < TOLERANCE
+    sparse, _ = encoder(points, labels, None, batch=1)
+    assert relative_error(sparse, golden["three_clicks_mask_sparse"]) < TOLERANCE
+    nothing, _ = encoder(None, None, None, batch=1)
+    assert nothing.shape == golden["mask_only_sparse"].shape
+
+
+@torch.no_grad()
+def test_student_encoder(golden_dir, student_file, teacher_file, inputs):
+    golden = np.load(golden_dir / "fastsam3d_student.npz")
+    network = load_checkpoint(student_file, teacher=teacher_file)
+    assert network.config == CONFIGS["fastsam3d"]
+    encoder = network.image_encoder
+    embedding, blocks = encoder.forward_intermediates(inputs[0], (1, 3, 5))
+    assert relative_error(embedding, golden["embedding"]) < TOLERANCE
+    for number, output in blocks.items():
+        sampled = output[:, ::2, ::2, ::2, ::8]
+        assert relative_error(sampled, golden[f"block{number + 1}"]) < TOLERANCE

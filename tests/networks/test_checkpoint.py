@@ -1,4 +1,4 @@
-"""Every published kind of file loads, everything else is refused with its reason, and our own format rebuilds itself."""
+"""Published files load, our own format rebuilds its network, all else is refused with a reason."""
 
 import argparse
 import pickle

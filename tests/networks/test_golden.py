@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from golden.fill import filled_state, golden_input
 
+from golden.fill import filled_state, golden_input
 from lib.networks import CONFIGS, build_network, load_checkpoint
 
 SEED = 7

@@ -97,7 +97,7 @@ def sparse_attention(
         and bias is None
         and choose_backend(q, None, backend) == "flash_attn"
     ):
-        return _varlen_flash_attention(q, k, v, groups)
+        return _varlen_flash_attention(q, k, v, groups, groups.valid)
     members = groups.index.shape[1]
 
     def gather(x: Tensor) -> Tensor:
@@ -120,10 +120,11 @@ def _exclude_padding(bias: Tensor | None, valid: Tensor, batch: int, dtype: torc
     return padding if bias is None else bias + padding
 
 
-def _varlen_flash_attention(q: Tensor, k: Tensor, v: Tensor, groups: TokenGroups) -> Tensor:
+def _varlen_flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, groups: TokenGroups, valid: Tensor
+) -> Tensor:
     """Groups of unequal length through flash_attn's packed kernel, which needs no padding."""
     batch, heads, length, channels = q.shape
-    valid = groups.valid
     order = groups.index[valid]  # [N] tokens in group order
     sizes = valid.sum(dim=1).repeat(batch)
     ends = F.pad(torch.cumsum(sizes, 0, dtype=torch.int32), (1, 0))

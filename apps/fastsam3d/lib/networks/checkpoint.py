@@ -170,7 +170,8 @@ def _safe_globals() -> AbstractContextManager:
     names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
     kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
     dtypes = [type(np.dtype(kind)) for kind in kinds]
-    allowed = [argparse.Namespace, np.dtype, *dtypes, *((scalar, name) for name in names)]
+    allowed: list[Any] = [argparse.Namespace, np.dtype, *dtypes]
+    allowed += [(scalar, name) for name in names]
     return torch.serialization.safe_globals(allowed)
 
 

@@ -122,7 +122,9 @@ class FastSAM3DConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown network options {unknown}, of a newer version of this app")
-        as_tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        as_tuples: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+        }
         return cls(**as_tuples)
 
 

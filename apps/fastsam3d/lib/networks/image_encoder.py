@@ -54,7 +54,7 @@ class Attention3D(nn.Module):
                 self.register_parameter(f"rel_pos_{axis}", table)
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = tuple(x.shape[1:4])
+        grid: Grid = (x.shape[1], x.shape[2], x.shape[3])
         if not self.window:
             return self._attend_globally(x, grid)
         if self.window_path == "closed_form" and max(grid) <= self.window:
@@ -111,8 +111,8 @@ class Attention3D(nn.Module):
     ) -> BiasTerms | None:
         if self.position_bias == "none":
             return None
-        tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
-        return bias_terms(self.position_bias, tables, q.unflatten(2, grid), padded_q)
+        d, h, w = (self.get_parameter(f"rel_pos_{axis}") for axis in "dhw")
+        return bias_terms(self.position_bias, (d, h, w), q.unflatten(2, grid), padded_q)
 
     def _groups(self, grid: Grid) -> TokenGroups:
         if self.sparsity == "lattice":
@@ -149,14 +149,16 @@ class Block3D(nn.Module):
 
     def __init__(self, config: FastSAM3DConfig, window: int, attend: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6) if attend else None
-        self.attn = Attention3D(config, window) if attend else None
+        if attend:
+            self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+            self.attn = Attention3D(config, window)
+        self.attend = attend
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = MLPBlock(config.width, int(config.width * config.mlp_ratio))
         self.residual = config.residual
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.attn is not None:
+        if self.attend:
             x = x + self.attn(self.norm1(x))
         normed = self.norm2(x)
         return (normed if self.residual == "normed" else x) + self.mlp(normed)

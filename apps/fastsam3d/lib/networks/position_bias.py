@@ -132,7 +132,7 @@ def _published_terms(tables: Tables, q: Tensor, padded_q: Tensor | None) -> Bias
     table_d, table_h, table_w = tables
     grid, side = q.shape[2], (table_d.shape[0] + 1) // 2
     line = q  # the queries (d, h, ·), up to the side of the window
-    if grid < side:
+    if grid < side and padded_q is not None:
         missing = padded_q[None, :, None, None, None, :]
         line = torch.cat([q, missing.expand(*q.shape[:4], side - grid, -1)], dim=4)
     along_w = torch.einsum("bndhwc,dkc->bndhwk", q, _rows(table_d, grid))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,9 @@ FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 
 
 class PositionEmbedding3D(nn.Module):
-    """Random Fourier features of a position in the unit cube: [sin, cos, sin] of a Gaussian
-    projection.
-    """
+    """Random Fourier features, [sin, cos, sin], of a position in the unit cube."""
+
+    positional_encoding_gaussian_matrix: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -31,9 +32,7 @@ class PositionEmbedding3D(nn.Module):
 
 
 class PromptEncoder3D(nn.Module):
-    """Clicks and a previous mask -> sparse [B, N, C] and dense [B, C, g, g, g] prompt
-    embeddings.
-    """
+    """Clicks and a previous mask -> embeddings, sparse [B, N, C] and dense [B, C, g, g, g]."""
 
     def __init__(self, config: FastSAM3DConfig) -> None:
         super().__init__()
@@ -80,12 +79,13 @@ class PromptEncoder3D(nn.Module):
         labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)[..., None]
         embedding = self.pe_layer(points / self.roi_size)
         embedding = embedding.masked_fill(labels == PADDING, 0.0)
-        kinds = {
-            PADDING: self.not_a_point_embed.weight,
-            BACKGROUND: self.point_embeddings[0].weight,
-            FOREGROUND: self.point_embeddings[1].weight,
+        kinds: dict[int, Any] = {
+            PADDING: self.not_a_point_embed,
+            BACKGROUND: self.point_embeddings[0],
+            FOREGROUND: self.point_embeddings[1],
         }
-        for kind, weight in kinds.items():
+        for kind, kind_embedding in kinds.items():
+            weight: Tensor = kind_embedding.weight
             embedding = embedding + (labels == kind) * weight
         return embedding
 

@@ -1,0 +1,144 @@
+# GNU make and bash. `make help` lists the targets, README.md explains the options.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+# Where the server listens, and what it serves. STUDIES is a folder or a DICOMweb URL.
+HOST ?= 127.0.0.1
+PORT ?= 8000
+ifndef STUDIES
+STUDIES := sample-data/build/studies
+SAMPLE_DATA := sample-data
+endif
+# Options of the app: make serve CONF="labels liver,spleen weights /data/fastsam3d.pth"
+CONF ?=
+# The interpreter that .venv is made with (default: the first that fits). PYTEST_ARGS go to pytest.
+PYTHON ?=
+PYTEST_ARGS ?=
+
+# mlflow 3 refuses the file store that MONAI Label's tracking writes by default.
+export MONAI_LABEL_TRACKING_ENABLED ?= false
+# The CUDA kernel of sam2 (a requirement of MONAI Label) is not used here, and takes minutes to compile.
+export SAM2_BUILD_CUDA ?= 0
+
+CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+FAST_TESTS := not slow and not gpu$(if $(CHROMIUM),, and not browser)
+ALL_TESTS := $(if $(CHROMIUM),,not browser)
+
+# $(call pairs,a 1 b 2) -> --conf a 1 --conf b 2
+pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordlist 3,$(words $(1)),$(1))))
+
+.PHONY: help serve test test-all lint typecheck sample-data install install-dev clean
+.PHONY: check-conf check-port check-studies
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+	    while IFS='|' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
+
+# --- server ---------------------------------------------------------------------------------------
+
+URL := http://$(patsubst 0.0.0.0,127.0.0.1,$(HOST)):$(PORT)
+
+define OPEN_HINT
+
+MONAI Label starts at $(URL) (ready after about 10 s; Ctrl-C stops it).
+
+  3D Slicer   install the extension MONAILabel, open its module MONAI Label,
+              enter $(URL) as the server address and connect
+  API         $(URL)/docs
+  OHIF        $(URL)/ohif/ needs a DICOMweb server: make serve STUDIES=http://...
+
+endef
+
+serve: check-conf check-port check-studies install $(SAMPLE_DATA) ## set up what is missing and start the server (STUDIES, HOST, PORT, CONF)
+	$(info $(OPEN_HINT))
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m monailabel.main start_server \
+	    --app apps/fastsam3d --studies '$(STUDIES)' --host '$(HOST)' --port '$(PORT)' $(call pairs,$(CONF))
+
+# These run before the installation, which takes minutes, so they use nothing but the shell.
+check-conf:
+	@if (( $(words $(CONF)) % 2 )); then \
+	    echo 'CONF="$(CONF)": expected pairs, as in CONF="name value name value"' >&2; exit 1; fi
+
+check-port:
+	@if (exec 3<>'/dev/tcp/$(HOST)/$(PORT)') 2>/dev/null; then \
+	    echo 'Port $(PORT) on $(HOST) is taken: stop what listens there, or use make serve PORT=8001' >&2; \
+	    exit 1; fi
+
+check-studies:
+ifndef SAMPLE_DATA
+	@case '$(STUDIES)' in http://*|https://*) ;; *) [[ -d '$(STUDIES)' ]] || { \
+	    echo 'STUDIES=$(STUDIES): neither a folder nor an http(s) address' >&2; exit 1; } ;; esac
+endif
+
+sample-data: install ## build the sample studies in sample-data/build
+	.venv/bin/python sample-data/prepare.py
+
+# --- checks ---------------------------------------------------------------------------------------
+
+test: install-dev ## run the tests, without the slow ones (PYTEST_ARGS)
+	.venv/bin/python -m pytest -m '$(FAST_TESTS)' $(PYTEST_ARGS)
+
+test-all: install-dev ## run all tests, the slow ones included (PYTEST_ARGS)
+	.venv/bin/python -m pytest -m '$(ALL_TESTS)' $(PYTEST_ARGS)
+
+lint: install-dev ## check style and formatting with ruff
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+typecheck: install-dev ## check the types of the pure modules with mypy
+	.venv/bin/mypy
+
+clean: ## remove caches, logs and the sample data with the labels saved there (keeps .venv)
+	rm -rf sample-data/build apps/fastsam3d/logs test-artifacts
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find apps sample-data tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environment ----------------------------------------------------------------------------------
+
+# pip's progress, shortened; the full output is kept, and its end shown when the installation fails.
+define pip_install
+@echo '$(strip $(1)) (log: .venv/install.log)'
+@.venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt $(2) 2>&1 \
+    | tee -a .venv/install.log \
+    | { grep --line-buffered -oE '^ *((Downloading|Using cached) .* [MG]B\)|Building wheel[^(]*|Installing collected packages|Successfully installed)' || true; } \
+    || { echo 'The installation failed:' >&2; tail -n 15 .venv/install.log >&2; exit 1; }
+endef
+
+# torch comes first and the rest is built against it: with build isolation pip would unpack a second
+# torch with CUDA into the temporary folder to build sam2.
+define install_requirements
+@: > .venv/install.log
+$(call pip_install,Installing torch: about 3 GB,-c requirements.txt setuptools wheel torch torchvision)
+$(call pip_install,Installing the rest,--no-build-isolation -r $(1))
+endef
+
+install: .venv/.installed
+install-dev: .venv/.installed-dev
+
+# A stamp is made after a complete installation only, so that an interrupted one is taken up again.
+.venv/.installed: requirements.txt constraints.txt | .venv/bin/pip
+	$(call install_requirements,requirements.txt)
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.txt requirements.txt constraints.txt | .venv/bin/pip
+	$(call install_requirements,requirements-dev.txt)
+	@touch .venv/.installed $@
+
+# pip comes last in a new environment: without it there is none, or an unfinished one.
+.venv/bin/pip:
+	@for python in $(or $(PYTHON),python3.11 python3 python3.12); do \
+	    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
+	    then found=$$python; break; fi; \
+	done; \
+	if [[ -z "$${found:-}" ]]; then \
+	    echo '$(or $(PYTHON),python3) is missing or not Python 3.11 or 3.12 (3.11 is the tested one):' \
+	        'use make PYTHON=/path/to/python3.11' >&2; exit 1; fi; \
+	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "$$found cannot make environments: on Debian and Ubuntu, apt install" \
+	        "$$("$$found" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; fi; \
+	echo "Making .venv with $$found ($$("$$found" --version))"; \
+	"$$found" -m venv --clear .venv

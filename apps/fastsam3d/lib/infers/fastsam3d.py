@@ -1,0 +1,192 @@
+"""The click path: a request with clicks on an image becomes a mask on that image's own grid."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from monailabel.tasks.infer.basic_infer import BasicInferTask
+from monailabel.utils.others.generic import device_list, name_to_device
+
+from lib.cache import ByteCache
+from lib.errors import InputError
+from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
+from lib.intensity import normalize
+from lib.reply import EXTENSIONS, own_extension, write_mask
+from lib.transforms import LoadVolumed, ParsePromptsd, PasteRoid, PlaceRoid, Transforms
+from lib.volume import Volume
+from lib.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
+
+# what a client may set: the clicks, the form of the reply, and what Slicer and OHIF send besides
+CLICKS = ("foreground", "background", "roi")
+REPLY = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
+CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
+OPTIONS = (*CLICKS, *REPLY, *CLIENT)
+
+
+@dataclass(frozen=True)
+class Caches:
+    """What is kept between requests, each bounded in bytes; the models of an app share them."""
+
+    volumes: ByteCache[Volume]
+    embeddings: ByteCache[ImageEmbedding]
+    masks: ByteCache[np.ndarray]
+
+
+class FastSAM3DInfer(BasicInferTask):
+    """An interactive model of type ``deepgrow``: each request has all clicks of one structure."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        labels: Sequence[str],
+        caches: Caches,
+        *,
+        spacing_mm: float = 1.5,
+        device: str | None = None,
+        description: str = "",
+    ) -> None:
+        super().__init__(
+            path=None,
+            network=weights.network,
+            type=InferType.DEEPGROW,
+            labels=list(labels),
+            dimension=3,
+            description=f"{description} ({weights.describe()})",
+            config={"device": [device] if device else device_list()},
+        )
+        self._weights = weights
+        self._caches = caches
+        self._spacing_mm = spacing_mm
+        self._predictors: dict[str, FastSAM3DPredictor] = {}
+        self._predictors_lock = threading.Lock()
+
+    def info(self) -> dict[str, Any]:
+        return {**super().info(), "weights": self._weights.info()}
+
+    def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict]:
+        """Raises InputError for anything in the request or the image that cannot be used."""
+        check_request(request)
+        return super().__call__(request, callbacks)
+
+    def pre_transforms(self, data: Any = None) -> Transforms:
+        size = self._weights.network.config.roi_size
+        return [
+            LoadVolumed(self._caches.volumes),
+            ParsePromptsd(),
+            PlaceRoid(size, self._spacing_mm),
+        ]
+
+    def run_inferer(
+        self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda"
+    ) -> dict[str, Any]:
+        """``volume``, ``prompts`` and ``roi_cube`` -> ``logits`` on the ROI."""
+        volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
+        predictor = self._predictor(device)
+        start = time.perf_counter()
+        embedding = predictor.encode(
+            roi_key=(data["volume_key"], roi),
+            make_roi_image=lambda: normalize(roi.crop(volume.array), volume.is_ct),
+        )
+        encoded = time.perf_counter()
+        data["logits"] = predictor.decode(embedding, roi.to_roi(prompts.points_ijk), prompts.labels)
+        decoded = time.perf_counter()
+        data["latencies"]["infer"] = {"Encode": encoded - start, "Decode": decoded - encoded}
+        return data
+
+    def post_transforms(self, data: Any = None) -> Transforms:
+        return [PasteRoid()]
+
+    def writer(
+        self, data: dict[str, Any], extension: Any = None, dtype: Any = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Write ``pred`` with the image's geometry; -> file and what is said beside the mask.
+
+        The server sends the file and removes it.
+        """
+        volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
+        extension = extension or data.get("result_extension") or own_extension(data["image_path"])
+        dtype = dtype or data.get("result_dtype") or "uint8"
+        handle, path = tempfile.mkstemp(suffix=extension)
+        os.close(handle)
+        mask = data["pred"].astype(dtype, copy=False)
+        write_mask(mask, volume.affine_mm, path, bool(data.get("result_compress")))
+        self._log_click(data)
+        return path, {
+            "warnings": list(prompts.warnings),
+            "weights": self._weights.info(),
+            "roi": {"affine_mm": roi.affine_mm.tolist(), "size": roi.size},
+        }
+
+    def _predictor(self, device: str) -> FastSAM3DPredictor:
+        with self._predictors_lock:
+            if device not in self._predictors:
+                self._predictors[device] = FastSAM3DPredictor(
+                    copy.deepcopy(self._weights.network),
+                    self._weights.network_id,
+                    torch.device(device),
+                    self._caches.embeddings,
+                    self._caches.masks,
+                )
+            return self._predictors[device]
+
+    def _log_click(self, data: Mapping[str, Any]) -> None:
+        labels = data["prompts"].labels
+        stages = {k: v for stage in data["latencies"].values() for k, v in stage.items()}
+        logger.info(
+            "click on %s: %d foreground, %d background, %d voxels; %s",
+            os.path.basename(data["image_path"]),
+            (labels == 1).sum(),
+            (labels == 0).sum(),
+            np.count_nonzero(data["pred"]),
+            ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in stages.items()),
+        )
+        for warning in data["prompts"].warnings:
+            logger.warning("%s: %s", os.path.basename(data["image_path"]), warning)
+
+
+def check_options(params: Mapping[str, Any]) -> None:
+    """Refuse what a client may not set; raises InputError."""
+    unknown = sorted(set(params) - set(OPTIONS))
+    if unknown:
+        raise InputError(
+            f"unknown option {', '.join(map(repr, unknown))}; the options are {', '.join(OPTIONS)}"
+        )
+
+
+def check_request(request: Mapping[str, Any]) -> None:
+    """Check the form of the reply and the device that a request asks for; raises InputError."""
+    for key, choices in (("result_extension", EXTENSIONS), ("result_dtype", DTYPES)):
+        value = request.get(key)
+        if value is not None and value not in choices:
+            raise InputError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
+    device = request.get("device")
+    if device is not None and not _is_device(device):
+        choices = ", ".join(device_list())
+        raise InputError(f"there is no device {device!r} on this server; choose one of {choices}")
+
+
+def _is_device(device: Any) -> bool:
+    """``cuda`` is taken for the best there is, as MONAI Label does."""
+    name = device[0] if isinstance(device, list) and device else device
+    if not isinstance(name, str):
+        return False
+    return name in ("", "cpu", "cuda") or name in _known_devices()
+
+
+def _known_devices() -> set[str]:
+    return {known for name in device_list() for known in (name, name_to_device(name))}

@@ -1,0 +1,101 @@
+"""The options of the app, given as ``--conf key value`` when the server starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import psutil
+import torch
+
+LABELS = ("target", "organ", "lesion", "vessel", "bone")
+
+
+class OptionError(ValueError):
+    """A ``--conf`` option that does not exist or whose value cannot be used."""
+
+
+def _default_cache_mb() -> int:
+    """A quarter of the machine's memory: a 512 × 512 × 300 CT takes 150 MB."""
+    return max(512, psutil.virtual_memory().total // 4 // 2**20)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a site can choose; the README explains each.
+
+    weights, teacher_weights: file, published name, or empty for the default weights.
+    labels: names that clients offer. device: empty for the best there is.
+    spacing_mm: of the ROI's voxels.
+    volume_cache_mb, embedding_cache_mb: bounds of the caches.
+    """
+
+    weights: str = ""
+    teacher_weights: str = ""
+    labels: tuple[str, ...] = LABELS
+    device: str = ""
+    spacing_mm: float = 1.5
+    volume_cache_mb: int = 0
+    embedding_cache_mb: int = 512
+
+    @classmethod
+    def from_conf(cls, conf: Mapping[str, str]) -> Options:
+        """From MONAI Label's ``--conf`` strings; raises OptionError."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(conf) - set(known) - set(MONAI_LABEL_OPTIONS))
+        if unknown:
+            raise OptionError(f"unknown --conf {', '.join(unknown)}; there are {', '.join(known)}")
+        values = {name: _parse(name, conf[name]) for name in known if name in conf}
+        return cls(**{"volume_cache_mb": _default_cache_mb(), **values})
+
+
+# options of MONAI Label itself, which reads them from the same place
+MONAI_LABEL_OPTIONS = ("server_mode", "auth_token")
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError("must be positive")
+        return value
+
+    return parse
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ValueError("holds no name")
+    return names
+
+
+def _device(text: str) -> str:
+    if text == "cpu":
+        return text
+    count = torch.cuda.device_count()
+    present = [f"cuda:{number}" for number in range(count)]
+    if text == "cuda" and present:
+        return text
+    if text not in present:
+        raise ValueError(f"this machine has {', '.join(['cpu', *present])}")
+    return text
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "weights": str,
+    "teacher_weights": str,
+    "labels": _names,
+    "device": _device,
+    "spacing_mm": _positive(float),
+    "volume_cache_mb": _positive(int),
+    "embedding_cache_mb": _positive(int),
+}
+
+
+def _parse(name: str, text: str) -> Any:
+    try:
+        return _PARSERS[name](str(text))
+    except ValueError as error:
+        raise OptionError(f"--conf {name} {text!r} cannot be used: {error}") from error

@@ -1,0 +1,73 @@
+"""The steps around the network as dictionary transforms, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+from lib.cache import ByteCache
+from lib.prompts import parse_prompts
+from lib.roi import Roi
+from lib.volume import Volume, read_volume
+
+Data = dict[str, Any]
+
+
+class LoadVolumed:
+    """``image_path`` -> ``volume`` and ``volume_key``; decoded once while the file is the same."""
+
+    def __init__(self, volumes: ByteCache[Volume]) -> None:
+        self._volumes = volumes
+
+    def __call__(self, data: Data) -> Data:
+        path = Path(data["image_path"])
+        key = volume_key(path)
+        data["volume"] = self._volumes.get_or_make(key, lambda: read_volume(path))
+        data["volume_key"] = key
+        return data
+
+
+def volume_key(path: Path) -> Hashable:
+    """Changes when the file, or any file of a DICOM folder, is replaced."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [file.stat() for file in files if file.exists()]
+    return (str(path.resolve()), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
+class ParsePromptsd:
+    """``foreground``, ``background``, ``roi`` of the request -> ``prompts``, all on ``volume``."""
+
+    def __call__(self, data: Data) -> Data:
+        data["prompts"] = parse_prompts(data, data["volume"].shape_ijk)
+        return data
+
+
+class PlaceRoid:
+    """The clicks -> ``roi_cube``, the ROI around them."""
+
+    def __init__(self, size: int, spacing_mm: float) -> None:
+        self._size = size
+        self._spacing_mm = spacing_mm
+
+    def __call__(self, data: Data) -> Data:
+        volume: Volume = data["volume"]
+        data["roi_cube"] = Roi.place(
+            volume.shape_ijk,
+            volume.affine_mm,
+            data["prompts"].points_ijk,
+            size=self._size,
+            spacing_mm=self._spacing_mm,
+        )
+        return data
+
+
+class PasteRoid:
+    """``logits``, (s, s, s) on the ROI -> ``pred``, the uint8 mask on the stored grid."""
+
+    def __call__(self, data: Data) -> Data:
+        data["pred"] = data["roi_cube"].paste(data["logits"], within_ijk=data["prompts"].within_ijk)
+        return data
+
+
+Transforms = list[Callable[[Data], Data]]

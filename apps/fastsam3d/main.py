@@ -1,0 +1,55 @@
+"""FastSAM3D as a MONAI Label app: ``monailabel start_server --app apps/fastsam3d``."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+
+from lib.cache import ByteCache, array_nbytes
+from lib.configs import CONFIGS
+from lib.infers import Caches
+from lib.options import Options
+
+logger = logging.getLogger(__name__)
+
+MASK_CACHE_BYTES = 128 * 2**20
+
+
+class MyApp(MONAILabelApp):
+    """Collects the task configurations and offers their models."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        options = Options.from_conf(conf or {})
+        caches = Caches(
+            volumes=ByteCache(options.volume_cache_mb * 2**20, array_nbytes),
+            embeddings=ByteCache(options.embedding_cache_mb * 2**20, array_nbytes),
+            masks=ByteCache(MASK_CACHE_BYTES, array_nbytes),
+        )
+        self.configs = {}
+        for name, config_class in CONFIGS.items():
+            config = config_class()
+            model_dir = os.path.join(app_dir, "model")
+            config.init(name, model_dir, conf, planner=None, options=options, caches=caches)
+            self.configs[name] = config
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="FastSAM3D",
+            description="Interactive 3D segmentation: clicks in, a 3D mask out",
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        return {name: config.infer() for name, config in self.configs.items()}
+
+    def on_init_complete(self) -> None:
+        """Runs in the server only, once its web application is there."""
+        from monailabel.app import app
+
+        from lib.server import install
+
+        install(app)
+        super().on_init_complete()

@@ -1,0 +1,24 @@
+"""Files and folders that appear complete or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(target: Path, scratch: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, which takes ``target``'s place when the block succeeds.
+
+    The path has the target's name, hence its suffix, and lies in a temporary folder in ``scratch``,
+    on the same file system. After an error the target is as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".partial-") as folder:
+        partial = Path(folder) / target.name
+        yield partial
+        if target.is_dir():  # a folder cannot be replaced by renaming over it
+            shutil.move(target, Path(folder) / "old")
+        os.replace(partial, target)

@@ -1,0 +1,5 @@
+"""An analytic CT torso with exact organ labels, to be sampled on any grid."""
+
+from .sampling import LABELS, centred_affine, evaluate, sample
+
+__all__ = ["LABELS", "centred_affine", "evaluate", "sample"]

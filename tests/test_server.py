@@ -1,0 +1,308 @@
+"""The running server over HTTP: a click becomes a mask, and whatever cannot be used says why."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+import SimpleITK as sitk
+from monailabel.client import MONAILabelClient
+
+from serving import running_server
+
+SHAPE_IJK = (70, 90, 40)
+AFFINE_MM = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.2, 0.1, -0.1) @ np.diag([-1.4, -1.2, 2.5]), [40, 50, -30]
+)
+CLICK = [20, 60, 12]
+CLICKS = {"foreground": [CLICK, [30, 50, 15]], "background": [[60, 10, 35]]}
+
+
+def head(seed=0):
+    """A noisy ellipsoid of soft tissue with a dense one inside, in air."""
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE_IJK), indexing="ij")
+    noise = np.random.default_rng(seed).normal(0, 20, SHAPE_IJK)
+    image = np.where(i**2 + j**2 + k**2 < 0.8, 40, -1000) + noise
+    image[(i + 0.4) ** 2 + (j - 0.3) ** 2 + (k + 0.4) ** 2 < 0.05] += 300
+    return image.astype(np.int16)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-5000])
+
+
+BAD_VOLUMES = {
+    "flat": (np.zeros((40, 50), np.int16), "2"),
+    "series": (np.zeros((20, 20, 20, 5), np.int16), "4"),
+    "one_slice": (np.arange(400, dtype=np.int16).reshape(20, 20, 1), "1"),
+    "few_voxels": (np.arange(27, dtype=np.int16).reshape(3, 3, 3), "3 × 3 × 3"),
+    "constant": (np.full((20, 30, 10), 7, np.int16), "7"),
+    "nan": (np.where(head() > 0, np.nan, head()).astype(np.float32), "NaN|finite"),
+}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    nib.save(nib.Nifti1Image(head(), AFFINE_MM), folder / "head.nii.gz")
+    nib.save(nib.Nifti1Image(head(1), AFFINE_MM), folder / "other.nii.gz")
+    nib.save(nib.Nifti1Image(head(2), AFFINE_MM), folder / "truncated.nii.gz")
+    truncated(folder / "truncated.nii.gz")
+    for name, (array, _) in BAD_VOLUMES.items():
+        nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(str(folder / "head.nii.gz")), str(folder / "stored.nrrd"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(studies, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with running_server(studies, log, "--conf", "labels", "liver,tumour") as running:
+        yield running
+
+
+def voxels(mask):
+    return sitk.GetArrayFromImage(mask).transpose()
+
+
+@pytest.mark.parametrize("model", ["fastsam3d", "sam_med3d"])
+@pytest.mark.parametrize("image", ["head", "stored"])
+def test_mask_lies_on_the_images_own_grid(server, studies, model, image):
+    mask = server.mask(model, image, CLICKS)
+    expected = sitk.ReadImage(str(next(studies.glob(f"{image}.n*"))))
+    assert mask.GetSize() == expected.GetSize()
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    np.testing.assert_allclose(mask.GetSpacing(), expected.GetSpacing(), rtol=1e-5)
+    np.testing.assert_allclose(mask.GetOrigin(), expected.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(mask.GetDirection(), expected.GetDirection(), atol=1e-5)
+    assert set(np.unique(voxels(mask))) == {0, 1}
+
+
+def test_formats_store_the_same_scan_and_get_the_same_mask(server):
+    masks = [voxels(server.mask("fastsam3d", image, CLICKS)) for image in ("head", "stored")]
+    # nibabel keeps the affine in float32, SimpleITK in decimal digits: a voxel may round otherwise
+    assert np.mean(masks[0] != masks[1]) < 1e-3
+
+
+def test_the_same_request_gives_the_same_mask_cold_and_warm(server, studies, tmp_path):
+    warm = server.infer("fastsam3d", "head", CLICKS).content
+    more = {"foreground": [*CLICKS["foreground"], [35, 45, 20]], "background": []}
+    assert server.infer("fastsam3d", "head", more).content != warm
+    assert server.infer("fastsam3d", "other", CLICKS).content != warm
+    assert server.infer("fastsam3d", "head", CLICKS).content == warm
+    with running_server(studies, tmp_path / "cold.log") as fresh:
+        assert fresh.infer("fastsam3d", "head", CLICKS).content == warm
+
+
+def test_a_replaced_image_is_read_again(server, studies):
+    nib.save(nib.Nifti1Image(head(3), AFFINE_MM), studies / "replaced.nii.gz")
+    wait_for_image(server, "replaced")
+    before = server.infer("fastsam3d", "replaced", CLICKS)
+    nib.save(nib.Nifti1Image(head(3)[::-1], AFFINE_MM), studies / "replaced.nii.gz")
+    after = server.infer("fastsam3d", "replaced", CLICKS)
+    assert before.status_code == after.status_code == 200
+    assert before.content != after.content
+
+
+def wait_for_image(server, image):
+    """MONAI Label watches the folder and takes new files up after a moment."""
+    for _ in range(50):
+        if requests.get(f"{server.url}/datastore/image/info?image={image}", timeout=30).ok:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{image} was not taken up")
+
+
+def test_replies_in_the_forms_that_clients_ask_for(server):
+    reply = server.infer("fastsam3d", "head", CLICKS, output="json")
+    assert reply.json()["label_names"] == ["liver", "tumour"]
+    assert reply.json()["weights"]["trained"] is False
+    ohif = {**CLICKS, "result_extension": ".nrrd", "result_dtype": "uint8"}
+    ohif |= {"result_compress": False, "restore_label_idx": False}
+    raw = server.infer("fastsam3d", "head", ohif).content
+    expected = voxels(server.mask("fastsam3d", "head", CLICKS))
+    assert raw.endswith(expected.tobytes(order="F"))
+    slicer = {**CLICKS, "label": "liver", "device": "cpu", "result_extension": ".nrrd"}
+    slicer |= {"result_dtype": "uint8", "client_id": "user-xyz", "reset_state": True}
+    multipart = server.infer("fastsam3d", "head", slicer, output="all")
+    assert multipart.headers["content-type"].startswith("multipart/form-data")
+    assert raw in multipart.content
+
+
+def test_own_format_is_the_default(server):
+    reply = server.infer("fastsam3d", "head", CLICKS)
+    assert reply.content[:2] == b"\x1f\x8b", "gzip, as the .nii.gz that was asked about"
+
+
+def test_slicers_box_limits_the_mask(server):
+    everywhere = voxels(server.mask("fastsam3d", "head", CLICKS))
+    inside = np.zeros_like(everywhere)
+    inside[10:31, 40:71, 8:21] = 1
+    box = {"roi": [30, 10, 40, 70, 20, 8]}
+    limited = voxels(server.mask("fastsam3d", "head", {**CLICKS, **box}))
+    np.testing.assert_array_equal(limited, everywhere * inside)
+
+
+def test_info_names_models_labels_and_weights(server):
+    info = server.info()
+    assert info["labels"] == ["liver", "tumour"]
+    for model in ("fastsam3d", "sam_med3d"):
+        described = info["models"][model]
+        assert (described["type"], described["dimension"]) == ("deepgrow", 3)
+        assert described["weights"]["trained"] is False
+        assert "UNTRAINED" in described["description"]
+
+
+REFUSALS = {
+    "no click": ({}, "no click"),
+    "empty clicks": ({"foreground": [], "background": []}, "no click"),
+    "outside": ({"foreground": [[70, 5, 5]]}, r"\(70, 5, 5\) lies outside .* 70 × 90 × 40"),
+    "two numbers": ({"foreground": [[1, 2]]}, r"\[1, 2\]"),
+    "text": ({"foreground": [["a", 2, 3]]}, r"\['a', 2, 3\]"),
+    "not a list": ({"foreground": "here"}, "'here'"),
+    "NaN": ({"foreground": [[float("nan"), 2, 3]]}, "nan"),
+    "option": ({**CLICKS, "colour": "red"}, "unknown option 'colour'; the options are foreground"),
+    "image": ({**CLICKS, "image": "/etc/passwd"}, "unknown option 'image'"),
+    "model": ({**CLICKS, "model": "sam_med3d"}, "unknown option 'model'"),
+    "device": ({**CLICKS, "device": "tpu"}, "no device 'tpu' .* choose one of"),
+    "extension": ({**CLICKS, "result_extension": "/../x.nrrd"}, "result_extension is"),
+    "dtype": ({**CLICKS, "result_dtype": "object"}, "result_dtype is 'object'; choose one of"),
+    "bad JSON": ("{foreground", "not JSON"),
+    "a list": ("[1, 2]", "JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_requests_that_cannot_be_used(server, case):
+    params, says = REFUSALS[case]
+    reply = server.infer("fastsam3d", "head", params)
+    assert reply.status_code == 400
+    assert_says(reply.json()["detail"], says)
+
+
+@pytest.mark.parametrize("case", [*BAD_VOLUMES, "truncated"])
+def test_volumes_that_cannot_be_used(server, case):
+    says = BAD_VOLUMES[case][1] if case in BAD_VOLUMES else "cut off|truncated|damaged"
+    reply = server.infer("fastsam3d", case, {"foreground": [[1, 1, 1]]})
+    assert reply.status_code == 400
+    assert_says(reply.json()["detail"], says)
+    assert_says(reply.json()["detail"], case)
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "query", "says"),
+    [
+        ("fastsam3d", "nobody", {}, "no image 'nobody'"),
+        ("fastsam3d", "../head", {}, "no image '../head'"),
+        ("fastsam3d", "/etc/hostname", {}, "no image '/etc/hostname'"),
+        ("unet", "head", {}, "no model 'unet'; there are fastsam3d, sam_med3d"),
+        ("fastsam3d", "head", {"session_id": "gone"}, "session 'gone' has expired"),
+    ],
+)
+def test_what_is_not_there(server, model, image, query, says):
+    reply = server.infer(model, image, CLICKS, **query)
+    assert reply.status_code == 404
+    assert_says(reply.json()["detail"], says)
+
+
+def assert_says(detail, pattern):
+    import re
+
+    assert re.search(pattern, detail), detail
+
+
+def test_no_image_at_all(server):
+    reply = requests.post(f"{server.url}/infer/fastsam3d", data={"params": "{}"}, timeout=30)
+    assert reply.status_code == 400
+    assert "there is no image" in reply.json()["detail"]
+
+
+def test_refusals_reach_monai_labels_own_client(server):
+    client = MONAILabelClient(server.url)
+    with pytest.raises(Exception, match="outside the image") as refused:
+        client.infer("fastsam3d", "head", {"foreground": [[700, 5, 5]]})
+    assert "Status: 400" in refused.value.msg
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"background": [CLICK]},
+        {"foreground": [CLICK], "background": [CLICK]},
+        {"foreground": [CLICK, [-3, 5, 700]], "background": []},
+        {"foreground": [CLICK], "background": None},
+    ],
+)
+def test_what_clients_get_wrong_is_absorbed(server, params):
+    reply = server.infer("fastsam3d", "head", params, output="json")
+    assert reply.status_code == 200, reply.text
+    one_good_click = params.get("foreground") == [CLICK] and params["background"] is None
+    background_only = "foreground" not in params
+    assert bool(reply.json()["warnings"]) == (not one_good_click and not background_only)
+
+
+def test_session_of_an_uploaded_image(server, studies):
+    with (studies / "head.nii.gz").open("rb") as file:
+        reply = requests.put(f"{server.url}/session/", files={"files": file}, timeout=60)
+    session = reply.json()["session_id"]
+    uploaded = server.infer("fastsam3d", "local volume", CLICKS, session_id=session)
+    assert uploaded.content == server.infer("fastsam3d", "head", CLICKS).content
+
+
+def test_many_clients_at_once_get_their_own_masks(server):
+    requested = [{"foreground": [[20 + n, 60 - n, 12]]} for n in range(4)]
+    expected = [server.infer("fastsam3d", "head", params).content for params in requested]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [(params, mask) for params, mask in zip(requested, expected, strict=True)] * 4
+        replies = pool.map(lambda job: server.infer("fastsam3d", "head", job[0]).content, jobs)
+        for reply, (_, mask) in zip(replies, jobs, strict=True):
+            assert reply == mask
+
+
+def test_the_log_has_a_line_for_each_click(server):
+    server.infer("fastsam3d", "head", CLICKS)
+    lines = [line for line in server.log.read_text().splitlines() if "click on head" in line]
+    assert "2 foreground, 1 background" in lines[-1]
+    for stage in ("LoadVolumed", "Encode", "Decode", "PasteRoid"):
+        assert f"{stage} " in lines[-1]
+
+
+def test_weights_that_were_given_are_served(studies, tmp_path):
+    from lib.networks import build_untrained, save_checkpoint
+    from lib.networks.config import CONFIGS
+
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(build_untrained(CONFIGS["fastsam3d_small"], 9), path, {"licence": "CC0-1.0"})
+    arguments = ("--conf", "weights", str(path), "--conf", "teacher_weights", str(path))
+    with running_server(studies, tmp_path / "server.log", *arguments) as own:
+        described = own.info()["models"]["fastsam3d"]["weights"]
+        assert (described["file"], described["licence"]) == (str(path), "CC0-1.0")
+        assert len(described["sha256"]) == 64
+        student = voxels(own.mask("fastsam3d", "head", CLICKS))
+        np.testing.assert_array_equal(voxels(own.mask("sam_med3d", "head", CLICKS)), student)
+
+
+@pytest.mark.parametrize(
+    ("conf", "says"),
+    [
+        (("weights", "nowhere.pth"), "'nowhere.pth' are neither a file nor a published name"),
+        (("wieghts", "x.pth"), "unknown --conf wieghts"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(studies, tmp_path, conf, says):
+    with (
+        pytest.raises(RuntimeError, match=says),
+        running_server(studies, tmp_path / "server.log", "--conf", *conf),
+    ):
+        pass
+
+
+def test_json_is_complete(server):
+    """Everything beside the mask survives the round trip through JSON."""
+    reply = server.infer("fastsam3d", "head", CLICKS, output="json")
+    described = json.loads(reply.text)
+    assert {"warnings", "weights", "roi", "latencies", "label_names"} <= set(described)
+    assert np.shape(described["roi"]["affine_mm"]) == (4, 4)

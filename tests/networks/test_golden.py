@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -59,12 +60,17 @@ def student_file(golden_dir, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def teacher(teacher_file):
+    return load_checkpoint(teacher_file)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("window_path", ["closed_form", "padded"])
-def test_teacher_encoder(golden_dir, teacher_file, inputs, window_path):
+def test_teacher_encoder(golden_dir, teacher, inputs, window_path):
     golden = np.load(golden_dir / "sam_med3d_vit_b.npz")
     network = build_network(replace(CONFIGS["sam_med3d"], window_path=window_path))
-    network.load_state_dict(load_checkpoint(teacher_file).state_dict())
+    network.load_state_dict(teacher.state_dict())
     embedding, blocks = network.image_encoder.forward_intermediates(inputs[0], range(1, 12, 2))
     assert relative_error(embedding, golden["embedding"]) < TOLERANCE
     for number, output in blocks.items():
@@ -75,14 +81,13 @@ def test_teacher_encoder(golden_dir, teacher_file, inputs, window_path):
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("multimask", [False, True])
-def test_teacher_decoder(golden_dir, teacher_file, inputs, case, multimask):
+def test_teacher_decoder(golden_dir, teacher, inputs, case, multimask):
     golden = np.load(golden_dir / "sam_med3d_vit_b.npz")
     count, with_mask = CASES[case]
     _, points, labels, mask = inputs
     prompt = (points[:, :count], labels[:, :count]) if count else (None, None)
-    network = load_checkpoint(teacher_file)
     embedding = torch.from_numpy(golden["embedding"])
-    logits, iou = network.decode(embedding, *prompt, mask if with_mask else None, multimask)
+    logits, iou = teacher.decode(embedding, *prompt, mask if with_mask else None, multimask)
     step = 2 if multimask else 1
     key = f"{case}_{'multi' if multimask else 'single'}"
     assert relative_error(logits[:, :, ::step, ::step, ::step], golden[key]) < TOLERANCE
@@ -90,10 +95,10 @@ def test_teacher_decoder(golden_dir, teacher_file, inputs, case, multimask):
 
 
 @torch.no_grad()
-def test_prompt_encoder(golden_dir, teacher_file, inputs):
+def test_prompt_encoder(golden_dir, teacher, inputs):
     golden = np.load(golden_dir / "sam_med3d_vit_b.npz")
     _, points, labels, _ = inputs
-    encoder = load_checkpoint(teacher_file).prompt_encoder
+    encoder = teacher.prompt_encoder
     assert relative_error(encoder.dense_position()[:, ::4], golden["dense_pe"]) < TOLERANCE
     sparse, _ = encoder(points, labels, None, batch=1)
     assert relative_error(sparse, golden["three_clicks_mask_sparse"]) < TOLERANCE
@@ -112,3 +117,21 @@ def test_student_encoder(golden_dir, student_file, teacher_file, inputs):
     for number, output in blocks.items():
         sampled = output[:, ::2, ::2, ::2, ::8]
         assert relative_error(sampled, golden[f"block{number + 1}"]) < TOLERANCE
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_closed_form_is_exact_and_fast(teacher, inputs):
+    """The whole teacher encoder, padded windows against the closed form; wants an idle machine."""
+    padded = build_network(replace(CONFIGS["sam_med3d"], window_path="padded"))
+    padded.load_state_dict(teacher.state_dict())
+    seconds, outputs = {}, {}
+    for name, network in (("closed", teacher), ("padded", padded)):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            outputs[name] = network.encode(inputs[0])
+            times.append(time.perf_counter() - start)
+        seconds[name] = min(times)
+    assert relative_error(outputs["closed"], outputs["padded"]) < TOLERANCE
+    assert seconds["padded"] > 6 * seconds["closed"], seconds

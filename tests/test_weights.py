@@ -156,6 +156,12 @@ def test_an_encoder_alone_is_completed_from_the_teacher(tmp_path):
     assert changed.network_id != weights.network_id
 
 
+def test_an_encoder_alone_is_not_served(tmp_path):
+    torch.save(build_untrained(STUDENT, 3).image_encoder.state_dict(), tmp_path / "encoder.pth")
+    with pytest.raises(CheckpointError, match="encoder only; .* --conf teacher_weights"):
+        choose_weights("encoder.pth", tmp_path, "fastsam3d_small")
+
+
 def test_metadata_reaches_the_info(tmp_path):
     path = tmp_path / "own.safetensors"
     facts = {"licence": "Apache-2.0", "dice": "0.5 at 1 click", "trained": "true"}

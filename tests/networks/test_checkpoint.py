@@ -99,6 +99,34 @@ def test_encoder_alone_takes_the_teachers_decoder(tmp_path, teacher_file, teache
     assert_same(loaded, student)
 
 
+def test_encoder_alone_finds_a_teacher_beside_it(tmp_path, teacher_file, teacher, student):
+    path = write(tmp_path / "fastsam3d.pth", encoder_state(student))
+    loaded = load_checkpoint(path)
+    for name, x in loaded.mask_decoder.state_dict().items():
+        torch.testing.assert_close(x, teacher.mask_decoder.state_dict()[name], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_encoder_alone_encodes_but_does_not_decode(tmp_path, student):
+    loaded = load_checkpoint(write(tmp_path / "fastsam3d.pth", encoder_state(student)))
+    volume = torch.randn(1, 1, 64, 64, 64)
+    embedding = loaded.encode(volume)
+    torch.testing.assert_close(embedding, student.encode(volume), rtol=0, atol=0)
+    assert not loaded.has_decoder
+    with pytest.raises(ValueError, match="only the image encoder was loaded"):
+        loaded.decode(embedding, None, None)
+    with pytest.raises(CheckpointError, match="has no decoder"):
+        save_checkpoint(loaded, tmp_path / "own.safetensors")
+
+
+def test_encoder_alone_must_be_complete(tmp_path, student):
+    state = encoder_state(student)
+    del state["neck.3.bias"]
+    path = write(tmp_path / "fastsam3d.pth", state)
+    with pytest.raises(CheckpointError, match=r"1 missing: image_encoder.neck.3.bias \(48,\)"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("key", ["model_state_dict", "state_dict", "model", None])
 def test_whole_student(tmp_path, student, key):
     state = dict(student.state_dict())
@@ -167,12 +195,10 @@ def refusals(tmp_path, student, teacher):
     state = student.state_dict()
     without = {k: v for k, v in state.items() if k != "image_encoder.blocks.1.attn.proj.bias"}
     misshapen = {**state, "image_encoder.neck.2.weight": torch.zeros(48, 48, 1, 1, 1)}
-    encoder = {f"image_encoder.{k}": v for k, v in encoder_state(student).items()}
     return {
         "missing": (without, [r"1 missing: image_encoder.blocks.1.attn.proj.bias \(24,\)"]),
         "unexpected": ({**state, "head": torch.zeros(7)}, [r"1 unexpected: head \(7,\)"]),
         "misshapen": (misshapen, [r"is \(48, 48, 1, 1, 1\), expected \(48, 48, 3, 3, 3\)"]),
-        "no decoder": (encoder, ["image encoder only", "sam_med3d_turbo.pth"]),
         "other network": ({"conv.weight": torch.zeros(3)}, ["patch_embed.proj.weight is missing"]),
         "not tensors": ({"weights": [1, 2]}, ["expected tensors", "weights"]),
         "a list": ([1, 2], ["holds a list, expected a dictionary"]),
@@ -182,8 +208,7 @@ def refusals(tmp_path, student, teacher):
 
 @pytest.mark.parametrize(
     "case",
-    ["missing", "unexpected", "misshapen", "no decoder", "other network", "not tensors", "a list"]
-    + ["code"],
+    ["missing", "unexpected", "misshapen", "other network", "not tensors", "a list"] + ["code"],
 )
 def test_refusals_name_the_file_and_the_tensors(tmp_path, student, teacher, capsys, case):
     content, says = refusals(tmp_path, student, teacher)[case]

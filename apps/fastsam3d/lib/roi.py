@@ -245,9 +245,9 @@ def _trim(taps: _Taps) -> tuple[slice, _Taps]:
 
 
 def _intersect(box_ijk: Box, other_ijk: Box) -> Box:
-    """The common part of two half-open boxes; (start, start) along an axis where there is none."""
+    """The common part of two half-open boxes; its stop is not above its start where there is none."""
     i, j, k = (
-        (max(a[0], b[0]), max(a[0], b[0], min(a[1], b[1])))
-        for a, b in zip(box_ijk, other_ijk, strict=True)
+        (max(box[0], other[0]), min(box[1], other[1]))
+        for box, other in zip(box_ijk, other_ijk, strict=True)
     )
     return i, j, k

@@ -13,7 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint
-from lib.networks.checkpoint import CheckpointError, read_checkpoint
+from lib.networks.checkpoint import (
+    TEACHER_FILES,
+    CheckpointError,
+    find_teacher,
+    read_checkpoint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +98,14 @@ def file_weights(path: Path, teacher: Path | None = None) -> Weights:
             f"remove it and {_record_of(path).name} to download it again"
         )
     checkpoint = read_checkpoint(path)
-    donor = teacher if checkpoint.encoder_only else None
+    donor = find_teacher(checkpoint, teacher)
     network = load_checkpoint(path, teacher=donor)
+    if not network.has_decoder:
+        raise CheckpointError(
+            f"{path}: holds an image encoder only; its prompt encoder and mask decoder are the "
+            f"teacher's: give that file with --conf teacher_weights, or put it beside this one as "
+            f"{TEACHER_FILES[0]}"
+        )
     network_id = f"{digest}+{file_sha256(donor)}" if donor else digest
     trained = checkpoint.metadata.get("trained", "true") == "true"
     logger.info("%s: %d blocks, SHA-256 %s", path, network.config.depth, digest)

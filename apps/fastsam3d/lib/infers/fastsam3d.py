@@ -135,8 +135,9 @@ class FastSAM3DInfer(BasicInferTask):
     def _predictor(self, device: str) -> FastSAM3DPredictor:
         with self._predictors_lock:
             if device not in self._predictors:
+                network = self._weights.network
                 self._predictors[device] = FastSAM3DPredictor(
-                    copy.deepcopy(self._weights.network),
+                    network if device == "cpu" else copy.deepcopy(network),
                     self._weights.network_id,
                     torch.device(device),
                     self._caches.embeddings,

@@ -28,6 +28,7 @@ from .shapes import ConfigError, infer_config
 
 FORMAT = "fastsam3d-monailabel-1"
 ENCODER = "image_encoder."
+TEACHER_FILES = ("sam_med3d_turbo.pth", "sam_med3d.pth")
 _STATE_KEYS = ("model_state_dict", "state_dict", "model")
 
 StateDict = dict[str, Tensor]
@@ -52,19 +53,31 @@ class Checkpoint:
 def load_checkpoint(path: str | os.PathLike, teacher: str | os.PathLike | None = None) -> FastSAM3D:
     """The network that a file describes, in eval mode, float32, on the CPU.
 
-    teacher: the file whose prompt encoder and mask decoder complete an encoder-only checkpoint.
-    Raises CheckpointError where the file is missing, unsafe, incomplete, or does not fit the
-    network its own tensors describe.
+    teacher: the file whose prompt encoder and mask decoder complete an encoder-only checkpoint; by
+    default a published teacher in the same folder. Where there is none, the network encodes but
+    refuses to decode (``has_decoder``). Raises CheckpointError where the file is missing, unsafe,
+    incomplete, or does not fit the network its own tensors describe.
     """
     checkpoint = read_checkpoint(path)
-    if checkpoint.encoder_only:
-        checkpoint = _add_decoder(checkpoint, teacher)
+    donor = find_teacher(checkpoint, teacher)
+    if donor:
+        checkpoint = _add_decoder(checkpoint, read_checkpoint(donor))
     with torch.device("meta"):
         network = FastSAM3D(checkpoint.config)
     _check_fits(checkpoint, network)
     state = {name: x.to(torch.float32, copy=True) for name, x in checkpoint.state.items()}
-    network.load_state_dict(state, assign=True)
+    network.load_state_dict(state, strict=not checkpoint.encoder_only, assign=True)
     return network.eval()
+
+
+def find_teacher(checkpoint: Checkpoint, teacher: str | os.PathLike | None) -> Path | None:
+    """The file that completes ``checkpoint``; None where it is whole, or where there is none."""
+    if not checkpoint.encoder_only:
+        return None
+    if teacher is not None:
+        return Path(teacher)
+    beside = [checkpoint.path.with_name(name) for name in TEACHER_FILES]
+    return next((path for path in beside if path.is_file()), None)
 
 
 def save_checkpoint(
@@ -76,10 +89,15 @@ def save_checkpoint(
     """Write a network and its configuration; a reader sees the old file or the whole new one.
 
     metadata: further facts (training data, licence, …). dtype: e.g. float16 halves the file.
+    Raises CheckpointError for a network without a decoder.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
+    if not network.has_decoder:
+        raise CheckpointError(
+            f"{path}: the network has no decoder; load it with its teacher's file"
+        )
     reserved = {"format": FORMAT, "config": json.dumps(network.config.to_dict())}
     state = {
         name: x.detach().to("cpu", dtype).contiguous() for name, x in network.state_dict().items()
@@ -200,13 +218,7 @@ def _strip_prefixes(state: StateDict) -> StateDict:
     return state
 
 
-def _add_decoder(checkpoint: Checkpoint, teacher: str | os.PathLike | None) -> Checkpoint:
-    if teacher is None:
-        raise CheckpointError(
-            f"{checkpoint.path}: holds an image encoder only; its prompt encoder and mask "
-            "decoder are the teacher's: give that file (sam_med3d.pth or sam_med3d_turbo.pth) too"
-        )
-    donor = read_checkpoint(teacher)
+def _add_decoder(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
     if donor.encoder_only:
         raise CheckpointError(
             f"{donor.path}: holds an image encoder only, so it has no mask decoder"
@@ -218,7 +230,9 @@ def _add_decoder(checkpoint: Checkpoint, teacher: str | os.PathLike | None) -> C
 
 
 def _check_fits(checkpoint: Checkpoint, network: FastSAM3D) -> None:
-    expected = {name: tuple(x.shape) for name, x in network.state_dict().items()}
+    part = network.image_encoder if checkpoint.encoder_only else network
+    prefix = ENCODER if checkpoint.encoder_only else ""
+    expected = {f"{prefix}{name}": tuple(x.shape) for name, x in part.state_dict().items()}
     found = {name: tuple(x.shape) for name, x in checkpoint.state.items()}
     missing = [f"{name} {expected[name]}" for name in expected if name not in found]
     unexpected = [f"{name} {found[name]}" for name in found if name not in expected]

@@ -21,6 +21,11 @@ class FastSAM3D(nn.Module):
         self.prompt_encoder = PromptEncoder3D(config)
         self.mask_decoder = MaskDecoder3D(config)
 
+    @property
+    def has_decoder(self) -> bool:
+        """False for an image encoder that was loaded alone: it encodes, but cannot decode."""
+        return not self.mask_decoder.mask_tokens.weight.is_meta
+
     def encode(self, volume: Tensor) -> Tensor:
         """volume: [B, 1, S, S, S] normalised ROI in RAS+ order -> image embedding [B, C, g, g, g].
 
@@ -51,8 +56,10 @@ class FastSAM3D(nn.Module):
         a series, as the weights were trained.
         -> logits [B, M, 4g, 4g, 4g] and expected IoU [B, M]; M is 1, or 3 with ``multimask``.
 
-        Raises ValueError for shapes that do not belong together.
+        Raises ValueError for shapes that do not belong together, and without a decoder.
         """
+        if not self.has_decoder:
+            raise ValueError("only the image encoder was loaded; load it with its teacher's file")
         batch = self._check_prompts(embedding, points, labels, mask)
         sparse, dense = self.prompt_encoder(points, labels, mask, batch)
         return self.mask_decoder(

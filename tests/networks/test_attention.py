@@ -44,10 +44,21 @@ def test_groups_partition_all_tokens_in_order(name):
     assert torch.equal(groups.index.flatten()[groups.inverse], torch.arange(groups.length))
 
 
-def test_segment_groups_follow_equation_3():
-    groups = segment_groups(length=10, segment_length=6, interval=2)
-    valid = [row[keep].tolist() for row, keep in zip(groups.index, groups.valid, strict=True)]
-    assert valid == [[0, 2, 4], [1, 3, 5], [6, 8], [7, 9]]
+@pytest.mark.parametrize(
+    ("length", "segment", "interval", "expected"),
+    [
+        (10, 6, 2, [[0, 2, 4], [1, 3, 5], [6, 8], [7, 9]]),
+        (10, 5, 2, [[0, 2, 4], [1, 3], [5, 7, 9], [6, 8]]),
+        (3, 8, 2, [[0, 2], [1]]),
+    ],
+)
+def test_segment_groups_follow_equation_3(length, segment, interval, expected):
+    groups = segment_groups(length, segment, interval)
+    valid = (
+        torch.ones_like(groups.index, dtype=torch.bool) if groups.valid is None else groups.valid
+    )
+    members = [row[keep].tolist() for row, keep in zip(groups.index, valid, strict=True)]
+    assert members == expected
 
 
 def test_lattice_groups_span_the_grid():

@@ -263,11 +263,12 @@ def test_a_volume_smaller_than_the_roi_lies_in_zeros():
 
 
 def test_an_outermost_voxel_reaches_half_a_voxel_out():
-    # Voxels of 4 mm, ROI voxels of 1 mm: index 0 covers -2 to 2 mm, both ends included.
-    image = np.full((4, 5, 6), 7)
-    roi = Roi.place(image.shape, np.diag([4.0, 4, 4, 1]), np.zeros((1, 3)), size=10, spacing_mm=1)
-    line = roi.crop(image)[:, 5, 5]
-    assert line.tolist() == [0, 0, 0, 7, 7, 7, 7, 7, 7, 7]
+    # Voxels of 4 mm, ROI voxels of 1 mm: a stored voxel covers 2 mm to either side, ends included.
+    image, affine_mm = np.full((4, 5, 6), 7), np.diag([4.0, 4, 4, 1])
+    first = Roi.place(image.shape, affine_mm, np.array([[0, 0, 0]]), size=10, spacing_mm=1)
+    assert first.crop(image)[:, 5, 5].tolist() == [0, 0, 0, 7, 7, 7, 7, 7, 7, 7]
+    last = Roi.place(image.shape, affine_mm, np.array([[3, 4, 5]]), size=10, spacing_mm=1)
+    assert last.crop(image)[5, 5, :].tolist() == [7, 7, 7, 7, 7, 7, 7, 7, 0, 0]
 
 
 @pytest.mark.parametrize("corner", itertools.product((0, 22), (0, 30), (0, 16)))
@@ -305,7 +306,9 @@ def test_within_limits_the_mask(within):
     values = np.random.default_rng(3).normal(size=(8, 8, 8))
     allowed = np.zeros(shape, dtype=np.uint8)
     allowed[tuple(slice(*bounds) for bounds in within)] = 1
-    assert np.array_equal(roi.paste(values, within_ijk=within), roi.paste(values) * allowed)
+    for threshold in (0, -99):
+        mask = roi.paste(values, threshold, within)
+        assert np.array_equal(mask, roi.paste(values, threshold) * allowed)
 
 
 def test_the_threshold_comes_after_interpolation():
@@ -315,6 +318,13 @@ def test_the_threshold_comes_after_interpolation():
     values = np.broadcast_to(np.array([10.0, -1.0])[:, None, None], (2, 2, 2))
     assert roi.paste(values)[:, 3, 3].tolist() == [0, 1, 1, 1, 0, 0]
     assert roi.paste(values, 1.8)[:, 3, 3].tolist() == [0, 1, 1, 0, 0, 0]
+
+
+def test_a_roi_beside_the_volume_is_empty():
+    roi = Roi.place((23, 31, 17), np.eye(4), np.array([[900, 9, 9]]), size=24)
+    assert roi.box_ijk[0] == (0, 0)
+    assert not roi.crop(np.ones((23, 31, 17))).any()
+    assert not roi.paste(np.ones((8, 8, 8))).any()
 
 
 def test_arrays_of_another_shape_are_refused():

@@ -107,6 +107,7 @@ def write_series(folder, array, series="1.2.3"):
         image.SetMetaData("0020|0013", str(k))
         image.SetMetaData("0020|0032", f"5\\6\\{7 + 2.5 * k}")
         image.SetMetaData("0020|0037", "1\\0\\0\\0\\1\\0")
+        image.SetMetaData("0020|0052", "1.2.3")
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
         writer.SetFileName(str(folder / f"{series}-{99 - k}.dcm"))
@@ -241,12 +242,47 @@ def test_a_cut_file_of_another_format(tmp_path, name, compressed):
     assert "cannot be read: it is damaged, cut off" in refusal(path)
 
 
-def test_a_damaged_gzip(tmp_path):
-    path = write_nifti(tmp_path / "scan.nii.gz", random_array())
+@pytest.mark.parametrize("length", [1, 200])
+def test_a_damaged_gzip(tmp_path, length):
+    array = np.sort(random_array(), axis=0)  # some structure, so that it is compressed
+    path = write_nifti(tmp_path / "scan.nii.gz", array)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    middle = len(content) // 2
+    content[middle : middle + length] = (255 - byte for byte in content[middle : middle + length])
     path.write_bytes(content)
     assert "cannot be read: it is damaged" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("format", "offset", "value"),
+    [("<h", 70, 9999), ("<f", 256, 5.0), ("<h", 40, 9), ("<f", 108, -8.0)],
+    ids=["unknown type", "impossible rotation", "nine dimensions", "voxels before the header"],
+)
+def test_a_damaged_header(tmp_path, format, offset, value):
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, 1, 0)  # the qform counts, not the sform
+    struct.pack_into(format, content, offset, value)
+    path.write_bytes(content)
+    assert "cannot be read: it is damaged" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "does not fit into the memory of the server; crop or resample it"),
+        (PermissionError(), "may not be read by the server; change its permissions"),
+    ],
+)
+def test_what_the_server_cannot_do_is_not_blamed_on_the_file(
+    tmp_path, monkeypatch, error, expected
+):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(nibabel, "load", fail)
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    assert refusal(path) == f'image "scan.nii" {expected}'
 
 
 def test_a_header_that_claims_more_than_there_is_memory(tmp_path):
@@ -295,11 +331,12 @@ def test_nifti_voxels_that_are_no_real_numbers(tmp_path, dtype):
     assert "complex, colour or vector voxels; export it with one real number" in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha"])
 @pytest.mark.parametrize(("dtype", "is_vector"), [(np.complex64, False), (np.uint8, True)])
-def test_other_voxels_that_are_no_real_numbers(tmp_path, dtype, is_vector):
+def test_other_voxels_that_are_no_real_numbers(tmp_path, name, dtype, is_vector):
     array = np.zeros((*SHAPE, 3) if is_vector else SHAPE, dtype=dtype)
-    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=is_vector), str(tmp_path / "scan.mha"))
-    assert "complex, colour or vector voxels" in refusal(tmp_path / "scan.mha")
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=is_vector), str(tmp_path / name))
+    assert "complex, colour or vector voxels" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd"])
@@ -341,6 +378,15 @@ def test_a_spacing_that_is_none(tmp_path, qform_code, sform_code, spacing_mm, ex
     assert expected in refusal(path)
 
 
+def test_a_spacing_of_zero_that_the_sform_overrules(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, 0, 1)
+    struct.pack_into("<f", content, 80, 0)
+    path.write_bytes(content)
+    assert read_volume(path).affine_mm == pytest.approx(AFFINE_MM, abs=1e-5)
+
+
 def test_a_spacing_of_zero_in_another_format(tmp_path):
     affine_mm = LPS_TO_RAS @ np.diag([4, 5, 6, 1])
     path = write_sitk(tmp_path / "scan.nrrd", random_array(), affine_mm)
@@ -361,7 +407,7 @@ def test_axes_in_one_plane(tmp_path, third):
 def test_folders_without_one_series(tmp_path):
     folder = tmp_path / "study"
     folder.mkdir()
-    assert 'folder "study" holds 0 DICOM series; give a folder with just one' in refusal(folder)
+    assert 'folder "study" holds no DICOM images; give one with a series' in refusal(folder)
     write_series(folder, random_array(), "1.2.3")
     write_series(folder, random_array(), "1.2.4")
-    assert "holds 2 DICOM series" in refusal(folder)
+    assert "mixes 2 values of SeriesInstanceUID" in refusal(folder)

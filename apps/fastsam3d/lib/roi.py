@@ -245,7 +245,7 @@ def _trim(taps: _Taps) -> tuple[slice, _Taps]:
 
 
 def _intersect(box_ijk: Box, other_ijk: Box) -> Box:
-    """The common part of two half-open boxes; its stop is not above its start where there is none."""
+    """The common part of two half-open boxes; where there is none, stop is not above start."""
     i, j, k = (
         (max(box[0], other[0]), min(box[1], other[1]))
         for box, other in zip(box_ijk, other_ijk, strict=True)

@@ -34,7 +34,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", default="http://127.0.0.1:8000")
     parser.add_argument("--image", default="ct_torso")
-    parser.add_argument("--clicks", type=int, default=1)
     options = parser.parse_args()
 
     image = nib.load(BUILD / "studies" / f"{options.image}.nii.gz")

@@ -96,6 +96,13 @@ def test_one_group_is_dense_attention():
     assert_all_close([ours], [attention(*inputs, backend="reference")])
 
 
+def test_groups_made_in_inference_serve_training():
+    with torch.inference_mode():
+        groups = lattice_groups((5, 4, 6), 2)
+    inputs = random_qkv(5 * 4 * 6)
+    value_and_gradients(sparse_attention(*inputs, groups), inputs)
+
+
 def test_sparse_refuses_groups_of_another_length():
     with pytest.raises(ValueError, match="64 tokens, but the sequence has 60"):
         sparse_attention(*random_qkv(60), segment_groups(64, 16, 2))

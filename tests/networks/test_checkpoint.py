@@ -2,6 +2,8 @@
 
 import argparse
 import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,8 +84,10 @@ def test_whole_network_beside_training_state(tmp_path, teacher):
         "lr_scheduler": None,
         "model_state_dict": {f"module.{k}": v for k, v in teacher.state_dict().items()},
         "optimizer_state_dict": {"param_groups": [{"lr": np.float64(8e-4), "betas": (0.9, 0.99)}]},
-        "losses": [np.float64(0.3), np.float32(0.2), 1],
-        "args": argparse.Namespace(work_dir="work_dir", gpu_ids=[0, 1], multi_gpu=True),
+        "losses": [np.float64(0.3), np.float32(0.2), 1, np.array([0.1, 0.2])],
+        "args": argparse.Namespace(
+            work_dir="work_dir", gpu_ids=[0, 1], multi_gpu=True, root=Path("a")
+        ),
         "used_datas": "data/train",
     }
     assert_same(load_checkpoint(write(tmp_path / "sam_med3d.pth", content)), teacher)
@@ -195,21 +199,33 @@ def refusals(tmp_path, student, teacher):
     state = student.state_dict()
     without = {k: v for k, v in state.items() if k != "image_encoder.blocks.1.attn.proj.bias"}
     misshapen = {**state, "image_encoder.neck.2.weight": torch.zeros(48, 48, 1, 1, 1)}
+    names = {
+        "no qkv": "image_encoder.blocks.1.attn.qkv.weight",
+        "no head": "mask_decoder.iou_prediction_head.layers.2.weight",
+    }
+    lacking = {case: {k: v for k, v in state.items() if k != n} for case, n in names.items()}
+    rank = {**state, "image_encoder.patch_embed.proj.weight": torch.zeros(24, 1, 16)}
+    table = {**state, "image_encoder.blocks.2.attn.rel_pos_d": torch.zeros(7, 5)}
     return {
+        "no qkv": (lacking["no qkv"], [rf"1 missing: {names['no qkv']} \(72, 24\)$"]),
+        "no head": (lacking["no head"], [rf"1 missing: {names['no head']} \(4, 256\)$"]),
+        "wrong rank": (rank, [r"patch_embed.proj.weight is \(24, 1, 16\), expected 5 dimensions"]),
+        "wrong table": (table, [r"1 misshapen: .*blocks.2.attn.rel_pos_d is \(7, 5\), expected"]),
         "missing": (without, [r"1 missing: image_encoder.blocks.1.attn.proj.bias \(24,\)"]),
         "unexpected": ({**state, "head": torch.zeros(7)}, [r"1 unexpected: head \(7,\)"]),
         "misshapen": (misshapen, [r"is \(48, 48, 1, 1, 1\), expected \(48, 48, 3, 3, 3\)"]),
         "other network": ({"conv.weight": torch.zeros(3)}, ["patch_embed.proj.weight is missing"]),
         "not tensors": ({"weights": [1, 2]}, ["expected tensors", "weights"]),
         "a list": ([1, 2], ["holds a list, expected a dictionary"]),
-        "code": ({"model": Malicious()}, ["tensors and plain values"]),
+        "code": ({"model": Malicious()}, [r"plain values \(it holds a print\)"]),
     }
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["missing", "unexpected", "misshapen", "other network", "not tensors", "a list"] + ["code"],
-)
+CASES = ["missing", "unexpected", "misshapen", "wrong rank", "no qkv", "wrong table", "no head"]
+CASES += ["other network", "not tensors", "a list", "code"]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_refusals_name_the_file_and_the_tensors(tmp_path, student, teacher, capsys, case):
     content, says = refusals(tmp_path, student, teacher)[case]
     path = write(tmp_path / "weights.pth", content)
@@ -251,6 +267,31 @@ def test_refusal_of_foreign_safetensors(tmp_path):
     save_file({"x": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="format None, expected 'fastsam3d-monailabel-1'"):
         load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello world", b"\x80\x02}q\x00.", b"PK\x03\x04junk", b"q" * 50]
+)
+def test_refusal_of_garbage(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="weights.pth: "):
+        load_checkpoint(path)
+
+
+def test_a_decoder_keeps_its_own_options(tmp_path, student):
+    """Heads and axis order cannot be seen in shapes; the teacher's own file says them."""
+    donor = build_untrained(replace(TEACHER, decoder_heads=4, swap_dense_axes=False), seed=6)
+    save_checkpoint(donor, tmp_path / "teacher.safetensors")
+    path = write(tmp_path / "encoder.pth", encoder_state(student))
+    config = load_checkpoint(path, teacher=tmp_path / "teacher.safetensors").config
+    assert (config.decoder_heads, config.swap_dense_axes) == (4, False)
+    assert config.attention_free_blocks == STUDENT.attention_free_blocks
+
+
+def test_written_files_can_be_read_by_others(tmp_path, student):
+    save_checkpoint(student, tmp_path / "own.safetensors")
+    assert (tmp_path / "own.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_refusal_of_a_plain_pickle(tmp_path):

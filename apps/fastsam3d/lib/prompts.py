@@ -12,7 +12,7 @@ import numpy as np
 from lib.errors import InputError
 
 FOREGROUND, BACKGROUND = 1, 0
-MAX_CLICKS = 1000
+MAX_CLICKS = 100
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 

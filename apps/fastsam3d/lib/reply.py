@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".seg.nrrd", ".mha")
+EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".mha")
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 

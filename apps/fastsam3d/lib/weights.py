@@ -153,7 +153,9 @@ def download(name: str, folder: Path) -> Path:
             f"network and put it at {folder / name}"
         ) from error
     path = Path(fetched)
-    _record_of(path).write_text(f"{file_sha256(path)}  {name}\n")
+    partial = _record_of(path).with_suffix(".partial")
+    partial.write_text(f"{file_sha256(path)}  {name}\n")
+    os.replace(partial, _record_of(path))
     return path
 
 
@@ -169,4 +171,5 @@ def _record_of(path: Path) -> Path:
 
 def _recorded_sha256(path: Path) -> str | None:
     record = _record_of(path)
-    return record.read_text().split()[0] if record.is_file() else None
+    words = record.read_text().split() if record.is_file() else []
+    return words[0] if words else None

@@ -29,9 +29,11 @@ Backend = Literal["auto", "reference", "sdpa", "flash_attn"]
 
 
 def flash_attn_fits(q: Tensor) -> bool:
-    """Whether flash_attn can take ``q``: installed, CUDA, fp16 or bf16, at most 256 channels."""
+    """Whether flash_attn can take ``q``: installed, an Ampere GPU or newer, half precision."""
     half = q.dtype in (torch.float16, torch.bfloat16)
-    return flash_attn is not None and q.is_cuda and half and q.shape[-1] <= 256
+    if flash_attn is None or not q.is_cuda or not half or q.shape[-1] > 256:
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def choose_backend(q: Tensor, bias: Tensor | None, backend: Backend = "auto") -> Backend:

@@ -11,18 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
+import re
+import uuid
 import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import FastSAM3DConfig
+from .config import DECODER_OPTIONS, FastSAM3DConfig
 from .fastsam3d import FastSAM3D
 from .shapes import ConfigError, infer_config
 
@@ -102,9 +103,10 @@ def save_checkpoint(
     state = {
         name: x.detach().to("cpu", dtype).contiguous() for name, x in network.state_dict().items()
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         save_file(state, partial, metadata={**(metadata or {}), **reserved})
+        partial.chmod(0o644)  # safetensors makes it unreadable for the server's other users
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -173,23 +175,32 @@ def _load_pickle(path: Path) -> Any:
             return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:
+        # garbage makes the unpickler raise almost anything: KeyError, IndexError, struct.error, …
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        first_line = str(error).partition("\n")[0]
+        reason = (
+            f"it holds a {refused.group(1)}" if refused else f"{type(error).__name__}: {first_line}"
+        )
         raise CheckpointError(
             f"{path}: not a complete PyTorch checkpoint of tensors and plain values ({reason})"
         ) from error
 
 
 def _safe_globals() -> AbstractContextManager:
-    """Published files hold an argparse.Namespace and numpy scalars: plain values, both."""
+    """What published files hold beside the tensors: plain values only, none of which runs code."""
     import numpy as np
 
-    scalar = np.float64(0).__reduce__()[0]
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
-    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    functions: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0])
+    names = [
+        (function, f"numpy.{core}.multiarray.{function.__name__}")
+        for function in functions
+        for core in ("core", "_core")
+    ]
+    kinds = (np.float16, np.float32, np.float64, np.uint8, np.int32, np.int64, np.bool_)
     dtypes = [type(np.dtype(kind)) for kind in kinds]
-    allowed: list[Any] = [argparse.Namespace, np.dtype, *dtypes]
-    allowed += [(scalar, name) for name in names]
+    plain = [argparse.Namespace, PosixPath, np.dtype, np.ndarray]
+    allowed: list[Any] = [*plain, *dtypes, *names]
     return torch.serialization.safe_globals(allowed)
 
 
@@ -219,14 +230,13 @@ def _strip_prefixes(state: StateDict) -> StateDict:
 
 
 def _add_decoder(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
+    """The encoder of the one with the prompt encoder and mask decoder of the other."""
     if donor.encoder_only:
-        raise CheckpointError(
-            f"{donor.path}: holds an image encoder only, so it has no mask decoder"
-        )
+        raise CheckpointError(f"{donor.path}: holds an image encoder only, it has no mask decoder")
     decoder = {name: x for name, x in donor.state.items() if not name.startswith(ENCODER)}
-    state = {**checkpoint.state, **decoder}
-    config = infer_config({name: tuple(x.shape) for name, x in state.items()})
-    return Checkpoint(checkpoint.path, state, config)
+    options = {name: getattr(donor.config, name) for name in DECODER_OPTIONS}
+    config = replace(checkpoint.config, **options)
+    return Checkpoint(checkpoint.path, {**checkpoint.state, **decoder}, config)
 
 
 def _check_fits(checkpoint: Checkpoint, network: FastSAM3D) -> None:

@@ -128,6 +128,20 @@ class FastSAM3DConfig:
         return cls(**as_tuples)
 
 
+# the options that belong to the prompt encoder and the mask decoder
+DECODER_OPTIONS = (
+    "decoder_segment",
+    "decoder_depth",
+    "decoder_heads",
+    "decoder_mlp_width",
+    "decoder_downsample",
+    "mask_channels",
+    "num_multimask_outputs",
+    "iou_head_depth",
+    "iou_head_width",
+    "swap_dense_axes",
+)
+
 _STUDENT: dict[str, Any] = {
     "depth": 6,
     "num_heads": 6,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -93,12 +96,17 @@ class FastSAM3D(nn.Module):
         return sizes.pop() if sizes else 1
 
 
-def build_network(config: str | FastSAM3DConfig) -> FastSAM3D:
-    """A network with random weights, in eval mode; ``config`` may be a name in ``CONFIGS``."""
+def build_network(config: str | Mapping[str, Any] | FastSAM3DConfig) -> FastSAM3D:
+    """A network with random weights, in eval mode.
+
+    config: a configuration, its options as a mapping, or a name in ``CONFIGS``.
+    """
     if isinstance(config, str):
         if config not in CONFIGS:
             raise ValueError(f"no network is called {config!r}; there are {', '.join(CONFIGS)}")
         config = CONFIGS[config]
+    elif not isinstance(config, FastSAM3DConfig):
+        config = FastSAM3DConfig.from_dict(dict(config))
     return FastSAM3D(config).eval()
 
 

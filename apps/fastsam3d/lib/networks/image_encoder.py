@@ -154,7 +154,7 @@ class Block3D(nn.Module):
             self.attn = Attention3D(config, window)
         self.attend = attend
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = MLPBlock(config.width, int(config.width * config.mlp_ratio))
+        self.mlp = MLPBlock(config.width, round(config.width * config.mlp_ratio))
         self.residual = config.residual
 
     def forward(self, x: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class PromptEncoder3D(nn.Module):
         """[B, N, 3] clicks -> [B, N + 1, C]; a padding point stands in for the box that no one
         draws.
         """
+        points = points.to(self.no_mask_embed.weight.dtype)
         points = torch.cat([points + 0.5, points.new_zeros(len(points), 1, 3)], dim=1)
         labels = torch.cat([labels, labels.new_full((len(labels), 1), PADDING)], dim=1)[..., None]
         embedding = self.pe_layer(points / self.roi_size)

@@ -19,6 +19,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+# Groups are kept, and what is made in inference mode could not take part in training later: hence
+# torch.inference_mode(False) wherever they are made.
+
 
 @dataclass(frozen=True, eq=False)
 class TokenGroups:
@@ -43,8 +46,14 @@ class TokenGroups:
         return group_of[:, None] == group_of[None, :]
 
     def to(self, device: torch.device) -> TokenGroups:
-        valid = None if self.valid is None else self.valid.to(device)
-        return TokenGroups(self.length, self.index.to(device), valid, self.inverse.to(device))
+        return self if device == self.index.device else _moved(self, device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _moved(groups: TokenGroups, device: torch.device) -> TokenGroups:
+    valid = None if groups.valid is None else groups.valid.to(device)
+    return TokenGroups(groups.length, groups.index.to(device), valid, groups.inverse.to(device))
 
 
 def _partition(key: Tensor) -> TokenGroups:
@@ -63,6 +72,7 @@ def _partition(key: Tensor) -> TokenGroups:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def segment_groups(length: int, segment_length: int, interval: int) -> TokenGroups:
     """Eq. 3: group (s, o) holds the tokens s * segment_length + o, + o + interval, … of segment s.
 
@@ -77,6 +87,7 @@ def segment_groups(length: int, segment_length: int, interval: int) -> TokenGrou
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def lattice_groups(grid_ijk: tuple[int, int, int], interval: int) -> TokenGroups:
     """Tokens of a grid whose (i, j, k) are equal modulo ``interval`` form a group; sides need not
     divide.

@@ -30,5 +30,11 @@ def test_refusals(conf, says):
         Options.from_conf(conf)
 
 
+def test_a_containers_limit_bounds_the_default_cache(monkeypatch, tmp_path):
+    (tmp_path / "memory.max").write_text(f"{8 * 2**30}\n")
+    monkeypatch.setattr("lib.options.CONTAINER_LIMIT", tmp_path / "memory.max")
+    assert Options.from_conf({}).volume_cache_mb == 2048
+
+
 def test_monai_labels_own_options_pass():
     Options.from_conf({"server_mode": "true"})

@@ -137,7 +137,7 @@ def test_a_click_within_the_outermost_voxels_is_inside(click):
 def test_too_many_clicks_are_refused():
     assert len(parse_prompts({"foreground": [[1, 2, 3]] * 100}, SHAPE).labels) == 100
     with pytest.raises(InputError, match="101 clicks are too many; send at most 100"):
-        parse_prompts({"foreground": [[1, 2, 3]] * 999, "background": [[4, 5, 6]] * 2}, SHAPE)
+        parse_prompts({"foreground": [[1, 2, 3]] * 99, "background": [[4, 5, 6]] * 2}, SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,9 +17,16 @@ class OptionError(ValueError):
     """A ``--conf`` option that does not exist or whose value cannot be used."""
 
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
 def _default_cache_mb() -> int:
-    """A quarter of the machine's memory: a 512 × 512 × 300 CT takes 150 MB."""
-    return max(512, psutil.virtual_memory().total // 4 // 2**20)
+    """A quarter of the memory of machine or container: a 512 × 512 × 300 CT takes 150 MB."""
+    memory = psutil.virtual_memory().total
+    limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
+    if limit.isdigit():
+        memory = min(memory, int(limit))
+    return max(512, memory // 4 // 2**20)
 
 
 @dataclass(frozen=True)

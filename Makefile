@@ -13,6 +13,10 @@ ifndef STUDIES
 STUDIES := sample-data/build/studies
 SAMPLE_DATA := sample-data
 endif
+# For make ohif: the HTTP port of its Orthanc (8042 is that of Debian's own service), and whether to
+# install it without asking.
+ORTHANC_PORT ?= 8043
+YES ?=
 # Options of the app: make serve CONF="labels liver,spleen weights /data/fastsam3d.pth"
 CONF ?=
 # The interpreter that .venv is made with (default: the first that fits). PYTEST_ARGS go to pytest.
@@ -31,8 +35,8 @@ ALL_TESTS := $(if $(CHROMIUM),,not browser)
 # $(call pairs,a 1 b 2) -> --conf a 1 --conf b 2
 pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordlist 3,$(words $(1)),$(1))))
 
-.PHONY: help serve test test-all lint typecheck sample-data install install-dev clean
-.PHONY: check-conf check-port check-studies
+.PHONY: help serve ohif test test-all lint typecheck sample-data install install-dev clean
+.PHONY: check-conf check-port check-studies check-orthanc
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -42,6 +46,9 @@ help: ## list the targets
 
 URL := http://$(patsubst 0.0.0.0,127.0.0.1,$(HOST)):$(PORT)
 
+START_SERVER = env PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m monailabel.main start_server \
+    --app apps/fastsam3d --host '$(HOST)' --port '$(PORT)' $(call pairs,$(CONF))
+
 define OPEN_HINT
 
 MONAI Label starts at $(URL) (ready after about 10 s; Ctrl-C stops it).
@@ -50,13 +57,21 @@ MONAI Label starts at $(URL) (ready after about 10 s; Ctrl-C stops it).
               enter $(URL) as the server address and connect
   API         $(URL)/docs
   OHIF        $(URL)/ohif/ needs a DICOMweb server: make serve STUDIES=http://...
+              (make ohif starts one with the sample data)
 
 endef
 
 serve: check-conf check-port check-studies install $(SAMPLE_DATA) ## set up what is missing and start the server (STUDIES, HOST, PORT, CONF)
 	$(info $(OPEN_HINT))
-	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m monailabel.main start_server \
-	    --app apps/fastsam3d --studies '$(STUDIES)' --host '$(HOST)' --port '$(PORT)' $(call pairs,$(CONF))
+	$(START_SERVER) --studies '$(STUDIES)'
+
+# The cache of the series lies beside them, so that make clean removes both.
+ohif: check-conf check-port check-orthanc install ## click on the sample DICOM series in OHIF: with an Orthanc of its own (HOST, PORT, CONF, YES=1)
+	.venv/bin/python sample-data/prepare.py --no-real
+	MONAI_LABEL_DICOMWEB_CACHE_PATH='$(CURDIR)/sample-data/build/dicom-cache' \
+	.venv/bin/python tools/orthanc.py --port '$(ORTHANC_PORT)' --viewer '$(URL)' \
+	    --storage sample-data/build/orthanc --dicom sample-data/build/dicom -- \
+	    $(START_SERVER) --studies 'http://127.0.0.1:$(ORTHANC_PORT)/dicom-web'
 
 # These run before the installation, which takes minutes, so they use nothing but the shell.
 check-conf:
@@ -73,6 +88,26 @@ ifndef SAMPLE_DATA
 	@case '$(STUDIES)' in http://*|https://*) ;; *) [[ -d '$(STUDIES)' ]] || { \
 	    echo 'STUDIES=$(STUDIES): neither a folder nor an http(s) address' >&2; exit 1; } ;; esac
 endif
+
+ORTHANC_PACKAGES := orthanc orthanc-dicomweb
+
+# Where nobody can be asked, whoever started this wanted it to run.
+check-orthanc:
+	@if PATH="$$PATH:/usr/sbin" command -v Orthanc >/dev/null \
+	    && [[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+	    echo 'Orthanc or its DICOMweb plugin is missing, and there is no apt-get to install it with' >&2; \
+	    exit 1; fi; \
+	echo 'Orthanc, the DICOM server for the sample data, is missing: $(ORTHANC_PACKAGES) of this system'; \
+	if [[ '$(YES)' != 1 && -t 0 ]]; then \
+	    read -rp 'Install these packages with apt-get? [y/N] ' answer; \
+	    [[ "$$answer" == [yY]* ]] || exit 1; \
+	else echo 'Installing these packages with apt-get'; fi; \
+	as_root=(); \
+	if (( EUID )); then as_root=(sudo); [[ -t 0 ]] || as_root+=(-n); fi; \
+	"$${as_root[@]}" apt-get update -qq; \
+	"$${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends $(ORTHANC_PACKAGES)
 
 sample-data: install ## build the sample studies in sample-data/build
 	.venv/bin/python sample-data/prepare.py

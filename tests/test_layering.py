@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "roi": {"errors"},
     "cache": {"errors"},
     "reply": set(),
-    "volume": {"errors", "intensity"},
+    "dicom": {"errors"},
+    "volume": {"dicom", "errors", "intensity"},
     "weights": {"errors", "networks"},
     "transforms": {"cache", "errors", "intensity", "prompts", "roi", "volume"},
     "infers": {
@@ -47,7 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "weights",
     },
     "configs": {"errors", "infers", "networks", "options", "trainers", "weights"},
-    "server": {"errors", "infers"},
+    "datastore": {"dicom", "errors"},
+    "ohif": set(),
+    "server": {"datastore", "errors", "infers", "ohif"},
 }
 
 # `networks` must import with torch alone; the others are for what not everyone does with it.

@@ -27,6 +27,7 @@ def test_background_alone_is_enough(nothing):
     prompts = parse_prompts({**nothing, "background": [[7, 8, 9]]}, SHAPE)
     assert prompts.points_ijk.tolist() == [[7, 8, 9]]
     assert prompts.labels.tolist() == [0]
+    assert "only background clicks" in prompts.warnings[0]
 
 
 def test_the_same_clicks_twice_are_background():

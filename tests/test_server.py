@@ -1,6 +1,7 @@
 """The running server over HTTP: a click becomes a mask, and whatever cannot be used says why."""
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,12 +36,12 @@ def truncated(path):
 
 
 BAD_VOLUMES = {
-    "flat": (np.zeros((40, 50), np.int16), "2"),
-    "series": (np.zeros((20, 20, 20, 5), np.int16), "4"),
-    "one_slice": (np.arange(400, dtype=np.int16).reshape(20, 20, 1), "1"),
-    "few_voxels": (np.arange(27, dtype=np.int16).reshape(3, 3, 3), "3 × 3 × 3"),
-    "constant": (np.full((20, 30, 10), 7, np.int16), "7"),
-    "nan": (np.where(head() > 0, np.nan, head()).astype(np.float32), "NaN|finite"),
+    "flat": (np.zeros((40, 50), np.int16), r"2 dimensions \(40 × 50\)"),
+    "series": (np.zeros((20, 20, 20, 5), np.int16), r"4 dimensions \(20 × 20 × 20 × 5\)"),
+    "one_slice": (np.arange(400, dtype=np.int16).reshape(20, 20, 1), "20 × 20 × 1 voxels"),
+    "few_voxels": (np.arange(27, dtype=np.int16).reshape(3, 3, 3), "only 3 × 3 × 3 voxels"),
+    "constant": (np.full((20, 30, 10), 7, np.int16), "every voxel is 7"),
+    "nan": (np.where(head() > 0, np.nan, head()).astype(np.float32), "NaN or infinite"),
 }
 
 
@@ -59,9 +60,14 @@ def studies(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(studies, tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    with running_server(studies, log, "--conf", "labels", "liver,tumour") as running:
-        yield running
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "temporary").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder / "temporary"))
+        arguments = ("--conf", "labels", "liver,tumour")
+        with running_server(studies, folder / "server.log", *arguments) as running:
+            running.temporary = folder / "temporary"
+            yield running
 
 
 def voxels(mask):
@@ -79,6 +85,15 @@ def test_mask_lies_on_the_images_own_grid(server, studies, model, image):
     np.testing.assert_allclose(mask.GetOrigin(), expected.GetOrigin(), atol=1e-4)
     np.testing.assert_allclose(mask.GetDirection(), expected.GetDirection(), atol=1e-5)
     assert set(np.unique(voxels(mask))) == {0, 1}
+
+
+def test_real_ct(server, studies, shared_dir):
+    scan = shared_dir / "data/train/tptbox_spine/tpt_ct_image.nii.gz"
+    shutil.copy(scan, studies / "real.nii.gz")
+    wait_for_image(server, "real")
+    mask = server.mask("fastsam3d", "real", {"foreground": [[20, 15, 40]]})
+    assert mask.GetSize() == sitk.ReadImage(str(scan)).GetSize()
+    assert mask.GetDirection() == sitk.ReadImage(str(scan)).GetDirection()
 
 
 def test_formats_store_the_same_scan_and_get_the_same_mask(server):
@@ -170,7 +185,10 @@ REFUSALS = {
     "device": ({**CLICKS, "device": "tpu"}, "no device 'tpu' .* choose one of"),
     "extension": ({**CLICKS, "result_extension": "/../x.nrrd"}, "result_extension is"),
     "dtype": ({**CLICKS, "result_dtype": "object"}, "result_dtype is 'object'; choose one of"),
+    "compress": ({**CLICKS, "result_compress": "false"}, "result_compress is 'false'; send true"),
     "bad JSON": ("{foreground", "not JSON"),
+    "endless brackets": ("[" * 100_000, "not JSON"),
+    "endless number": ('{"foreground": ' + "9" * 5000 + "}", "not JSON"),
     "a list": ("[1, 2]", "JSON object"),
 }
 
@@ -240,8 +258,58 @@ def test_what_clients_get_wrong_is_absorbed(server, params):
     reply = server.infer("fastsam3d", "head", params, output="json")
     assert reply.status_code == 200, reply.text
     one_good_click = params.get("foreground") == [CLICK] and params["background"] is None
-    background_only = "foreground" not in params
-    assert bool(reply.json()["warnings"]) == (not one_good_click and not background_only)
+    assert bool(reply.json()["warnings"]) == (not one_good_click)
+    mask = server.infer("fastsam3d", "head", params, output="image")
+    assert mask.headers.get("X-Warning", "") == "; ".join(reply.json()["warnings"])
+
+
+def test_a_file_that_is_sent_along(server, studies):
+    with (studies / "head.nii.gz").open("rb") as file:
+        files = {"file": ("my.head.nii.gz", file), "label": ("scribbles.bin", b"1234")}
+        data = {"params": json.dumps({**CLICKS, "result_extension": ".nii.gz"})}
+        reply = requests.post(
+            f"{server.url}/infer/fastsam3d?output=image", data=data, files=files, timeout=60
+        )
+    assert reply.content == server.infer("fastsam3d", "head", CLICKS).content
+
+
+def test_a_refusal_leaves_no_file_behind(server, studies):
+    before = set(server.temporary.iterdir())
+    for params in ("{}", json.dumps({"foreground": [[500, 5, 5]]})):
+        with (studies / "head.nii.gz").open("rb") as file:
+            reply = requests.post(
+                f"{server.url}/infer/fastsam3d", data={"params": params}, files={"file": file}
+            )
+        assert reply.status_code == 400
+    reply = server.infer("fastsam3d", "head", CLICKS, output="dicom_seg")
+    assert reply.status_code == 400
+    assert "a DICOM-SEG needs a series of a DICOM server" in reply.json()["detail"]
+    assert set(server.temporary.iterdir()) <= before
+
+
+def test_an_image_that_is_named_as_a_folder_of_the_server(studies, tmp_path):
+    (tmp_path / "head").mkdir()  # the server's working directory is that of its log
+    with running_server(studies, tmp_path / "server.log") as beside:
+        assert beside.infer("fastsam3d", "head", CLICKS).status_code == 200
+
+
+def test_errors_of_stock_routes_are_readable(server):
+    unknown = requests.post(f"{server.url}/activelearning/clever", json={}, timeout=30)
+    assert unknown.status_code == 400
+    assert "no such strategy 'clever'" in unknown.json()["detail"]
+    options = {"device": "cpu", "multi_gpu": False}
+    batch = requests.post(
+        f"{server.url}/batch/infer/fastsam3d?run_sync=true", json=options, timeout=60
+    )
+    assert batch.status_code == 400
+    assert_says(batch.json()["detail"], "there is no click|^image .*;")
+    broken = requests.put(
+        f"{server.url}/datastore/label/info?label=x&tag=final", data={"info": "{"}
+    )
+    assert broken.status_code == 500
+    assert "failed on this request (JSONDecodeError); see its log" in broken.json()["detail"]
+    server.info()  # by then it is logged
+    assert "Traceback" in server.log.read_text()
 
 
 def test_session_of_an_uploaded_image(server, studies):
@@ -279,7 +347,7 @@ def test_weights_that_were_given_are_served(studies, tmp_path):
     arguments = ("--conf", "weights", str(path), "--conf", "teacher_weights", str(path))
     with running_server(studies, tmp_path / "server.log", *arguments) as own:
         described = own.info()["models"]["fastsam3d"]["weights"]
-        assert (described["file"], described["licence"]) == (str(path), "CC0-1.0")
+        assert (described["file"], described["licence"]) == (path.name, "CC0-1.0")
         assert len(described["sha256"]) == 64
         student = voxels(own.mask("fastsam3d", "head", CLICKS))
         np.testing.assert_array_equal(voxels(own.mask("sam_med3d", "head", CLICKS)), student)

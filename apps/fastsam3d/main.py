@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sysconfig
 
+import monailabel.interfaces.app
 from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
+from lib.datastore import CheckedDICOMWebDatastore
 from lib.infers import Caches
 from lib.options import Options
 
@@ -44,6 +49,25 @@ class MyApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         return {name: config.infer() for name, config in self.configs.items()}
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        # the client comes from MONAI Label's settings as ever; only the class of the store is ours
+        monailabel.interfaces.app.DICOMWebDatastore = CheckedDICOMWebDatastore
+        return super()._init_dicomweb_datastore()
+
+    def _download_dcmqi_tools(self) -> None:
+        """Find dcmqi, which the requirements bring; nothing is downloaded.
+
+        Its programs lie beside the interpreter, which is not always on PATH.
+        """
+        os.environ["PATH"] = os.pathsep.join(
+            [os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")]
+        )
+        if not shutil.which("itkimage2segimage"):
+            logger.warning(
+                "itkimage2segimage is missing: labels will be kept here but not sent to the DICOM "
+                "server; pip install dcmqi"
+            )
 
     def on_init_complete(self) -> None:
         """Runs in the server only, once its web application is there."""

@@ -6,3 +6,11 @@ class InputError(ValueError):
 
     The message is shown to that user as it is, so it names what is wrong, the value, and the cure.
     """
+
+
+class NotFoundError(InputError):
+    """There is no such model, image, session or trainer."""
+
+
+class SavingError(RuntimeError):
+    """A label is not where it should be; the message says where it was kept, and the cure."""

@@ -54,6 +54,8 @@ def parse_prompts(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> Promp
         warnings.append(
             "foreground and background are the same clicks; they are used as background only"
         )
+    elif not foreground:
+        warnings.append("there are only background clicks; a structure needs a foreground click")
 
     clicks = foreground + background
     if len(clicks) > MAX_CLICKS:

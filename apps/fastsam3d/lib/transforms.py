@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.cache import ByteCache
-from lib.prompts import parse_prompts
+from lib.errors import InputError
+from lib.prompts import FOREGROUND, Prompts, parse_prompts
 from lib.roi import Roi
 from lib.volume import Volume, read_volume
 
@@ -32,7 +33,9 @@ def volume_key(path: Path) -> Hashable:
     """Changes when the file, or any file of a DICOM folder, is replaced."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.exists()]
-    return (str(path.resolve()), tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+    # ctime too: a tool that restores mtime cannot set it
+    marks = tuple((stat.st_ino, stat.st_ctime_ns, stat.st_mtime_ns, stat.st_size) for stat in stats)
+    return (str(path.resolve()), marks)
 
 
 class ParsePromptsd:
@@ -68,6 +71,28 @@ class PasteRoid:
     def __call__(self, data: Data) -> Data:
         data["pred"] = data["roi_cube"].paste(data["logits"], within_ijk=data["prompts"].within_ijk)
         return data
+
+
+class RequireMaskd:
+    """Raises InputError where ``pred`` is empty: a viewer would go on showing its last mask."""
+
+    def __call__(self, data: Data) -> Data:
+        if not data["pred"].any():
+            raise InputError(_explain_empty(data["prompts"]))
+        return data
+
+
+def _explain_empty(prompts: Prompts) -> str:
+    foreground = int((prompts.labels == FOREGROUND).sum())
+    if not foreground:
+        return "there are only background clicks; choose the label and click on the structure"
+    clicks = "this click" if foreground == 1 else f"these {foreground} clicks"
+    cures = ["click on the structure again, further inside it"]
+    if foreground < len(prompts.labels):
+        cures.append("remove background clicks near it")
+    if prompts.within_ijk is not None:
+        cures.append("widen the box")
+    return f"nothing was found at {clicks}; {', or '.join(cures)}"
 
 
 Transforms = list[Callable[[Data], Data]]

@@ -17,6 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 
+from lib.dicom import read_series
 from lib.errors import InputError
 from lib.intensity import looks_like_ct
 
@@ -116,7 +117,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Array (I, J, K) in stored type; affine to RAS mm (SimpleITK's own is to LPS mm)."""
     try:
-        image = sitk.ReadImage(_series_files(path) if path.is_dir() else str(path))
+        image = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
     except (RuntimeError, MemoryError) as error:
         raise _unreadable(path.name, error) from error
     is_complex = "complex" in image.GetPixelIDTypeAsString()
@@ -128,16 +129,6 @@ def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     affine_mm[:3, 3] = image.GetOrigin()[:3]
     array_ijk = sitk.GetArrayFromImage(image).transpose().reshape(shape_ijk, order="F")
     return array_ijk, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_mm
-
-
-def _series_files(folder: Path) -> tuple[str, ...]:
-    """The files of the one DICOM series in a folder, in the order of their slices."""
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if len(series) != 1:
-        raise InputError(
-            f'folder "{folder.name}" holds {len(series)} DICOM series; give a folder with just one'
-        )
-    return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

@@ -38,7 +38,8 @@ class WeightsError(Exception):
 class Weights:
     """A network, ready to run, and what a user should know of where it comes from.
 
-    network_id changes whenever any weight does; it is part of the key of everything computed.
+    file: its name alone, as clients see it. network_id changes whenever any weight does; it is part
+    of the key of everything computed.
     """
 
     network: FastSAM3D
@@ -109,7 +110,7 @@ def file_weights(path: Path, teacher: Path | None = None) -> Weights:
     network_id = f"{digest}+{file_sha256(donor)}" if donor else digest
     trained = checkpoint.metadata.get("trained", "true") == "true"
     logger.info("%s: %d blocks, SHA-256 %s", path, network.config.depth, digest)
-    return Weights(network, network_id, str(path), trained, checkpoint.metadata)
+    return Weights(network, network_id, path.name, trained, checkpoint.metadata)
 
 
 def find_weights(name: str, folder: Path) -> Path:

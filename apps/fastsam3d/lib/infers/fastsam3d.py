@@ -23,7 +23,14 @@ from lib.errors import InputError
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.intensity import normalize
 from lib.reply import EXTENSIONS, own_extension, write_mask
-from lib.transforms import LoadVolumed, ParsePromptsd, PasteRoid, PlaceRoid, Transforms
+from lib.transforms import (
+    LoadVolumed,
+    ParsePromptsd,
+    PasteRoid,
+    PlaceRoid,
+    RequireMaskd,
+    Transforms,
+)
 from lib.volume import Volume
 from lib.weights import Weights
 
@@ -109,14 +116,14 @@ class FastSAM3DInfer(BasicInferTask):
         return data
 
     def post_transforms(self, data: Any = None) -> Transforms:
-        return [PasteRoid()]
+        return [PasteRoid(), RequireMaskd()]
 
     def writer(
         self, data: dict[str, Any], extension: Any = None, dtype: Any = None
     ) -> tuple[str, dict[str, Any]]:
         """Write ``pred`` with the image's geometry; -> file and what is said beside the mask.
 
-        The server sends the file and removes it.
+        The server sends the file and removes it; nothing is left of one that cannot be written.
         """
         volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
         extension = extension or data.get("result_extension") or own_extension(data["image_path"])
@@ -124,7 +131,11 @@ class FastSAM3DInfer(BasicInferTask):
         handle, path = tempfile.mkstemp(suffix=extension)
         os.close(handle)
         mask = data["pred"].astype(dtype, copy=False)
-        write_mask(mask, volume.affine_mm, path, bool(data.get("result_compress")))
+        try:
+            write_mask(mask, volume.affine_mm, path, data.get("result_compress") or False)
+        except Exception:
+            os.unlink(path)
+            raise
         self._log_click(data)
         return path, {
             "warnings": list(prompts.warnings),
@@ -175,6 +186,8 @@ def check_request(request: Mapping[str, Any]) -> None:
         value = request.get(key)
         if value is not None and value not in choices:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
+    if request.get("result_compress") not in (None, True, False):
+        raise InputError(f"result_compress is {request['result_compress']!r}; send true or false")
     device = request.get("device")
     if device is not None and not _is_device(device):
         choices = ", ".join(device_list())

@@ -1,0 +1,83 @@
+"""The command that a site runs to see whether its server puts masks where the clicks are."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import selftest
+from serving import running_server
+
+WEIGHTS = Path(__file__).parent / "data" / "click_ball.safetensors"  # balls of 20 mm at clicks
+AFFINE_MM = np.array([[0, 0, 4.0, -20], [-3.0, 0, 0, 60], [0, -2.5, 0, 50], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "studies").mkdir()
+    image = np.random.default_rng(0).normal(40, 10, (40, 52, 30)).astype(np.int16)
+    nib.save(nib.Nifti1Image(image, AFFINE_MM), folder / "studies" / "knee.nii.gz")
+    nib.save(nib.Nifti1Image(image[:, :, :2], AFFINE_MM), folder / "studies" / "thin.nii.gz")
+    with running_server(
+        folder / "studies", folder / "server.log", "--conf", "weights", str(WEIGHTS)
+    ) as running:
+        yield running
+
+
+def test_a_server_that_is_right_passes(server, capsys):
+    assert selftest.main(["--server", server.url]) == 0
+    report = capsys.readouterr().out
+    lines = report.splitlines()
+    assert len(lines) == 1 + 48 + 1
+    assert len({line.split()[0] for line in lines[1:-1]}) == 48
+    assert lines[-1].startswith("passed; least Dice 0.9") or "1.000" in lines[-1]
+
+
+def test_on_an_image_of_the_server(server, capsys):
+    clicks = ["--click", "12,20,9", "--click", "20,30,14"]
+    assert selftest.main(["--server", server.url, "--image", "knee", *clicks]) == 0
+    assert "passed" in capsys.readouterr().out
+    assert selftest.main(["--server", server.url, "--image", "knee", "--model", "fastsam3d"]) == 0
+
+
+def flipped(axis):
+    def mask(client, path, clicks_ijk, real=selftest.Client.mask):
+        right = real(client, path, clicks_ijk)
+        wrong = sitk.GetImageFromArray(np.flip(sitk.GetArrayFromImage(right), 2 - axis))
+        wrong.CopyInformation(right)
+        return wrong
+
+    return mask
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_server_that_flips_an_axis_fails(server, monkeypatch, capsys, axis):
+    monkeypatch.setattr(selftest, "ORIENTATIONS", selftest.ORIENTATIONS[::6])
+    monkeypatch.setattr(selftest.Client, "mask", flipped(axis))
+    assert selftest.main(["--server", server.url]) == 1
+    report = capsys.readouterr().out
+    assert "FAILED" in report
+    assert "masks lie elsewhere than the first" in report
+    assert "of 2 clicks: it lies elsewhere" in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--image", "nobody"], "404"),
+        (["--image", "thin"], "needs at least"),
+        (["--image", "knee", "--click", "400,1,1"], "outside the image"),
+        (["--model", "unet"], "there is no model 'unet'"),
+    ],
+)
+def test_what_goes_wrong_is_said(server, capsys, arguments, says):
+    assert selftest.main(["--server", server.url, *arguments]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_no_server(capsys):
+    assert selftest.main(["--server", "http://127.0.0.1:9"]) == 1
+    assert "http://127.0.0.1:9 does not answer" in capsys.readouterr().err

@@ -1,0 +1,196 @@
+"""Runs Debian's Orthanc, a small DICOM server, on this machine alone, with the files given.
+
+    python tools/orthanc.py --storage DIR [--dicom DIR] [--port 8043] [-- COMMAND ...]
+
+While it runs, its DICOMweb address is http://127.0.0.1:PORT/dicom-web. With a command, it runs
+until the command ends; without, until Ctrl-C. Everything is kept in the storage folder, so that
+what was saved is there the next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+PROGRAM_FOLDERS = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # sbin is not on every PATH
+START_SECONDS = 60
+
+
+class OrthancError(RuntimeError):
+    """Orthanc is missing or does not start or refuses a file; says why."""
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    """A running Orthanc. ``url`` has no final slash."""
+
+    url: str
+
+    @property
+    def dicomweb_url(self) -> str:
+        return f"{self.url}/dicom-web"
+
+    def upload(self, folder: Path) -> int:
+        """Store every .dcm file below ``folder``, those that are there already too; how many."""
+        paths = sorted(folder.rglob("*.dcm"))
+        for path in paths:
+            try:
+                self._request("/instances", path.read_bytes())
+            except urllib.error.HTTPError as error:
+                raise OrthancError(f"Orthanc refused {path}: {error}") from error
+        return len(paths)
+
+    def studies(self) -> list[str]:
+        """The StudyInstanceUIDs."""
+        found = self._request("/studies?expand")
+        return [study["MainDicomTags"]["StudyInstanceUID"] for study in found]
+
+    def is_up(self) -> bool:
+        try:
+            self._request("/system")
+        except OSError:
+            return False
+        return True
+
+    def _request(self, path: str, body: bytes | None = None) -> Any:
+        with urllib.request.urlopen(self.url + path, data=body, timeout=30) as reply:
+            return json.load(reply)
+
+
+@contextmanager
+def running_orthanc(storage: Path, port: int) -> Iterator[Orthanc]:
+    """Start Orthanc on a free port of the loopback; give it when it answers, stop it after.
+
+    Raises OrthancError.
+    """
+    orthanc = Orthanc(f"http://127.0.0.1:{port}")
+    program = shutil.which("Orthanc", path=PROGRAM_FOLDERS)
+    if program is None or not PLUGIN.exists():
+        raise OrthancError(
+            "Orthanc or its DICOMweb plugin is missing: on Debian and Ubuntu, "
+            "apt install orthanc orthanc-dicomweb"
+        )
+    if _is_taken(port):  # by another Orthanc, perhaps, which would be taken for ours
+        raise OrthancError(f"port {port} is taken; choose another one")
+    storage.mkdir(parents=True, exist_ok=True)
+    config = storage / "orthanc.json"
+    config.write_text(json.dumps(configuration(storage.resolve(), port), indent=2))
+    log = storage / "orthanc.log"
+    with log.open("wb") as file:
+        # in a session of its own: Ctrl-C ends what uses Orthanc first
+        process = subprocess.Popen(
+            [program, str(config)], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield _wait_until_up(orthanc, process, log)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def configuration(storage: Path, port: int) -> dict[str, Any]:
+    """Reachable from this machine only, so without passwords; no DICOM protocol, only DICOMweb."""
+    return {
+        "Name": "FastSAM3D sample data",
+        "StorageDirectory": str(storage / "db"),
+        "IndexDirectory": str(storage / "db"),
+        "Plugins": [str(PLUGIN)],
+        "HttpPort": port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomServerEnabled": False,
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+
+
+def _wait_until_up(orthanc: Orthanc, process: subprocess.Popen, log: Path) -> Orthanc:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if orthanc.is_up():
+            return orthanc
+        time.sleep(0.1)
+    end = log.read_text(errors="replace")[-2000:]
+    raise OrthancError(f"Orthanc did not start on {orthanc.url}; its log ends with:\n{end}")
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
+    try:
+        with running_orthanc(options.storage, options.port) as orthanc:
+            if options.dicom:
+                count = orthanc.upload(options.dicom)
+                print(f"Orthanc has {count} files of {options.dicom}")
+            print(f"DICOMweb: {orthanc.dicomweb_url}", flush=True)
+            if options.viewer:
+                announce = Thread(target=_announce, args=(options.viewer, orthanc), daemon=True)
+                announce.start()
+            return _run(options.command)
+    except OrthancError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def _run(command: list[str]) -> int:
+    """Until the command ends, or until Ctrl-C; its exit code."""
+    if not command:
+        Event().wait()
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait(timeout=30)
+        raise
+
+
+def _announce(viewer: str, orthanc: Orthanc) -> None:
+    """Print where to see each study, once the server of the viewer answers."""
+    while not _answers(f"{viewer}/ohif/"):
+        time.sleep(1)
+    links = [f"  {viewer}/ohif/monai-label?StudyInstanceUIDs={uid}" for uid in orthanc.studies()]
+    print("", "Ready. Ctrl-C stops it. Open in a browser:", *links, "", sep="\n", flush=True)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=30):
+            return True
+    except OSError:
+        return False
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--storage", type=Path, required=True, help="where Orthanc keeps its data")
+    parser.add_argument("--dicom", type=Path, help="folder of .dcm files to store")
+    parser.add_argument("--port", type=int, default=8043, help="for HTTP (%(default)s)")
+    parser.add_argument("--viewer", help="address of a server with OHIF: print where each study is")
+    parser.add_argument("command", nargs="*", help="what to run beside Orthanc, after --")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -138,7 +138,6 @@ def test_the_next_sample_is_loaded_from_the_server(server, slicer, scan):
         ([[500, 0, 0]], [], "outside the image"),
         ([], [LIVER], "there are only background clicks; choose the label"),
         ([LIVER], [LIVER], "there are only background clicks"),
-        ([LIVER], [[44, 30, 16], [44, 30, 18]], "nothing was found at this click; click on"),
     ],
 )
 def test_what_the_plugin_shows_of_a_refusal(server, slicer, foreground, background, says):
@@ -147,6 +146,16 @@ def test_what_the_plugin_shows_of_a_refusal(server, slicer, foreground, backgrou
     status, response = refused.value.msg.split("; Response: ", 1)
     assert status == "Status: 400"
     assert says in json.loads(response)["detail"]
+
+
+def test_clicks_hold_where_the_network_finds_nothing(server, slicer):
+    """The mask is never empty: the plugin would go on showing the last one."""
+    background = [[44, 30, 16], [44, 30, 18]]
+    mask, reply = slicer.click(server.image, [LIVER], background)
+    expected = np.zeros_like(voxels(mask))
+    expected[tuple(LIVER)] = 1
+    np.testing.assert_array_equal(voxels(mask), expected)
+    assert "nothing was found at this click, only the clicks are marked" in reply["warnings"][-1]
 
 
 def test_an_expired_session_is_told(slicer, scan):

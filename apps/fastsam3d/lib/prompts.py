@@ -34,6 +34,18 @@ class Prompts:
     within_ijk: Box | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def voxels_ijk(self) -> np.ndarray:
+        """(N, 3) int, the stored voxels that were clicked."""
+        return np.rint(self.points_ijk).astype(np.intp)
+
+    def is_within(self, i: int, j: int, k: int) -> bool:
+        """Whether a stored voxel lies in the box that the mask is limited to."""
+        if self.within_ijk is None:
+            return True
+        bounds = zip((i, j, k), self.within_ijk, strict=True)
+        return all(start <= index < stop for index, (start, stop) in bounds)
+
 
 def parse_prompts(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> Prompts:
     """The clicks in `request["foreground"]`, `["background"]` and the box in `["roi"]`.

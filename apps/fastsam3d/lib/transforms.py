@@ -73,26 +73,42 @@ class PasteRoid:
         return data
 
 
-class RequireMaskd:
-    """Raises InputError where ``pred`` is empty: a viewer would go on showing its last mask."""
+class HonourClicksd:
+    """Clicked voxels of ``pred`` are what the clicks say, whatever the network says of them.
+
+    So no answer to a foreground click is empty: a viewer would go on showing its last mask. What
+    the network did not find is said in ``warnings``. Raises InputError where ``pred`` stays empty.
+    """
 
     def __call__(self, data: Data) -> Data:
-        if not data["pred"].any():
-            raise InputError(_explain_empty(data["prompts"]))
+        prompts, mask = data["prompts"], data["pred"]
+        data["warnings"] = list(prompts.warnings)
+        found = mask.any()
+        for (i, j, k), label in zip(prompts.voxels_ijk, prompts.labels, strict=True):
+            if prompts.is_within(i, j, k):
+                mask[i, j, k] = label
+        if not mask.any():
+            raise InputError(_explain_empty(prompts))
+        if not found:
+            data["warnings"].append(_explain_unfound(prompts))
         return data
 
 
 def _explain_empty(prompts: Prompts) -> str:
-    foreground = int((prompts.labels == FOREGROUND).sum())
-    if not foreground:
+    if FOREGROUND not in prompts.labels:
         return "there are only background clicks; choose the label and click on the structure"
+    return "the mask is empty: all clicks lie outside of the box, or on each other; move them"
+
+
+def _explain_unfound(prompts: Prompts) -> str:
+    foreground = int((prompts.labels == FOREGROUND).sum())
     clicks = "this click" if foreground == 1 else f"these {foreground} clicks"
-    cures = ["click on the structure again, further inside it"]
+    cures = ["click again, further inside the structure"]
     if foreground < len(prompts.labels):
         cures.append("remove background clicks near it")
     if prompts.within_ijk is not None:
         cures.append("widen the box")
-    return f"nothing was found at {clicks}; {', or '.join(cures)}"
+    return f"nothing was found at {clicks}, only the clicks are marked; {', or '.join(cures)}"
 
 
 Transforms = list[Callable[[Data], Data]]

@@ -24,11 +24,11 @@ from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.intensity import normalize
 from lib.reply import EXTENSIONS, own_extension, write_mask
 from lib.transforms import (
+    HonourClicksd,
     LoadVolumed,
     ParsePromptsd,
     PasteRoid,
     PlaceRoid,
-    RequireMaskd,
     Transforms,
 )
 from lib.volume import Volume
@@ -116,7 +116,7 @@ class FastSAM3DInfer(BasicInferTask):
         return data
 
     def post_transforms(self, data: Any = None) -> Transforms:
-        return [PasteRoid(), RequireMaskd()]
+        return [PasteRoid(), HonourClicksd()]
 
     def writer(
         self, data: dict[str, Any], extension: Any = None, dtype: Any = None
@@ -125,7 +125,7 @@ class FastSAM3DInfer(BasicInferTask):
 
         The server sends the file and removes it; nothing is left of one that cannot be written.
         """
-        volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
+        volume, roi = data["volume"], data["roi_cube"]
         extension = extension or data.get("result_extension") or own_extension(data["image_path"])
         dtype = dtype or data.get("result_dtype") or "uint8"
         handle, path = tempfile.mkstemp(suffix=extension)
@@ -138,7 +138,7 @@ class FastSAM3DInfer(BasicInferTask):
             raise
         self._log_click(data)
         return path, {
-            "warnings": list(prompts.warnings),
+            "warnings": data["warnings"],
             "weights": self._weights.info(),
             "roi": {"affine_mm": roi.affine_mm.tolist(), "size": roi.size},
         }
@@ -167,7 +167,7 @@ class FastSAM3DInfer(BasicInferTask):
             np.count_nonzero(data["pred"]),
             ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in stages.items()),
         )
-        for warning in data["prompts"].warnings:
+        for warning in data["warnings"]:
             logger.warning("%s: %s", os.path.basename(data["image_path"]), warning)
 
 

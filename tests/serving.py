@@ -84,4 +84,6 @@ def _wait_until_up(server: Server, process: subprocess.Popen) -> None:
             return
         except requests.ConnectionError:
             time.sleep(0.2)
-    raise RuntimeError(f"the server did not start:\n{server.log.read_text()[-3000:]}")
+    raise RuntimeError(
+        f"the server did not start:\n{server.log.read_text(encoding='utf-8')[-3000:]}"
+    )

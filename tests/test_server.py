@@ -309,7 +309,7 @@ def test_errors_of_stock_routes_are_readable(server):
     assert broken.status_code == 500
     assert "failed on this request (JSONDecodeError); see its log" in broken.json()["detail"]
     server.info()  # by then it is logged
-    assert "Traceback" in server.log.read_text()
+    assert "Traceback" in server.log.read_text(encoding="utf-8")
 
 
 def test_session_of_an_uploaded_image(server, studies):
@@ -332,7 +332,11 @@ def test_many_clients_at_once_get_their_own_masks(server):
 
 def test_the_log_has_a_line_for_each_click(server):
     server.infer("fastsam3d", "head", CLICKS)
-    lines = [line for line in server.log.read_text().splitlines() if "click on head" in line]
+    lines = [
+        line
+        for line in server.log.read_text(encoding="utf-8").splitlines()
+        if "click on head" in line
+    ]
     assert "2 foreground, 1 background" in lines[-1]
     for stage in ("LoadVolumed", "Encode", "Decode", "PasteRoid"):
         assert f"{stage} " in lines[-1]

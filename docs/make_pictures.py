@@ -1,6 +1,6 @@
 """Make docs/images/click.png: what a few clicks on the sample CT give, with the weights served.
 
-python docs/make_pictures.py [--server http://127.0.0.1:8000] [--image ct_torso]
+python docs/make_pictures.py [--server http://127.0.0.1:8000] [--image ct_torso] [--clicks 5]
 
 Asks a running server (make serve), so the picture is a real result of this code.
 """
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--server", default="http://127.0.0.1:8000")
     parser.add_argument("--image", default="ct_torso")
+    parser.add_argument("--clicks", type=int, default=5, help="clicks on each structure")
     options = parser.parse_args()
 
     image = nib.load(BUILD / "studies" / f"{options.image}.nii.gz")
@@ -44,9 +45,12 @@ def main() -> None:
     figure, axes = plt.subplots(len(STRUCTURES), 3, figsize=(9, 11), facecolor="black")
     for row, structure, colour in zip(axes, STRUCTURES, COLOURS, strict=True):
         target = labels == value_of[structure]
-        click_ijk = innermost_voxel(target)
-        mask = segment(options.server, options.image, click_ijk)
-        draw_row(row, image, mask, target, click_ijk, colour, structure)
+        mask = np.zeros_like(target)
+        clicks = {"foreground": [], "background": []}
+        for _ in range(options.clicks):
+            add_click(clicks, mask, target)
+            mask = segment(options.server, options.image, clicks)
+        draw_row(row, image, mask, target, clicks, colour, structure)
     figure.tight_layout()
     (HERE / "images").mkdir(exist_ok=True)
     figure.savefig(HERE / "images" / "click.png", dpi=90, facecolor="black")
@@ -58,9 +62,17 @@ def innermost_voxel(target: np.ndarray) -> list[int]:
     return [int(index) for index in np.unravel_index(depth.argmax(), depth.shape)]
 
 
-def segment(server: str, image: str, click_ijk: list[int]) -> np.ndarray:
-    """(I, J, K) mask of one foreground click, as a client gets it."""
-    params = {"foreground": [click_ijk], "background": [], "result_extension": ".nrrd"}
+def add_click(clicks: dict[str, list], mask: np.ndarray, target: np.ndarray) -> None:
+    """Click in the middle of the larger error: what is missing, or what is too much."""
+    missing, excess = target & ~mask, mask & ~target
+    is_missing = missing.sum() >= excess.sum()
+    error = missing if is_missing else excess
+    clicks["foreground" if is_missing else "background"].append(innermost_voxel(error))
+
+
+def segment(server: str, image: str, clicks: dict[str, list]) -> np.ndarray:
+    """(I, J, K) bool mask of the clicks, as a client gets it."""
+    params = {**clicks, "result_extension": ".nrrd"}
     reply = requests.post(
         f"{server}/infer/fastsam3d",
         params={"image": image, "output": "image"},
@@ -71,15 +83,17 @@ def segment(server: str, image: str, click_ijk: list[int]) -> np.ndarray:
     with tempfile.NamedTemporaryFile(suffix=".nrrd") as file:
         file.write(reply.content)
         file.flush()
-        return sitk.GetArrayFromImage(sitk.ReadImage(file.name)).transpose()
+        return sitk.GetArrayFromImage(sitk.ReadImage(file.name)).transpose().astype(bool)
 
 
-def draw_row(row, image, mask, target, click_ijk, colour, structure) -> None:
-    """One structure in the three planes through its click: mask filled, true border dashed."""
+def draw_row(row, image, mask, target, clicks, colour, structure) -> None:
+    """One structure in the three planes through its first click: mask filled, border dashed."""
+    first_ijk = clicks["foreground"][0]
     volume, zooms = np.asarray(image.dataobj), image.header.get_zooms()
     for axis, (view, (across, up)) in zip(row, VIEWS.items(), strict=True):
         cut = [slice(None)] * 3
-        cut[({0, 1, 2} - {across, up}).pop()] = click_ijk[({0, 1, 2} - {across, up}).pop()]
+        through = ({0, 1, 2} - {across, up}).pop()
+        cut[through] = first_ijk[through]
         plane = tuple(cut)
         options = {"origin": "upper" if up == 1 else "lower", "aspect": zooms[up] / zooms[across]}
         axis.imshow(
@@ -89,13 +103,12 @@ def draw_row(row, image, mask, target, click_ijk, colour, structure) -> None:
             axis.contourf(mask[plane].T, levels=[0.5, 1], colors=[colour], alpha=0.5)
         if target[plane].any():
             axis.contour(target[plane].T, levels=[0.5], colors="white", linestyles="--")
-        axis.plot(click_ijk[across], click_ijk[up], "+", color="red", markersize=12)
+        axis.plot(first_ijk[across], first_ijk[up], "+", color="red", markersize=12)
         axis.set_title(f"{structure}, {view}, Dice {dice(mask, target):.2f}", color="white", size=8)
         axis.axis("off")
 
 
 def dice(mask: np.ndarray, target: np.ndarray) -> float:
-    mask = mask.astype(bool)
     return float(2 * np.logical_and(mask, target).sum() / (mask.sum() + target.sum()))
 
 

@@ -134,7 +134,7 @@ def wait_for_image(server, image):
 def test_replies_in_the_forms_that_clients_ask_for(server):
     reply = server.infer("fastsam3d", "head", CLICKS, output="json")
     assert reply.json()["label_names"] == ["liver", "tumour"]
-    assert reply.json()["weights"]["trained"] is False
+    assert reply.json()["weights"]["file"] == "fastsam3d_default.safetensors"
     ohif = {**CLICKS, "result_extension": ".nrrd", "result_dtype": "uint8"}
     ohif |= {"result_compress": False, "restore_label_idx": False}
     raw = server.infer("fastsam3d", "head", ohif).content
@@ -164,11 +164,15 @@ def test_slicers_box_limits_the_mask(server):
 def test_info_names_models_labels_and_weights(server):
     info = server.info()
     assert info["labels"] == ["liver", "tumour"]
-    for model in ("fastsam3d", "sam_med3d"):
+    for model, is_trained in (("fastsam3d", True), ("sam_med3d", False)):
         described = info["models"][model]
         assert (described["type"], described["dimension"]) == ("deepgrow", 3)
-        assert described["weights"]["trained"] is False
-        assert "UNTRAINED" in described["description"]
+        assert described["weights"]["trained"] is is_trained
+        assert ("UNTRAINED" in described["description"]) is not is_trained
+    default = info["models"]["fastsam3d"]["weights"]
+    assert default["licence"] == "Apache-2.0"
+    assert default["dice"].startswith("0.203, 0.380, 0.406, 0.452 after 1/3/5/10 clicks")
+    assert len(default["sha256"]) == 64
 
 
 REFUSALS = {

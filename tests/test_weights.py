@@ -135,10 +135,10 @@ def test_an_unknown_name_is_refused(tmp_path):
 
 
 def test_untrained_weights_say_so():
-    weights = choose_weights("", Path("model"), default="fastsam3d_small")
+    weights = choose_weights("", Path("model"), untrained="fastsam3d_small")
     assert weights.info()["trained"] is False
     assert "UNTRAINED" in weights.info()["description"]
-    again = choose_weights("", Path("model"), default="fastsam3d_small")
+    again = choose_weights("", Path("model"), untrained="fastsam3d_small")
     state, other = weights.network.state_dict(), again.network.state_dict()
     assert all(torch.equal(state[name], other[name]) for name in state)
 
@@ -147,19 +147,19 @@ def test_an_encoder_alone_is_completed_from_the_teacher(tmp_path):
     student, teacher = build_untrained(STUDENT, 3), build_untrained(TEACHER, 4)
     torch.save(student.image_encoder.state_dict(), tmp_path / "encoder.pth")
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
-    weights = choose_weights("encoder.pth", tmp_path, "fastsam3d_small", teacher="teacher.pth")
+    weights = choose_weights("encoder.pth", tmp_path, teacher="teacher.pth")
     for name, x in weights.network.mask_decoder.state_dict().items():
         torch.testing.assert_close(x, teacher.mask_decoder.state_dict()[name])
 
     torch.save(build_untrained(TEACHER, 5).state_dict(), tmp_path / "teacher.pth")
-    changed = choose_weights("encoder.pth", tmp_path, "fastsam3d_small", teacher="teacher.pth")
+    changed = choose_weights("encoder.pth", tmp_path, teacher="teacher.pth")
     assert changed.network_id != weights.network_id
 
 
 def test_an_encoder_alone_is_not_served(tmp_path):
     torch.save(build_untrained(STUDENT, 3).image_encoder.state_dict(), tmp_path / "encoder.pth")
     with pytest.raises(CheckpointError, match="encoder only; .* --conf teacher_weights"):
-        choose_weights("encoder.pth", tmp_path, "fastsam3d_small")
+        choose_weights("encoder.pth", tmp_path)
 
 
 def test_metadata_reaches_the_info(tmp_path):

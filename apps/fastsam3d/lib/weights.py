@@ -69,13 +69,14 @@ class Weights:
         return "UNTRAINED random weights: masks mean nothing until trained weights are given"
 
 
-def choose_weights(name: str, folder: Path, default: str, teacher: str = "") -> Weights:
-    """The weights that ``name`` stands for (:func:`find_weights`), else untrained ``default`` ones.
+def choose_weights(name: str, folder: Path, teacher: str = "", untrained: str = "") -> Weights:
+    """The weights that ``name`` stands for (:func:`find_weights`).
 
-    default: name of a configuration. teacher: as ``name``, for an encoder-only file.
+    teacher: as ``name``, for an encoder-only file. untrained: name of the configuration whose
+    untrained weights serve where ``name`` is empty.
     """
     if not name:
-        return untrained_weights(default)
+        return untrained_weights(untrained)
     donor = find_weights(teacher, folder) if teacher else None
     return file_weights(find_weights(name, folder), donor)
 

@@ -11,6 +11,8 @@ from lib.infers import FastSAM3DInfer
 from lib.options import Options
 from lib.weights import choose_weights
 
+DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "fastsam3d_default.safetensors"
+
 
 class FastSAM3D(TaskConfig):
     """``--conf weights`` is its file; an encoder alone is completed from ``teacher_weights``."""
@@ -18,9 +20,8 @@ class FastSAM3D(TaskConfig):
     def infer(self) -> InferTask:
         options: Options = self.kwargs["options"]
         weights = choose_weights(
-            options.weights,
+            options.weights or str(DEFAULT_WEIGHTS),
             Path(self.model_dir),
-            default="fastsam3d_small",
             teacher=options.teacher_weights,
         )
         return FastSAM3DInfer(

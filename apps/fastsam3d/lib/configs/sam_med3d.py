@@ -18,7 +18,7 @@ class SAMMed3D(TaskConfig):
     def infer(self) -> InferTask:
         options: Options = self.kwargs["options"]
         weights = choose_weights(
-            options.teacher_weights, Path(self.model_dir), default="sam_med3d_small"
+            options.teacher_weights, Path(self.model_dir), untrained="sam_med3d_small"
         )
         return FastSAM3DInfer(
             weights,

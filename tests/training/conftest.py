@@ -1,0 +1,51 @@
+"""Tests of the `training` package, which lies beside `tests` in the repository."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from training.sources import Case  # noqa: E402
+
+from lib.networks import FastSAM3D, FastSAM3DConfig  # noqa: E402
+from lib.networks.fastsam3d import build_untrained  # noqa: E402
+
+TINY = FastSAM3DConfig(
+    roi_size=32,
+    patch_size=8,
+    width=24,
+    depth=2,
+    num_heads=2,
+    out_channels=64,
+    attention_free_blocks=(0,),
+    residual="normed",
+    position_bias="textbook",
+    decoder_mlp_width=32,
+    iou_head_width=16,
+    swap_dense_axes=False,
+)
+
+
+@pytest.fixture
+def tiny_network() -> FastSAM3D:
+    """A whole network that takes 32³ voxels and answers 16³ logits."""
+    return build_untrained(TINY, seed=0)
+
+
+@pytest.fixture
+def make_case() -> Callable[..., Case]:
+    """A case with two touching boxes, 5 and 9, on an anisotropic, flipped and permuted grid."""
+
+    def make(with_image: bool = True) -> Case:
+        labels = np.zeros((30, 24, 18), dtype=np.int16)
+        labels[6:20, 5:17, 4:10] = 5
+        labels[6:20, 5:17, 10:14] = 9
+        affine_mm = np.array([[0, 2.0, 0, -7], [-1.5, 0, 0, 4], [0, 0, 3.0, 11], [0, 0, 0, 1]])
+        image = (labels * 100 + 50).astype(np.float32) if with_image else None
+        return Case.from_labels("two boxes", labels, affine_mm, image)
+
+    return make

@@ -1,0 +1,196 @@
+"""Training lowers the loss, and a run that is interrupted ends as one that is not."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from training.initial import (
+    CONTENT,
+    GROUND_LOGIT,
+    click_balls,
+    initialise,
+    learn_to_mark_clicks,
+    lowest_frequencies,
+)
+from training.interaction import interactive_loss
+from training.pretrain import TrainOptions, averaged_network, make_optimizer, pretrain
+from training.state import AveragedWeights, learning_rate
+
+from lib.networks import FastSAM3D
+from lib.networks.fastsam3d import build_untrained
+from training import interaction
+
+ENDLESS = 1e9
+"""Minutes: the learning rate then depends on the step alone."""
+
+
+class BallSamples(Dataset):
+    """A bright ball at the clicked place; sample n is a pure function of n."""
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(number)
+        click = torch.randint(8, 24, (3,), generator=draw)
+        grid = torch.stack(torch.meshgrid(*[torch.arange(32)] * 3, indexing="ij"))
+        ball = ((grid - click[:, None, None, None]) ** 2).sum(dim=0) < 36
+        noise = torch.randn(32, 32, 32, generator=draw)
+        target = torch.nn.functional.avg_pool3d(ball[None, None].float(), 2)[0]
+        return {
+            "image": (3 * ball + 0.3 * noise)[None],
+            "targets": target,
+            "clicks_roi": click[None].float(),
+        }
+
+
+def batch_of(*numbers: int) -> dict[str, torch.Tensor]:
+    return torch.utils.data.default_collate([BallSamples()[number] for number in numbers])
+
+
+def options(**changes: object) -> TrainOptions:
+    fast = {"minutes": ENDLESS, "workers": 0, "warm_up": 2, "save_every": 3, "log_every": 2}
+    return TrainOptions(**{**fast, "clicks": 3, **changes})
+
+
+def test_training_lowers_the_loss(tiny_network: FastSAM3D, tmp_path: Path) -> None:
+    run, _ = pretrain(tiny_network, BallSamples(), tmp_path, options(max_steps=24, peak_rate=3e-3))
+    assert run.log[-1]["loss"] < 0.6 * run.log[0]["loss"]
+    assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "log.csv", "curves.png"}
+
+
+def test_the_decoder_learns_clicks_and_the_encoder_stays(tiny_network: FastSAM3D) -> None:
+    images = batch_of(0, 1)["image"]
+    initialise(tiny_network, images)
+    encoder = [p.detach().clone() for p in tiny_network.image_encoder.parameters()]
+    early = learn_to_mark_clicks(tiny_network, images, steps=1, seed=0)
+    again = learn_to_mark_clicks(tiny_network, images, steps=30, seed=1)
+    late = learn_to_mark_clicks(tiny_network, images, steps=1, seed=0)  # on the first prompts
+    assert late < 0.97 * early
+    assert again > 0
+    for before, after in zip(encoder, tiny_network.image_encoder.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_balls_lie_at_positive_clicks_and_spare_later_negative_ones(
+    tiny_network: FastSAM3D,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wanted = []
+    for _ in range(12):
+        points_roi, labels, masks = click_balls(tiny_network, generator)
+        assert masks.shape == (8, 16, 16, 16) and (labels[:, 0] == 1).all()
+        last = (points_roi[:, -1] / 2).long()  # 2 voxels a cell
+        at_last = masks[torch.arange(8), last[:, 0], last[:, 1], last[:, 2]]
+        assert torch.equal(at_last, labels[:, -1].float())
+        if points_roi.shape[1] == 1:
+            wanted += (masks.sum(dim=(1, 2, 3)) * 2**3).tolist()
+    assert sum(wanted) / len(wanted) == pytest.approx(4 / 3 * math.pi * 8**3, rel=0.15)
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    tiny_network: FastSAM3D, tmp_path: Path
+) -> None:
+    def train(folder: str, *stops: int) -> dict[str, torch.Tensor]:
+        for stop in stops:
+            network = build_untrained(tiny_network.config, seed=0)
+            run, average = pretrain(
+                network, BallSamples(), tmp_path / folder, options(max_steps=stop)
+            )
+            assert run.step == stop
+        return {**network.state_dict(), **{f"mean {k}": x for k, x in average.weights.items()}}
+
+    through, resumed = train("through", 5), train("resumed", 3, 5)
+    shorter = train("shorter", 3)
+    for name, expected in through.items():
+        torch.testing.assert_close(resumed[name], expected, msg=name)
+    assert any(not torch.equal(shorter[name], x) for name, x in through.items())
+
+
+def test_the_state_of_another_network_is_refused(tiny_network: FastSAM3D, tmp_path: Path) -> None:
+    pretrain(tiny_network, BallSamples(), tmp_path, options(max_steps=1))
+    wider = build_untrained(dataclasses.replace(tiny_network.config, width=48), seed=0)
+    with pytest.raises(ValueError, match="another network"):
+        pretrain(wider, BallSamples(), tmp_path, options(max_steps=2))
+
+
+def test_only_graded_clicks_are_learnt_from(
+    tiny_network: FastSAM3D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient(graded: set[int]) -> torch.Tensor:
+        tiny_network.zero_grad()
+        loss, facts = interactive_loss(
+            tiny_network, batch_of(0, 1), 3, graded, torch.Generator().manual_seed(0)
+        )
+        loss.backward()
+        assert list(facts) == ["dice_1", "dice_2", "dice_3", "intensity"]
+        parameters = (tiny_network.image_encoder, tiny_network.mask_decoder)
+        return torch.cat([p.grad.flatten() for part in parameters for p in part.parameters()])
+
+    with_intensities = gradient({0})
+    monkeypatch.setattr(interaction, "INTENSITY_WEIGHT", 0.0)
+    assert not torch.allclose(gradient({0}), with_intensities)
+    first, third, both = gradient({0}), gradient({2}), gradient({0, 2})
+    assert first.abs().sum() > 0
+    assert not torch.allclose(first, third)
+    torch.testing.assert_close(both, (first + third) / 2, atol=1e-5, rtol=1e-3)
+
+
+def test_frequencies_are_orthonormal_and_start_with_the_mean() -> None:
+    waves = lowest_frequencies(6, 50).flatten(1)
+    torch.testing.assert_close(waves @ waves.T, torch.eye(50), atol=1e-5, rtol=0)
+    torch.testing.assert_close(waves[0], torch.full((216,), 216**-0.5))
+    with pytest.raises(ValueError, match="216 frequencies"):
+        lowest_frequencies(6, 217)
+
+
+def test_initial_weights_expect_ground_and_look_at_the_click(tiny_network: FastSAM3D) -> None:
+    batch = batch_of(0, 1)
+    initialise(tiny_network, batch["image"])
+    with torch.no_grad():
+        embedding = tiny_network.encode(batch["image"])
+        assert float((embedding - embedding.mean(dim=(0, 2, 3, 4), keepdim=True)).std()) == (
+            pytest.approx(CONTENT, rel=0.01)
+        )
+        labels = torch.ones(2, 1, dtype=torch.long)
+        logits, _ = tiny_network.decode(embedding, batch["clicks_roi"], labels)
+    assert float(logits.mean()) == pytest.approx(GROUND_LOGIT, abs=1)
+    crossing = tiny_network.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    torch.testing.assert_close(crossing.q_proj.weight, crossing.k_proj.weight)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate(step / 100, step, peak=2.0, warm_up=10) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(2.0, rel=0.05) and rates.index(max(rates)) == 9
+    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[-1] == pytest.approx(0.02)
+
+
+def test_the_average_follows_the_weights(tiny_network: FastSAM3D) -> None:
+    average = AveragedWeights(tiny_network, decay=0.9)
+    name, parameter = next(iter(tiny_network.named_parameters()))
+    before = parameter.detach().clone()
+    with torch.no_grad():
+        parameter += 1
+    average.update(tiny_network, step=10_000)
+    torch.testing.assert_close(average.weights[name], before + 0.1)
+    network = averaged_network(tiny_network.config, average)
+    torch.testing.assert_close(dict(network.named_parameters())[name], before + 0.1)
+    average.update(tiny_network, step=0)
+    assert math.isclose(
+        float((average.weights[name] - before).mean()), 0.1 + 0.9 * 0.9, rel_tol=1e-3
+    )
+
+
+def test_norms_biases_and_tokens_do_not_decay(tiny_network: FastSAM3D) -> None:
+    decayed, free = make_optimizer(tiny_network, options()).param_groups
+    assert decayed["weight_decay"] > 0 == free["weight_decay"]
+    names = {id(p): name for name, p in tiny_network.named_parameters()}
+    assert {id(p) for group in (decayed, free) for p in group["params"]} == set(names)
+    kept = {names[id(p)] for p in free["params"]}
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    for name in ("image_encoder.pos_embed", "mask_decoder.mask_tokens.weight"):
+        assert name in kept
+    assert "image_encoder.blocks.1.attn.qkv.weight" not in kept
+    assert any("rel_pos" in name for name in kept)

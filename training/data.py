@@ -1,0 +1,246 @@
+"""Training samples: a normalised ROI as served, and structures in it with a first click each.
+
+Sample n is a pure function of (seed, n), whichever process makes it, so that training resumes
+exactly and needs no state of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from nibabel.orientations import io_orientation
+from scipy.ndimage import maximum_filter
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from lib.errors import InputError
+from lib.intensity import normalize
+from lib.roi import Roi
+
+from . import synthesis
+from .fields import log_uniform
+from .scenes import clutter_scene, lesion
+from .sources import Case
+
+POOLING = 2
+"""ROI voxels along the side of a target's cell."""
+
+MIN_TARGET_VOXELS = 96
+LESION = 255
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What samples are like. Probabilities are of each sample, lengths in mm.
+
+    targets: structures per ROI. synthetic: images painted from a label map. scene: label maps of
+    shapes. lesion: a blob is added and is the first target. merge: the first target is joined with
+    structures that touch it. field_of_view: the image ends inside the ROI. fit: the structure is
+    scaled to an extent of `extents_mm`; otherwise it keeps about its own.
+    """
+
+    roi_size: int = 128
+    spacing_mm: float = 1.5
+    targets: int = 3
+    scenes: int = 64
+    scene: float = 0.2
+    synthetic: float = 0.35
+    lesion: float = 0.15
+    merge: float = 0.12
+    field_of_view: float = 0.25
+    fit: float = 0.6
+    extents_mm: tuple[float, float] = (18.0, 150.0)
+
+
+class ClickSamples(Dataset):
+    """Samples n = 0, 1, …: image (1, S, S, S) float32, targets (T, c, c, c), clicks_roi (T, 3).
+
+    A target holds the share of each cell of `POOLING`³ voxels that belongs to it, c = S / POOLING.
+    """
+
+    def __init__(self, cases: Sequence[Case], options: SampleOptions, seed: int) -> None:
+        self.cases = cases
+        self.options = options
+        self.seed = seed
+        structures = np.sqrt([len(case.boxes) for case in cases])
+        heads = np.array([case.image is None for case in cases])
+        self._real = np.where(heads, 0, structures)
+        self._any = np.where(heads, structures.mean() / 2, structures)
+        self._scene = lru_cache(maxsize=options.scenes)(self._make_scene)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        generator = np.random.default_rng([self.seed, 0, number])
+        sample = None
+        while sample is None:
+            sample = self._draw(generator)
+        return sample
+
+    def _draw(self, generator: np.random.Generator) -> dict[str, Tensor] | None:
+        """A sample, or None where this ROI turns out to hold too little to learn from."""
+        options = self.options
+        is_scene = generator.random() < options.scene or not self._any.any()
+        is_synthetic = is_scene or generator.random() < options.synthetic or not self._real.any()
+        if is_scene:
+            case = self._scene(int(generator.integers(options.scenes)))
+        else:
+            weights = self._any if is_synthetic else self._real
+            case = self.cases[generator.choice(len(self.cases), p=weights / weights.sum())]
+        number = int(generator.choice(list(case.boxes)))
+        roi = place(case, number, options, generator)
+        labels = crop_labels(roi, case.labels)
+        image, is_ct = make_image(case, roi, labels, is_synthetic, generator)
+
+        target = merged(labels, number, options.merge, generator)
+        if generator.random() < options.lesion:
+            level = lesion(options.roi_size, generator)
+            image = synthesis.add_lesion(image, level, generator)
+            labels = np.where(level < 1, np.uint8(LESION), labels)
+            target = [LESION]
+        outside = field_of_view(roi, options, generator)
+        image[outside], labels[outside] = 0, 0
+        if np.count_nonzero(np.isin(labels, target)) < MIN_TARGET_VOXELS:
+            return None
+        try:
+            image = normalize(image, is_ct)
+        except InputError:  # no contrast
+            return None
+        return to_tensors(image, labels, target, options, generator)
+
+    def _make_scene(self, number: int) -> Case:
+        generator = np.random.default_rng([self.seed, 1, number])
+        size = self.options.roi_size
+        labels = clutter_scene(size, generator)
+        return Case.from_labels(f"scene {number}", labels, np.diag([1.5, 1.5, 1.5, 1.0]))
+
+
+def place(case: Case, number: int, options: SampleOptions, generator: np.random.Generator) -> Roi:
+    """The ROI around a random voxel of a structure, on a turned, mirrored and scaled image."""
+    box = case.boxes[number]
+    inside = np.argwhere(case.labels[box] == number)
+    click_ijk = inside[generator.integers(len(inside))] + [part.start for part in box]
+
+    orientation = io_orientation(case.affine_mm)
+    axes, signs = orientation[:, 0].astype(int), orientation[:, 1]
+    if generator.random() < 0.5:
+        axes, signs = generator.permutation(3), generator.choice([-1, 1], 3)
+    elif generator.random() < 0.5:
+        signs = np.where(axes == 0, -signs, signs)  # left and right change sides
+
+    voxel_mm = np.linalg.norm(case.affine_mm[:3, :3], axis=0)
+    extent_mm = max((part.stop - part.start) * mm for part, mm in zip(box, voxel_mm, strict=True))
+    zoom = np.exp(generator.normal(0, 0.15))
+    if generator.random() < options.fit:
+        zoom = np.clip(log_uniform(generator, *options.extents_mm) / extent_mm, 0.4, 2.5)
+    affine_mm = np.zeros((4, 4))
+    affine_mm[axes, range(3)] = signs * voxel_mm * zoom * np.exp(generator.normal(0, 0.08, 3))
+    affine_mm[3, 3] = 1
+    return Roi.place(
+        case.labels.shape,
+        affine_mm,
+        click_ijk[None],
+        size=options.roi_size,
+        spacing_mm=options.spacing_mm,
+    )
+
+
+def crop_labels(roi: Roi, labels_ijk: np.ndarray) -> np.ndarray:
+    """The label of the stored voxel nearest to each ROI voxel: (S, S, S); 0 outside."""
+    cropped = labels_ijk.transpose(roi.axes)
+    for axis, (step, start) in enumerate(zip(roi.steps, roi.starts, strict=True)):
+        nearest = np.rint(np.arange(roi.size) * step + start).astype(int)
+        length = cropped.shape[axis]
+        taken = np.take(cropped, np.clip(nearest, 0, length - 1), axis=axis)
+        is_outside = (nearest < 0) | (nearest >= length)
+        taken[tuple(is_outside if n == axis else slice(None) for n in range(3))] = 0
+        cropped = taken
+    return np.ascontiguousarray(cropped)
+
+
+def make_image(
+    case: Case,
+    roi: Roi,
+    labels: np.ndarray,
+    is_synthetic: bool,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, bool]:
+    """The degraded ROI image and whether it is to be normalised as a CT."""
+    image = None if case.image is None else roi.crop(case.image)
+    if is_synthetic:
+        painted = labels if image is None else synthesis.split_ground(labels, image, generator)
+        image, is_ct = synthesis.paint(painted, generator), generator.random() < 0.25
+        if is_ct:
+            image = image * log_uniform(generator, 200, 1800) - generator.uniform(0, 800)
+            image[labels == 0] -= generator.choice([0, 1000])
+    elif case.is_ct and generator.random() < 0.5:
+        is_ct = True
+        image = image * generator.uniform(0.9, 1.1) + generator.normal(0, 20)
+    else:
+        is_ct = False
+        image = synthesis.recolour(image, case.is_ct, generator)
+    image = synthesis.degrade(image, generator)
+    return (image if is_ct else np.maximum(image, 0)), is_ct
+
+
+def field_of_view(roi: Roi, options: SampleOptions, generator: np.random.Generator) -> np.ndarray:
+    """(S, S, S) bool, True outside of the image, which is cropped around the ROI's centre in some.
+
+    Crops made around an organ, as data sets have them, leave most of the ROI empty.
+    """
+    index = np.arange(roi.size)
+    is_cropped = generator.random() < options.field_of_view
+    planes = []
+    for axis, step, start in zip(roi.axes, roi.steps, roi.starts, strict=True):
+        position = index * step + start
+        inside = (position >= -0.5) & (position <= roi.shape_ijk[axis] - 0.5)
+        if is_cropped:
+            below, above = generator.uniform(0.1, 0.5, 2) * roi.size
+            inside &= (index >= roi.size // 2 - below) & (index <= roi.size // 2 + above)
+        planes.append(inside)
+    i, j, k = planes
+    return ~(i[:, None, None] & j[:, None] & k)
+
+
+def merged(
+    labels: np.ndarray, number: int, probability: float, generator: np.random.Generator
+) -> list[int]:
+    """The numbers that make up a target: one, or some more that touch it within the ROI."""
+    if generator.random() >= probability:
+        return [number]
+    coarse = labels[::2, ::2, ::2]
+    near = maximum_filter(coarse == number, size=3) & (coarse != number) & (coarse != 0)
+    touching = np.unique(coarse[near])
+    count = int(generator.integers(1, 4))
+    return [number, *generator.permutation(touching)[:count].tolist()]
+
+
+def to_tensors(
+    image: np.ndarray,
+    labels: np.ndarray,
+    target: list[int],
+    options: SampleOptions,
+    generator: np.random.Generator,
+) -> dict[str, Tensor]:
+    """The first target with its click at the ROI's centre, others with clicks anywhere inside."""
+    sizes = np.bincount(labels.ravel(), minlength=256)
+    sizes[0] = 0
+    others = [n for n in np.flatnonzero(sizes >= MIN_TARGET_VOXELS) if n not in target]
+    others = generator.permutation(others).astype(int).tolist()
+    masks = [np.isin(labels, target)]
+    clicks_roi = [np.full(3, options.roi_size // 2)]
+    while len(masks) < options.targets:
+        numbers = [others.pop()] if others else target
+        mask = np.isin(labels, numbers)
+        place = generator.choice(np.flatnonzero(mask))
+        masks.append(mask)
+        clicks_roi.append(np.array(np.unravel_index(place, mask.shape)))
+    targets = torch.from_numpy(np.stack(masks)).float()
+    return {
+        "image": torch.from_numpy(image)[None],
+        "targets": F.avg_pool3d(targets[:, None], POOLING)[:, 0],
+        "clicks_roi": torch.from_numpy(np.stack(clicks_roi)).float(),
+    }

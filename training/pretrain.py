@@ -1,0 +1,198 @@
+"""Train the default weights: `python -m training.pretrain --data DIR --out DIR --minutes 60`.
+
+Interrupted or called again with more minutes, it goes on where `state.pt` in the output folder
+ends. The average of the weights is written as `weights.safetensors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, save_checkpoint
+from lib.networks.fastsam3d import build_untrained
+
+from .data import ClickSamples, SampleOptions
+from .initial import initialise, learn_to_mark_clicks
+from .interaction import interactive_loss
+from .sources import load_cases
+from .state import AveragedWeights, RunState, learning_rate, load_state, save_state, write_log
+
+STUDENT = dataclasses.replace(
+    CONFIGS["fastsam3d_small"],
+    width=256,
+    num_heads=4,
+    out_channels=192,
+    click_history="all",
+)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train. minutes: budget of all calls together, and length of the learning rate's fall.
+
+    max_steps: stops earlier, with the schedule unchanged. rois: per step. clicks: most clicks in a
+    series. click_steps: of the decoder alone, before. save_every, log_every: in steps.
+    """
+
+    minutes: float = 60.0
+    max_steps: int = 1 << 40
+    rois: int = 2
+    clicks: int = 7
+    peak_rate: float = 6e-4
+    warm_up: int = 60
+    weight_decay: float = 0.03
+    average_decay: float = 0.99
+    clip_norm: float = 1.0
+    click_steps: int = 180
+    save_every: int = 50
+    log_every: int = 10
+    workers: int = 1
+    seed: int = 0
+    device: str = "cpu"
+
+
+def pretrain(
+    network: FastSAM3D, samples: Dataset, folder: Path, options: TrainOptions
+) -> tuple[RunState, AveragedWeights]:
+    """Train until the minutes are used up; everything that matters is in `folder` afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    network = network.to(device).train()
+    average = AveragedWeights(network, options.average_decay)
+    optimizer = make_optimizer(network, options)
+    generator = torch.Generator().manual_seed(options.seed)
+    config = network.config.to_dict()
+    run = RunState()
+    if (folder / "state.pt").exists():
+        run = load_state(folder / "state.pt", network, average, optimizer, generator, config)
+
+    def save() -> None:
+        save_state(folder / "state.pt", network, average, optimizer, generator, run, config)
+        write_log(run, folder)
+
+    before, start = run.minutes, time.monotonic()
+    recent: dict[str, list[float]] = defaultdict(list)
+    bar = tqdm(initial=run.step, unit="step", mininterval=5)
+    for batch in batches(samples, run.step, options):
+        run.minutes = before + (time.monotonic() - start) / 60
+        if run.minutes >= options.minutes or run.step >= options.max_steps:
+            break
+        rate = learning_rate(
+            run.minutes / options.minutes, run.step, options.peak_rate, options.warm_up
+        )
+        batch = {name: x.to(device) for name, x in batch.items()}
+        for name, value in train_step(network, batch, optimizer, generator, rate, options).items():
+            recent[name].append(value)
+        run.step += 1
+        average.update(network, run.step)
+        bar.update()
+        if run.step % options.log_every == 0:
+            row = {name: float(np.mean(values)) for name, values in recent.items()}
+            run.log.append({"step": run.step, "minutes": run.minutes, "rate": rate, **row})
+            bar.set_postfix({"min": f"{run.minutes:.1f}", "loss": f"{row['loss']:.3f}"})
+            recent.clear()
+        if run.step % options.save_every == 0:
+            save()
+    bar.close()
+    save()
+    return run, average
+
+
+def make_optimizer(network: FastSAM3D, options: TrainOptions) -> torch.optim.AdamW:
+    """AdamW; only matrices and kernels decay, not biases, norms, tokens and position tables."""
+    decayed, free = [], []
+    for name, parameter in network.named_parameters():
+        is_matrix = parameter.ndim >= 2 and name.endswith("weight")
+        is_token = "embed.weight" in name or "token" in name.split(".")[-2] or "rel_pos" in name
+        (decayed if is_matrix and not is_token else free).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.peak_rate, betas=(0.9, 0.99))
+
+
+def batches(
+    samples: Dataset, first_step: int, options: TrainOptions
+) -> Iterator[dict[str, Tensor]]:
+    """Batches from `first_step` on without end; sample n belongs to step n // rois."""
+    loader = DataLoader(
+        samples,
+        batch_size=options.rois,
+        sampler=range(first_step * options.rois, 1 << 40),
+        num_workers=options.workers,
+        prefetch_factor=3 if options.workers else None,
+    )
+    return iter(loader)
+
+
+def train_step(
+    network: FastSAM3D,
+    batch: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    rate: float,
+    options: TrainOptions,
+) -> dict[str, float]:
+    """One update; the first click and two later ones of a series of random length are graded."""
+    clicks = int(torch.randint(2, options.clicks + 1, (), generator=generator))
+    later = torch.randperm(clicks - 1, generator=generator)[:2] + 1
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss, dice = interactive_loss(network, batch, clicks, {0, *later.tolist()}, generator)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+    optimizer.step()
+    return {"loss": float(loss.detach()), "gradient": float(norm), **dice}
+
+
+def averaged_network(config: FastSAM3DConfig, average: AveragedWeights) -> FastSAM3D:
+    """A network with the averaged weights, on the CPU, in eval mode."""
+    network = build_untrained(config, seed=0)
+    network.load_state_dict({name: x.cpu() for name, x in average.weights.items()})
+    return network.eval()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
+    parser.add_argument("--out", type=Path, required=True, help="folder of state, log and weights")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    for field in dataclasses.fields(TrainOptions):
+        kind = type(field.default)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    values = vars(parser.parse_args(arguments))
+    data, out = values.pop("data"), values.pop("out")
+    torch.set_num_threads(values.pop("threads"))
+    options = TrainOptions(**values)
+
+    samples = ClickSamples(load_cases(data), SampleOptions(), options.seed)
+    network = build_untrained(STUDENT, options.seed)
+    if not (out / "state.pt").exists():
+        images = torch.stack([samples[number]["image"] for number in range(8)])
+        initialise(network, images)
+        learn_to_mark_clicks(network, images, options.click_steps, options.seed)
+    run, average = pretrain(network, samples, out, options)
+    save_checkpoint(
+        averaged_network(STUDENT, average),
+        out / "weights.safetensors",
+        {"steps": str(run.step), "minutes": f"{run.minutes:.1f}", "seed": str(options.seed)},
+        dtype=torch.float16,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Labelled volumes that default weights may be trained on, read through `manifest.csv`."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import find_objects
+
+from lib.volume import read_volume
+
+TRAINING_PARTS = ("train", "labelmaps")
+"""Parts of the data that anything may be trained on; all others are for measuring or testing."""
+
+ACCEPTED_LICENCES = ("Apache-2.0", "CC0", "CC BY 3.0", "CC BY 4.0", "BSD", "MIT")
+DOUBTS = ("?", "not stated", "see ", "NC", "SA")
+"""A licence entry with one of these is left out, whatever it begins with."""
+
+MIN_VOXELS = 64
+"""Structures of fewer stored voxels are no targets."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A label map, with its image where there is one.
+
+    labels: (I, J, K) uint8, 0 where nothing is labelled, structures numbered from 1.
+    boxes: half-open box of each structure that can be a target, by its number.
+    affine_mm: (4, 4) stored index -> RAS mm. image: (I, J, K) or None.
+    """
+
+    name: str
+    labels: np.ndarray
+    boxes: dict[int, tuple[slice, slice, slice]]
+    affine_mm: np.ndarray
+    image: np.ndarray | None = None
+    is_ct: bool = False
+
+    @classmethod
+    def from_labels(
+        cls,
+        name: str,
+        labels: np.ndarray,
+        affine_mm: np.ndarray,
+        image: np.ndarray | None = None,
+        is_ct: bool = False,
+    ) -> Case:
+        """Number the structures; raises ValueError where there is none, or more than 255."""
+        values = np.unique(labels)
+        values = values[values != 0]
+        if not 0 < len(values) < 256:
+            raise ValueError(f"{name} has {len(values)} structures, expected 1 to 255")
+        # searchsorted puts 0 at place 0 and the structures at 1, 2, … (labels are not negative)
+        numbered = np.searchsorted(np.r_[0, values], labels).astype(np.uint8)
+        sizes = np.bincount(numbered.ravel())
+        boxes = {
+            number: box
+            for number, box in enumerate(find_objects(numbered), start=1)
+            if sizes[number] >= MIN_VOXELS
+        }
+        return cls(name, numbered, boxes, np.asarray(affine_mm), image, is_ct)
+
+
+def may_train(row: dict[str, str]) -> bool:
+    """Whether a row of the manifest allows training weights that are given away."""
+    licence = row["licence"]
+    stated = licence.startswith(ACCEPTED_LICENCES) and not any(doubt in licence for doubt in DOUBTS)
+    return row["part"] in TRAINING_PARTS and stated
+
+
+def load_cases(folder: str | Path) -> list[Case]:
+    """All cases in a folder with a `manifest.csv` that may be trained on, in its order."""
+    folder = Path(folder)
+    with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if may_train(row)]
+    if not rows:
+        raise ValueError(f"nothing in {folder / 'manifest.csv'} may be trained on")
+    return [_load_case(folder, row) for row in rows]
+
+
+def _load_case(folder: Path, row: dict[str, str]) -> Case:
+    label = read_volume(folder / row["label"])
+    if not row["image"]:
+        box = find_objects((label.array != 0).astype(np.uint8))[0]
+        start = [part.start for part in box]
+        affine_mm = label.affine_mm.copy()
+        affine_mm[:3, 3] = label.affine_mm[:3] @ [*start, 1]
+        return Case.from_labels(row["case"], label.array[box], affine_mm)
+    image = read_volume(folder / row["image"])
+    if image.shape_ijk != label.shape_ijk:
+        raise ValueError(f"{row['case']}: image {image.shape_ijk}, label {label.shape_ijk}")
+    return Case.from_labels(row["case"], label.array, image.affine_mm, image.array, image.is_ct)

@@ -1,0 +1,103 @@
+"""Images from label maps by domain randomisation, and what scanners do to images.
+
+As in SynthSeg (arXiv 2107.09559): intensities, textures, artefacts and resolution are drawn far
+more widely than real ones vary, so that only shape and contrast at the click are worth learning.
+All images here are (S, S, S) float32 on the ROI's grid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from .fields import log_uniform, resize, smooth_field
+
+
+def paint(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """An image >= 0 of a label map (S, S, S) uint8: each structure a mean, texture and noise.
+
+    Label 0 is black in half of the images.
+    """
+    count = int(labels.max()) + 1
+    means = generator.uniform(0.05, 1, count).astype(np.float32)
+    if generator.random() < 0.5:
+        means[0] = 0
+    spread = generator.uniform(0, 0.12, count).astype(np.float32)
+    grain = smooth_field(labels.shape, int(generator.integers(16, 64)), generator)[0]
+    if generator.random() < 0.5:
+        grain += generator.standard_normal(labels.shape, dtype=np.float32)
+    image = means[labels] + spread[labels] * grain
+    return np.maximum(gaussian_filter(image, generator.uniform(0.3, 1.2), truncate=3), 0)
+
+
+def split_ground(
+    labels: np.ndarray, image: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Divide what is not labelled into classes of similar intensity, numbered after the labels.
+
+    An atlas labels a few organs only; painted flat, the rest of the body would give them away.
+    """
+    ground = image[labels == 0]
+    if not ground.size:
+        return labels
+    levels = np.quantile(ground[::97], np.sort(generator.uniform(0.05, 0.95, 4)))
+    first = min(int(labels.max()) + 1, 250)
+    return np.where(labels == 0, first + np.digitize(image, levels), labels).astype(np.uint8)
+
+
+def recolour(image: np.ndarray, is_ct: bool, generator: np.random.Generator) -> np.ndarray:
+    """A real image with other contrast, >= 0: windowed, bent, at times inverted or remapped."""
+    if is_ct:
+        centre, width = generator.uniform(-100, 150), log_uniform(generator, 200, 1600)
+        low, high = centre - width / 2, centre + width / 2
+    else:
+        low, high = 0.0, float(np.quantile(image[::3, ::3, ::3], 0.995)) or 1.0
+    bent = np.clip((image - low) / max(high - low, 1e-6), 0, 1.5) ** log_uniform(
+        generator, 0.6, 1.7
+    )
+    if generator.random() < 0.3:
+        values = np.cumsum(generator.normal(0.15, 0.3, 9))
+        values -= values.min()
+        bent = np.interp(bent, np.linspace(0, 1.5, 9), values)
+    elif generator.random() < 0.2:
+        bent = np.maximum(1.1 - bent, 0) * (bent > 0.02)
+    return np.ascontiguousarray(bent, dtype=np.float32)
+
+
+def add_lesion(image: np.ndarray, level: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """An image with a blob (level < 1) brighter or darker than its surroundings, softly edged."""
+    inside = image[level < 1]
+    contrast = float(image.std()) + 1e-3
+    value = float(np.median(inside)) + generator.choice([-1, 1]) * contrast * generator.uniform(
+        0.5, 2
+    )
+    softness = log_uniform(generator, 0.03, 0.4)
+    weight = np.clip((1 - level) / softness + 0.5, 0, 1) * np.float32(generator.uniform(0.6, 1))
+    texture = contrast * generator.uniform(0, 0.5) * smooth_field(image.shape, 32, generator)[0]
+    return (image + weight * (value + texture - image)).astype(np.float32)
+
+
+def degrade(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """What acquisition adds: blur, a bias field, noise, thick slices; each in some images."""
+    if generator.random() < 0.25:
+        image = gaussian_filter(image, generator.uniform(0.4, 1.5), truncate=3)
+    if generator.random() < 0.4:
+        field = smooth_field(image.shape, int(generator.integers(2, 6)), generator)[0]
+        image = image * np.exp(np.float32(generator.uniform(0, 0.4)) * field)
+    if generator.random() < 0.5:
+        sigma = np.float32(generator.uniform(0, 0.12) * image.std())
+        image = image + sigma * generator.standard_normal(image.shape, dtype=np.float32)
+    if generator.random() < 0.35:
+        axis = 2 if generator.random() < 0.5 else int(generator.integers(3))
+        image = thick_slices(image, axis, log_uniform(generator, 1.5, 8))
+    return image
+
+
+def thick_slices(image: np.ndarray, axis: int, voxels: float) -> np.ndarray:
+    """The image as if acquired in slices of `voxels` ROI voxels along an axis, and interpolated."""
+    shape = list(image.shape)
+    shape[axis] = max(2, round(image.shape[axis] / voxels))
+    edges = np.linspace(0, image.shape[axis], shape[axis] + 1).round().astype(int)
+    sums = np.add.reduceat(image, edges[:-1], axis=axis)
+    counts = np.diff(edges).reshape([-1 if n == axis else 1 for n in range(3)])
+    return resize((sums / counts)[None], image.shape)[0]

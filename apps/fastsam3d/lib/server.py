@@ -54,9 +54,8 @@ def install(app: FastAPI) -> None:
     routes[:0] = ours
     for kind, (status, describe) in ERRORS.items():
         app.add_exception_handler(kind, _answer(status, describe))
-    app.middleware_stack = (
-        None  # made already, without the handlers; the next request makes it anew
-    )
+    # the stack was made at start-up without these handlers; the next request makes it anew
+    app.middleware_stack = None
 
 
 # --- routes ---------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 from .checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint
 from .config import CONFIGS, FastSAM3DConfig
 from .fastsam3d import FastSAM3D, build_network, build_untrained
+from .mask_decoder import PreparedImage
 
 __all__ = [
     "CONFIGS",
     "FastSAM3D",
     "FastSAM3DConfig",
+    "PreparedImage",
     "build_network",
     "build_untrained",
     "describe_checkpoint",

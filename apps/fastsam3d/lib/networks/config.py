@@ -37,6 +37,9 @@ class FastSAM3DConfig:
     sparsity: which tokens attend to which in the encoder's global blocks, over ``segment_length``
         and ``interval`` (:mod:`lib.networks.sparsity`).
     decoder_segment: segment length of the decoder's self-attention over prompt tokens; 0: dense.
+    detail_channels: of the image at the resolution of the low-resolution mask, which the mask and
+        the clicks then see besides the embedding; 0, as published: none
+        (:mod:`lib.networks.detail`).
     swap_dense_axes: coordinate 0 of the dense positional encoding runs along grid axis 1, as
         published, instead of axis 0.
     click_history: which clicks the weights expect in each call of a series: ``all`` so far
@@ -68,6 +71,7 @@ class FastSAM3DConfig:
     num_multimask_outputs: int = 3
     iou_head_depth: int = 3
     iou_head_width: int = 256
+    detail_channels: int = 0
     swap_dense_axes: bool = True
     click_history: ClickHistory = "all"
 
@@ -107,6 +111,11 @@ class FastSAM3DConfig:
         """Voxels along each side of the low-resolution mask that the decoder returns."""
         return 4 * self.grid_size
 
+    @property
+    def embedding_channels(self) -> int:
+        """Channels of what ``FastSAM3D.encode`` returns: the neck's, then the folded detail."""
+        return self.out_channels + self.detail_channels * (self.low_res_size // self.grid_size) ** 3
+
     def window_of(self, block: int) -> int:
         """Side of the attention window of ``block`` in tokens; 0 where it attends globally."""
         return 0 if block in self.global_blocks else self.window_size
@@ -139,6 +148,7 @@ DECODER_OPTIONS = (
     "num_multimask_outputs",
     "iou_head_depth",
     "iou_head_width",
+    "detail_channels",
     "swap_dense_axes",
 )
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import CONFIGS, FastSAM3DConfig
+from .detail import DetailStem, draw_prompt, fold, unfold
 from .image_encoder import ImageEncoder3D
-from .mask_decoder import MaskDecoder3D
+from .mask_decoder import MaskDecoder3D, PreparedImage
 from .prompt_encoder import PromptEncoder3D
 
 
@@ -23,6 +24,8 @@ class FastSAM3D(nn.Module):
         self.image_encoder = ImageEncoder3D(config)
         self.prompt_encoder = PromptEncoder3D(config)
         self.mask_decoder = MaskDecoder3D(config)
+        if config.detail_channels:
+            self.detail_stem = DetailStem(config)
 
     @property
     def has_decoder(self) -> bool:
@@ -32,18 +35,51 @@ class FastSAM3D(nn.Module):
     def encode(self, volume: Tensor) -> Tensor:
         """volume: [B, 1, S, S, S] normalised ROI in RAS+ order -> image embedding [B, C, g, g, g].
 
+        C is ``config.embedding_channels``: first the neck's ``out_channels``, then any detail.
         Raises ValueError for a volume of another shape.
         """
+        return self.encode_intermediates(volume, ())[0]
+
+    def encode_intermediates(
+        self, volume: Tensor, blocks: Sequence[int]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """``encode``, and the output [B, i, j, k, width] of each encoder block in ``blocks``."""
         expected = (1, *(self.config.roi_size,) * 3)
         if volume.ndim != 5 or tuple(volume.shape[1:]) != expected:
             raise ValueError(
                 f"volume is {tuple(volume.shape)}, but the network takes (B, {expected})"
             )
-        return self.image_encoder(volume)
+        number_type = self.image_encoder.pos_embed.dtype
+        embedding, outputs = self.image_encoder.forward_intermediates(
+            volume.to(number_type), blocks
+        )
+        if self.config.detail_channels:
+            folded = fold(self.detail_stem(volume), self.config.grid_size)
+            embedding = torch.cat([embedding, folded], dim=1)
+        return embedding, outputs
+
+    def prepare(self, embedding: Tensor) -> PreparedImage:
+        """What the decoder makes of an embedding [B, C, g, g, g] before any prompt.
+
+        Kept between the clicks on an image, it saves that work in each ``decode``. Raises
+        ValueError without a decoder.
+        """
+        if not self.has_decoder:
+            raise ValueError("only the image encoder was loaded; load it with its teacher's file")
+        detail = None
+        if self.config.detail_channels:
+            detail = unfold(embedding[:, self.config.out_channels :], side=4)
+        number_type = self.mask_decoder.mask_tokens.weight.dtype
+        return self.mask_decoder.prepare(
+            image=embedding[:, : self.config.out_channels].to(number_type),
+            image_position=self.prompt_encoder.dense_position().to(number_type),
+            mask_projection=self.prompt_encoder.mask_downscaling[-1],
+            detail=detail,
+        )
 
     def decode(
         self,
-        embedding: Tensor,
+        embedding: Tensor | PreparedImage,
         points: Tensor | None,
         labels: Tensor | None,
         mask: Tensor | None = None,
@@ -51,7 +87,8 @@ class FastSAM3D(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One step of an interaction.
 
-        embedding: [B, C, g, g, g], or [1, C, g, g, g] for B prompts on one image.
+        embedding: [B, C, g, g, g], or [1, C, g, g, g] for B prompts on one image; or what
+        ``prepare`` made of it.
 
         points: [B, N, 3] float, (i, j, k) ROI voxel indices; the encoder adds 0.5. None: no clicks.
         labels: [B, N], 1 foreground, 0 background, -1 padding.
@@ -61,20 +98,44 @@ class FastSAM3D(nn.Module):
 
         Raises ValueError for shapes that do not belong together, and without a decoder.
         """
-        if not self.has_decoder:
-            raise ValueError("only the image encoder was loaded; load it with its teacher's file")
         batch = self._check_prompts(embedding, points, labels, mask)
-        sparse, dense = self.prompt_encoder(points, labels, mask, batch)
+        prepared = embedding if isinstance(embedding, PreparedImage) else self.prepare(embedding)
+        sparse, mask_features = self.prompt_encoder(points, labels, mask, batch, prepared.detail)
+        maps = None
+        if prepared.detail is not None:
+            maps = self._draw(prepared.detail, points, labels, mask, batch)
+        number_type = prepared.image.dtype
         return self.mask_decoder(
-            image=embedding.expand(batch, -1, -1, -1, -1),
-            image_position=self.prompt_encoder.dense_position(),
-            sparse=sparse,
-            dense=dense,
+            prepared,
+            sparse=sparse.to(number_type),
+            mask_features=None if mask_features is None else mask_features.to(number_type),
+            no_mask=self.prompt_encoder.no_mask_embed.weight.to(number_type),
             multimask=multimask,
+            prompt_maps=None if maps is None else maps.to(number_type),
         )
 
+    def _draw(
+        self,
+        detail: Tensor,
+        points: Tensor | None,
+        labels: Tensor | None,
+        mask: Tensor | None,
+        batch: int,
+    ) -> Tensor:
+        """The prompt as the mask decoder's refiner sees it, [B, 3, 4g, 4g, 4g]."""
+        size = self.config.low_res_size
+        if mask is None:
+            mask = detail.new_zeros(batch, 1, size, size, size)
+        if points is None or labels is None:
+            points, labels = detail.new_zeros(batch, 0, 3), detail.new_zeros(batch, 0)
+        return draw_prompt(points, labels, mask, self.config.roi_size)
+
     def _check_prompts(
-        self, embedding: Tensor, points: Tensor | None, labels: Tensor | None, mask: Tensor | None
+        self,
+        embedding: Tensor | PreparedImage,
+        points: Tensor | None,
+        labels: Tensor | None,
+        mask: Tensor | None,
     ) -> int:
         if (points is None) != (labels is None):
             raise ValueError("points and labels come together or not at all")

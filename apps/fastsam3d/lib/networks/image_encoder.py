@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -192,10 +192,20 @@ class ImageEncoder3D(nn.Module):
         """The embedding, and the output [B, i, j, k, width] of each block named in ``blocks``
         (numbered from 0).
         """
-        x = self.patch_embed(volume) + self.pos_embed
         outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            x = block(x)
+        tokens = self.embed(volume)
+        for number, output in enumerate(self.block_outputs(tokens)):
+            tokens = output
             if number in blocks:
-                outputs[number] = x
-        return self.neck(x.movedim(-1, 1)), outputs
+                outputs[number] = output
+        return self.neck(tokens.movedim(-1, 1)), outputs
+
+    def embed(self, volume: Tensor) -> Tensor:
+        """ROI [B, 1, S, S, S] -> the tokens that the first block takes, [B, i, j, k, width]."""
+        return self.patch_embed(volume) + self.pos_embed
+
+    def block_outputs(self, tokens: Tensor) -> Iterator[Tensor]:
+        """The output of one block after another; blocks that nobody asks for are not computed."""
+        for block in self.blocks:
+            tokens = block(tokens)
+            yield tokens

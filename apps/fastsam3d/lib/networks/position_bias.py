@@ -15,6 +15,7 @@ window it reads the queries of padding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -114,10 +115,14 @@ def bias_terms(kind: Kind, tables: Tables, q: Tensor, padded_q: Tensor | None = 
 
 def _rows(table: Tensor, queries: int) -> Tensor:
     """[queries, side, c]: the row of each query place and key place."""
-    side = (table.shape[0] + 1) // 2
-    query = torch.arange(queries, device=table.device)[:, None]
-    key = torch.arange(side, device=table.device)[None, :]
-    return table[query - key + side - 1]
+    return table[_row_numbers(queries, (table.shape[0] + 1) // 2, table.device)]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # they are kept, and may take part in training later
+def _row_numbers(queries: int, side: int, device: torch.device) -> Tensor:
+    query, key = torch.arange(queries)[:, None], torch.arange(side)[None, :]
+    return (query - key + side - 1).to(device)
 
 
 def _textbook_terms(tables: Tables, q: Tensor) -> BiasTerms:

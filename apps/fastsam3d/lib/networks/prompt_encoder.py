@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from .blocks import to_blocks
 from .common import LayerNorm3d
 from .config import FastSAM3DConfig
+from .detail import sample
 
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 
@@ -31,8 +34,17 @@ class PositionEmbedding3D(nn.Module):
         return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)[..., : self.channels]
 
 
+def _norm(x: Tensor, norm: LayerNorm3d) -> Tensor:
+    """``norm`` over the last axis."""
+    return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+
 class PromptEncoder3D(nn.Module):
-    """Clicks and a previous mask -> embeddings, sparse [B, N, C] and dense [B, C, g, g, g]."""
+    """Clicks and a previous mask -> embeddings [B, N, C] and features [B, g³, mask_channels].
+
+    The last layer of ``mask_downscaling``, which takes these features to C channels, is left to the
+    mask decoder: it joins that layer with its own first one.
+    """
 
     def __init__(self, config: FastSAM3DConfig) -> None:
         super().__init__()
@@ -44,6 +56,8 @@ class PromptEncoder3D(nn.Module):
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, channels) for _ in range(2))
         self.not_a_point_embed = nn.Embedding(1, channels)
         self.no_mask_embed = nn.Embedding(1, channels)
+        if config.detail_channels:
+            self.detail_proj = nn.Linear(config.detail_channels, channels)
         self.mask_downscaling = nn.Sequential(
             nn.Conv3d(1, hidden // 4, kernel_size=2, stride=2),
             LayerNorm3d(hidden // 4),
@@ -55,21 +69,37 @@ class PromptEncoder3D(nn.Module):
         )
 
     def forward(
-        self, points: Tensor | None, labels: Tensor | None, mask: Tensor | None, batch: int
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        points: Tensor | None,
+        labels: Tensor | None,
+        mask: Tensor | None,
+        batch: int,
+        detail: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """points: [B, N, 3] (i, j, k) ROI voxel indices; labels: [B, N]; mask: [B, 1, 4g, 4g, 4g]
-        logits; each or None.
+        logits; detail: the image's, [B or 1, D, 4g, 4g, 4g]; each or None.
         """
         if points is None or labels is None:
             sparse = self.no_mask_embed.weight.new_zeros(batch, 0, self.no_mask_embed.embedding_dim)
         else:
             sparse = self.embed_points(points, labels)
-        if mask is None:
-            dense = self.no_mask_embed.weight[:, :, None, None, None]
-            dense = dense.expand(batch, -1, *(self.grid_size,) * 3)
-        else:
-            dense = self.mask_downscaling(mask)
-        return sparse, dense
+            if detail is not None:
+                seen = self.detail_proj(sample(detail, points, self.roi_size))
+                seen = seen * (labels != PADDING)[..., None]
+                sparse = sparse + F.pad(seen, (0, 0, 0, 1))  # nothing for the padding point
+        return sparse, None if mask is None else self.embed_mask(mask)
+
+    def embed_mask(self, mask: Tensor) -> Tensor:
+        """``mask_downscaling`` without its last layer, on blocks: [B, 1, 4g, 4g, 4g] -> [B, g³,
+        mask_channels].
+        """
+        layers: list[Any] = list(self.mask_downscaling)
+        first, first_norm, _, second, second_norm, _, _ = layers
+        x = F.linear(to_blocks(mask)[..., 0], first.weight.flatten(1), first.bias)
+        x = F.gelu(_norm(x, first_norm))  # [B, g³, 8, c]
+        # the convolution's weights are channel first, the blocks channel last
+        x = F.linear(x.flatten(2), second.weight.movedim(1, -1).flatten(1), second.bias)
+        return F.gelu(_norm(x, second_norm))
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """[B, N, 3] clicks -> [B, N + 1, C]; a padding point stands in for the box that no one

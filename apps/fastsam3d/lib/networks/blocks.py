@@ -1,0 +1,30 @@
+"""A volume as blocks of a token's size: what stands under one token lies together in memory.
+
+A convolution whose stride is its size, or its transpose, is then a matrix product over the last
+axes, and nothing is moved between two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def to_blocks(volume: Tensor) -> Tensor:
+    """[B, c, 4i, 4j, 4k] -> [B, i * j * k, 8, 8, c]: token, its eighth, that one's eighth, channel.
+
+    The eighths are in (i, j, k) order.
+    """
+    x = volume
+    for axis in (4, 3, 2):
+        x = x.unflatten(axis, (-1, 2, 2))
+    x = x.permute(0, 2, 5, 8, 3, 6, 9, 4, 7, 10, 1)
+    return x.flatten(7, 9).flatten(4, 6).flatten(1, 3)
+
+
+def from_blocks(blocks: Tensor, grid: Sequence[int]) -> Tensor:
+    """The inverse of :func:`to_blocks` for a grid of (i, j, k) tokens."""
+    x = blocks.unflatten(3, (2, 2, 2)).unflatten(2, (2, 2, 2)).unflatten(1, tuple(grid))
+    x = x.permute(0, 10, 1, 4, 7, 2, 5, 8, 3, 6, 9)  # [B, c, i, 2, 2, j, 2, 2, k, 2, 2]
+    return x.flatten(8).flatten(5, 7).flatten(2, 4)

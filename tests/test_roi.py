@@ -11,7 +11,7 @@ from nibabel import aff2axcodes
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from lib.roi import Roi
+from lib.roi import Roi, _linear_taps
 
 ORDERS_AND_FLIPS = [
     (order, signs)
@@ -247,6 +247,58 @@ def test_paste_gives_back_what_crop_took_where_the_grids_coincide(order, signs):
         expected = np.zeros(shape)
         expected[box] = image[box] > threshold
         assert np.array_equal(roi.paste(roi.crop(image), threshold), expected)
+
+
+def plain_paste(roi, values_roi, threshold=0.0):
+    """The definition, on the whole box: upsampled, interpolated along k, i, j, compared last."""
+
+    def along(array, taps, axis):
+        shape = [-1 if each == axis else 1 for each in range(3)]
+        lower, upper = (weight.reshape(shape) for weight in (taps.lower_weight, taps.upper_weight))
+        return lower * array.take(taps.lower, axis) + upper * array.take(taps.upper, axis)
+
+    def interpolated(array_kji, taps_kji):
+        for axis in (0, 2, 1):
+            array_kji = along(array_kji, taps_kji[axis], axis)
+        return array_kji
+
+    cells = len(values_roi)
+    upsampling = _linear_taps((np.arange(roi.size) + 0.5) * cells / roi.size - 0.5, cells)
+    upsampled = interpolated(
+        values_roi.transpose(np.argsort(roi.axes)[::-1]).astype(np.float32), [upsampling] * 3
+    )
+    taps = [
+        _linear_taps(roi._roi_indices(axis)[slice(*roi.box_ijk[axis])], roi.size)
+        for axis in (2, 1, 0)
+    ]
+    mask = np.zeros(roi.shape_ijk, dtype=np.uint8)
+    box = tuple(slice(*bounds) for bounds in roi.box_ijk)
+    mask[box] = (interpolated(upsampled, taps) > threshold).transpose()
+    return mask
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.7, 0.4])
+@pytest.mark.parametrize("blob", ["noise", "ball", "corner", "nothing"])
+@pytest.mark.parametrize(("order", "signs"), ORDERS_AND_FLIPS[::7])
+def test_what_is_left_out_of_pasting_changes_no_voxel(order, signs, blob, threshold):
+    """To the bit: a mask is the same whichever way it was computed."""
+    shape, spacing_mm = (33, 27, 40), (1.1, 2.0, 1.3)
+    roi = Roi.place(shape, make_affine(order, signs, spacing_mm), np.array([[12, 13, 30]]), size=24)
+    radii = np.linalg.norm(np.indices((8, 8, 8)) - np.reshape([3, 4, 2.5], (3, 1, 1, 1)), axis=0)
+    values = {
+        "noise": np.random.default_rng(0).normal(size=(8, 8, 8)),
+        "ball": 2.2 - radii,
+        "corner": np.random.default_rng(1).normal(size=(8, 8, 8)) - 9,
+        "nothing": np.full((8, 8, 8), -3.0),
+    }[blob].astype(np.float32)
+    values[0, 0, 7] += 30 * (blob == "corner")
+    expected = plain_paste(roi, values, threshold)
+    assert np.array_equal(roi.paste(values, threshold), expected)
+    inside, box_ijk = roi.paste_box(values, threshold)
+    assert inside.sum() == expected.sum()
+    assert (blob == "nothing") == (inside.size == 0)
+    if blob in ("ball", "corner"):
+        assert inside.size < 0.7 * np.prod([stop - start for start, stop in roi.box_ijk])
 
 
 # Edges

@@ -9,6 +9,8 @@ import torch
 from lib.cache import ByteCache, array_nbytes
 from lib.infers.predictor import FastSAM3DPredictor
 from lib.networks import FastSAM3DConfig, build_untrained
+from lib.networks.captured import CapturedNetwork
+from lib.precision import lowered
 
 POINTS_ROI = np.array([[30.0, 20, 10], [12, 50, 33], [5, 6, 60], [40, 41, 42]])
 LABELS = np.array([1, 1, 0, 0])
@@ -100,3 +102,11 @@ def test_threads_do_not_disturb_each_other(network):
     with ThreadPoolExecutor(6) as pool:
         for job, answer in zip(jobs, pool.map(run, jobs), strict=True):
             np.testing.assert_array_equal(answer, expected[job])
+
+
+def test_lower_precision_is_a_predictors_network(network):
+    """What `choose` gives is served as it is, with masks of its own."""
+    low = CapturedNetwork(lowered(network, "int8"))
+    ours, expected = segment(predictor(low)), segment(predictor(network))
+    assert not np.array_equal(ours, expected)
+    np.testing.assert_allclose(ours, expected, atol=0.1 * np.abs(expected).max())

@@ -66,6 +66,12 @@ class ByteCache(Generic[Value]):
         with self._lock:
             return int(self._kept.currsize)
 
+    def drop(self, is_stale: Callable[[Any], bool]) -> None:
+        """Remove the values whose keys are stale."""
+        with self._lock:
+            for key in [key for key in self._kept if is_stale(key)]:
+                del self._kept[key]
+
     def clear(self) -> None:
         with self._lock:
             self._kept.clear()

@@ -12,5 +12,9 @@ class NotFoundError(InputError):
     """There is no such model, image, session or trainer."""
 
 
+class ConflictError(InputError):
+    """It cannot be done now, because of something else that is being done."""
+
+
 class SavingError(RuntimeError):
     """A label is not where it should be; the message says where it was kept, and the cure."""

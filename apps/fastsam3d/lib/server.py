@@ -11,11 +11,7 @@ import json
 import logging
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import requests
@@ -24,17 +20,19 @@ from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.endpoints import activelearning, datastore, train
-from monailabel.endpoints.infer import ResultType, send_response
+from monailabel.endpoints import datastore
+from monailabel.endpoints.infer import ResultType
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 
-from lib import ohif
+from lib import ohif, opening, trainings
 from lib.datastore import write_segmentation
-from lib.errors import InputError, NotFoundError, SavingError
-from lib.infers.fastsam3d import check_options
+from lib.errors import ConflictError, InputError, NotFoundError, SavingError
+from lib.images import find_image, image_file
+from lib.infers.fastsam3d import MASK, check_options
+from lib.reply import MaskForm, image_reply, multipart_reply, write_temporary
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,7 @@ def install(app: FastAPI) -> None:
     """Put our routes before the stock ones, as the first that matches answers; answer errors."""
     routes = app.router.routes
     stock = len(routes)
-    for each in (router, ohif.router):
+    for each in (router, opening.router, trainings.router, ohif.router):
         app.include_router(each, prefix=settings.MONAI_LABEL_API_STR)
     ours = routes[stock:]
     del routes[stock:]
@@ -63,11 +61,11 @@ def install(app: FastAPI) -> None:
 
 UserRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 AnnotatorRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-AdminRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
 
 
 @router.post("/infer/{model}", summary="Mask from clicks", tags=["Infer"])
 def infer(
+    http: Request,
     background_tasks: BackgroundTasks,
     model: str,
     user: UserRole,
@@ -84,13 +82,18 @@ def infer(
     _check_model(instance, model)
     if output == ResultType.dicom_seg:
         _check_segmentation(instance, session_id or file is not None)
-    with _image_file(instance, image, session_id, file) as path:
-        result = instance.infer({**request, "model": model, "image": path})
+    with image_file(instance, image, session_id, file) as path:
+        said = instance.infer({**request, "model": model, "image": path, MASK: True})["params"]
+        mask, form = said.pop(MASK), MaskForm.of(request, path)
         if output == ResultType.dicom_seg:
             label_info = request.get("label_info") or []
-            return _segmentation(background_tasks, path, result["file"], label_info)
-    reply = send_response(instance.datastore(), result, output, background_tasks)
-    return _with_warnings(reply, result["params"]["warnings"])
+            file_path = write_temporary(mask, MaskForm(".nii.gz"))
+            return _segmentation(background_tasks, path, file_path, label_info)
+    if output == ResultType.json:
+        return said
+    if output == ResultType.image:
+        return _with_warnings(image_reply(mask, form, http), said["warnings"])
+    return _with_warnings(multipart_reply(mask, form, said, http), said["warnings"])
 
 
 @router.put("/datastore/label", summary="Save a label", tags=["Datastore"])
@@ -104,35 +107,12 @@ def save_label(
 ) -> Any:
     """The tag is ``final`` unless one is given; a label that has this tag already is replaced."""
     _parse_params(params)
-    _find_image(app_instance(), image)
+    find_image(app_instance(), image)
     if not re.fullmatch(r"[\w-]*", tag):  # it names a folder
         raise InputError(f"tag is {tag!r}; a tag has letters, digits, - and _ only")
     if not str(label.filename).endswith(LABEL_FILES):
         raise InputError(f"label is {label.filename!r}; send one of {', '.join(LABEL_FILES)}")
     return datastore.save_label(background_tasks, image, params, tag, label, user.username)
-
-
-@router.post("/activelearning/{strategy}", summary="Next sample", tags=["ActiveLearning"])
-def next_sample(strategy: str, user: UserRole, params: dict | None = None) -> Any:
-    return activelearning.sample(strategy, params, user.username)
-
-
-@router.post("/train/", include_in_schema=False)
-def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = False) -> Any:
-    _check_trainer(app_instance())
-    return train.run(params, run_sync)
-
-
-@router.post("/train/{model}", summary="Train a model", tags=["Train"])
-def train_model(
-    model: str,
-    user: AdminRole,
-    params: dict | None = None,
-    run_sync: bool = False,
-    enqueue: bool = False,
-) -> Any:
-    _check_trainer(app_instance(), model)
-    return train.run_model(model, params, run_sync, enqueue)
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -149,17 +129,9 @@ def _parse_params(text: str) -> dict[str, Any]:
 
 
 def _check_model(instance: MONAILabelApp, model: str) -> None:
-    models = list(instance.info()["models"])
+    models = instance.models
     if model not in models:
         raise NotFoundError(f"there is no model {model!r}; there are {', '.join(models)}")
-
-
-def _check_trainer(instance: MONAILabelApp, model: str | None = None) -> None:
-    trainers = list(instance.info()["trainers"])
-    if not trainers:
-        raise NotFoundError("there is nothing to train: this server has no trainer")
-    if model is not None and model not in trainers:
-        raise NotFoundError(f"there is no trainer {model!r}; there are {', '.join(trainers)}")
 
 
 def _check_segmentation(instance: MONAILabelApp, is_own: bool) -> None:
@@ -169,50 +141,12 @@ def _check_segmentation(instance: MONAILabelApp, is_own: bool) -> None:
         )
 
 
-# --- images and masks -----------------------------------------------------------------------------
+# --- masks ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _image_file(
-    instance: MONAILabelApp, image: str, session_id: str, file: UploadFile | None
-) -> Iterator[str]:
-    """The path of the image that a request is about, for as long as the request takes."""
-    if session_id:
-        yield _find_session(instance, session_id)
-    elif file is not None:
-        suffix = "".join(Path(file.filename or "").suffixes) or ".nii.gz"
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"image{suffix}")
-            with path.open("wb") as stored:
-                shutil.copyfileobj(file.file, stored)
-            yield str(path)
-    elif image:
-        yield _find_image(instance, image)
-    else:
-        raise InputError("there is no image; name one, or a session, or send a file")
-
-
-def _find_session(instance: MONAILabelApp, session_id: str) -> str:
-    is_name = os.path.basename(session_id) == session_id
-    sessions = instance.sessions()
-    session = sessions.get_session(session_id) if is_name and sessions is not None else None
-    if not session:
-        raise NotFoundError(f"session {session_id!r} has expired; upload the image again")
-    return str(session.image)
-
-
-def _find_image(instance: MONAILabelApp, image: str) -> str:
-    # an id is never a path: MONAI Label would open any file of the server that the name leads to
-    is_name = os.path.basename(image) == image
-    path = instance.datastore().get_image_uri(image) if is_name else ""
-    if not path or not os.path.exists(path):
-        raise NotFoundError(f"there is no image {image!r} among the studies of this server")
-    return str(path)
-
-
-def _with_warnings(reply: Any, warnings: Sequence[str]) -> Any:
+def _with_warnings(reply: Response, warnings: Sequence[str]) -> Response:
     """A reply that is a mask alone has its warnings in a header, where our OHIF finds them."""
-    if warnings and isinstance(reply, Response):
+    if warnings:
         text = "; ".join(warnings).encode("latin-1", "replace")  # what a header can hold
         reply.headers["X-Warning"] = text.decode("latin-1")
     return reply
@@ -237,6 +171,7 @@ Describe = Callable[[Any], str]
 ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     InputError: (400, str),
     NotFoundError: (404, str),
+    ConflictError: (409, str),
     SavingError: (500, str),
     ImageNotFoundException: (404, lambda error: error.msg),
     MONAILabelException: (400, lambda error: error.msg),

@@ -6,8 +6,11 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib.cache import ByteCache
 from lib.errors import InputError
+from lib.mask import BoxMask
 from lib.prompts import FOREGROUND, Prompts, parse_prompts
 from lib.roi import Roi
 from lib.volume import Volume, read_volume
@@ -66,11 +69,23 @@ class PlaceRoid:
 
 
 class PasteRoid:
-    """``logits``, (s, s, s) on the ROI -> ``pred``, the uint8 mask on the stored grid."""
+    """``logits``, (s, s, s) on the ROI -> ``pred``, the mask on the stored grid.
+
+    Its box holds the clicks, which may lie a little outside of what the network marked.
+    """
 
     def __call__(self, data: Data) -> Data:
-        data["pred"] = data["roi_cube"].paste(data["logits"], within_ijk=data["prompts"].within_ijk)
+        volume, prompts = data["volume"], data["prompts"]
+        found, box_ijk = data["roi_cube"].paste_box(data["logits"], within_ijk=prompts.within_ijk)
+        mask = BoxMask(found, box_ijk, volume.shape_ijk, volume.affine_mm)
+        data["pred"] = mask.including(allowed_voxels(prompts))
         return data
+
+
+def allowed_voxels(prompts: Prompts) -> np.ndarray:
+    """(N, 3), the clicked voxels inside of the box that the mask is limited to."""
+    allowed = [prompts.is_within(*voxel) for voxel in prompts.voxels_ijk]
+    return prompts.voxels_ijk[allowed]
 
 
 class HonourClicksd:
@@ -83,11 +98,11 @@ class HonourClicksd:
     def __call__(self, data: Data) -> Data:
         prompts, mask = data["prompts"], data["pred"]
         data["warnings"] = list(prompts.warnings)
-        found = mask.any()
+        found = mask.values.any()
         for (i, j, k), label in zip(prompts.voxels_ijk, prompts.labels, strict=True):
             if prompts.is_within(i, j, k):
-                mask[i, j, k] = label
-        if not mask.any():
+                mask.set_voxel(i, j, k, label)
+        if not mask.values.any():
             raise InputError(_explain_empty(prompts))
         if not found:
             data["warnings"].append(_explain_unfound(prompts))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import zlib
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
@@ -34,6 +34,7 @@ NIFTI_ERRORS = (
     OSError,
     EOFError,
     zlib.error,
+    isal_zlib.error,
     ValueError,
     MemoryError,
     ImageFileError,
@@ -90,7 +91,7 @@ def read_volume(path: str | Path) -> Volume:
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Array (I, J, K) in stored type or, where the file has a scale, float; affine to RAS mm."""
-    open_file = gzip.open if path.name.lower().endswith(".gz") else open
+    open_file: Any = igzip.open if path.name.lower().endswith(".gz") else open
     try:
         image_class: Any = type(nibabel.load(path))  # Nifti1Image or Nifti2Image
         with open_file(path, "rb") as file:

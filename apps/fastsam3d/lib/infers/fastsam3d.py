@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import tempfile
 import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,12 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from lib.cache import ByteCache
 from lib.errors import InputError
+from lib.infers.computing import Stopwatch
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.intensity import normalize
-from lib.reply import EXTENSIONS, own_extension, write_mask
+from lib.networks.captured import CapturedNetwork
+from lib.precision import choose
+from lib.reply import DTYPES, EXTENSIONS, MaskForm, write_temporary
 from lib.transforms import (
     HonourClicksd,
     LoadVolumed,
@@ -36,13 +37,14 @@ from lib.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
-
 # what a client may set: the clicks, the form of the reply, and what Slicer and OHIF send besides
 CLICKS = ("foreground", "background", "roi")
 REPLY = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
 CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
 OPTIONS = (*CLICKS, *REPLY, *CLIENT)
+
+MASK = "mask"
+"""Set in a request of the server's own, it makes the reply hold the mask itself, and no file."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +68,50 @@ class FastSAM3DInfer(BasicInferTask):
         spacing_mm: float = 1.5,
         device: str | None = None,
         description: str = "",
+        current: Callable[[], Weights] | None = None,
     ) -> None:
+        """current: gives the weights to use now, where they can change while the server runs."""
         super().__init__(
             path=None,
             network=weights.network,
             type=InferType.DEEPGROW,
             labels=list(labels),
             dimension=3,
-            description=f"{description} ({weights.describe()})",
+            description=description,
             config={"device": [device] if device else device_list()},
         )
-        self._weights = weights
+        self._current = current or (lambda: weights)
         self._caches = caches
         self._spacing_mm = spacing_mm
-        self._predictors: dict[str, FastSAM3DPredictor] = {}
+        self._predictors: dict[tuple[str, str], FastSAM3DPredictor] = {}
         self._predictors_lock = threading.Lock()
 
     def info(self) -> dict[str, Any]:
-        return {**super().info(), "weights": self._weights.info()}
+        weights = self._current()
+        description = f"{self.description} ({weights.describe()})"
+        return {
+            **super().info(),
+            "description": description,
+            "weights": weights.info(),
+            "precision": {
+                device: asdict(predictor.precision)
+                for (_, device), predictor in list(self._predictors.items())
+            },
+        }
+
+    def prepare(self) -> None:
+        """Do what the first click would otherwise wait for: choose the precision for the device."""
+        self._predictor(self._current(), name_to_device(self._config["device"][0]))
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict]:
         """Raises InputError for anything in the request or the image that cannot be used."""
         check_request(request)
         return super().__call__(request, callbacks)
 
-    def pre_transforms(self, data: Any = None) -> Transforms:
-        size = self._weights.network.config.roi_size
+    def pre_transforms(self, data: dict[str, Any]) -> Transforms:
+        # one version from here to the reply, whatever is published meanwhile
+        weights = data["weights"] = self._current()
+        size = weights.network.config.roi_size
         return [
             LoadVolumed(self._caches.volumes),
             ParsePromptsd(),
@@ -103,16 +123,16 @@ class FastSAM3DInfer(BasicInferTask):
     ) -> dict[str, Any]:
         """``volume``, ``prompts`` and ``roi_cube`` -> ``logits`` on the ROI."""
         volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
-        predictor = self._predictor(device)
-        start = time.perf_counter()
+        predictor = self._predictor(data["weights"], device)
+        # what is known already takes no time
+        stages = data["latencies"]["infer"] = Stopwatch(Crop=0, Wait=0, Encode=0, Decode=0)
         embedding = predictor.encode(
             roi_key=(data["volume_key"], roi),
             make_roi_image=lambda: normalize(roi.crop(volume.array), volume.is_ct),
+            stages=stages,
         )
-        encoded = time.perf_counter()
-        data["logits"] = predictor.decode(embedding, roi.to_roi(prompts.points_ijk), prompts.labels)
-        decoded = time.perf_counter()
-        data["latencies"]["infer"] = {"Encode": encoded - start, "Decode": decoded - encoded}
+        points_roi = roi.to_roi(prompts.points_ijk)
+        data["logits"] = predictor.decode(embedding, points_roi, prompts.labels, stages)
         return data
 
     def post_transforms(self, data: Any = None) -> Transforms:
@@ -120,41 +140,49 @@ class FastSAM3DInfer(BasicInferTask):
 
     def writer(
         self, data: dict[str, Any], extension: Any = None, dtype: Any = None
-    ) -> tuple[str, dict[str, Any]]:
+    ) -> tuple[str | None, dict[str, Any]]:
         """Write ``pred`` with the image's geometry; -> file and what is said beside the mask.
 
-        The server sends the file and removes it; nothing is left of one that cannot be written.
+        Our own route takes the mask itself, under ``mask``, and there is no file. Whoever else asks
+        removes the file.
         """
-        volume, roi = data["volume"], data["roi_cube"]
-        extension = extension or data.get("result_extension") or own_extension(data["image_path"])
-        dtype = dtype or data.get("result_dtype") or "uint8"
-        handle, path = tempfile.mkstemp(suffix=extension)
-        os.close(handle)
-        mask = data["pred"].astype(dtype, copy=False)
-        try:
-            write_mask(mask, volume.affine_mm, path, data.get("result_compress") or False)
-        except Exception:
-            os.unlink(path)
-            raise
-        self._log_click(data)
-        return path, {
+        roi = data["roi_cube"]
+        said = {
             "warnings": data["warnings"],
-            "weights": self._weights.info(),
+            "weights": data["weights"].info(),
             "roi": {"affine_mm": roi.affine_mm.tolist(), "size": roi.size},
         }
+        self._log_click(data)
+        if data.get(MASK):
+            return None, {**said, MASK: data["pred"]}
+        form = MaskForm.of(data, data["image_path"])
+        form = replace(form, extension=extension or form.extension, dtype=dtype or form.dtype)
+        return write_temporary(data["pred"], form), said
 
-    def _predictor(self, device: str) -> FastSAM3DPredictor:
+    def _predictor(self, weights: Weights, device: str) -> FastSAM3DPredictor:
         with self._predictors_lock:
-            if device not in self._predictors:
-                network = self._weights.network
-                self._predictors[device] = FastSAM3DPredictor(
-                    network if device == "cpu" else copy.deepcopy(network),
-                    self._weights.network_id,
+            if (weights.network_id, device) not in self._predictors:
+                self._forget_others(weights.network_id)
+                network = weights.network if device == "cpu" else copy.deepcopy(weights.network)
+                network, precision = choose(network, torch.device(device))
+                self._predictors[weights.network_id, device] = FastSAM3DPredictor(
+                    CapturedNetwork(network),
+                    weights.network_id,
                     torch.device(device),
                     self._caches.embeddings,
                     self._caches.masks,
+                    precision,
                 )
-            return self._predictors[device]
+            return self._predictors[weights.network_id, device]
+
+    def _forget_others(self, network_id: str) -> None:
+        """Other weights than these are served no more; what they computed goes with them."""
+        old = {known for known, _ in self._predictors} - {network_id}
+        for key in [key for key in self._predictors if key[0] in old]:
+            del self._predictors[key]
+        if old:
+            self._caches.embeddings.drop(lambda key: key[0] in old)
+            self._caches.masks.drop(lambda key: key[0][0] in old)
 
     def _log_click(self, data: Mapping[str, Any]) -> None:
         labels = data["prompts"].labels
@@ -164,7 +192,7 @@ class FastSAM3DInfer(BasicInferTask):
             os.path.basename(data["image_path"]),
             (labels == 1).sum(),
             (labels == 0).sum(),
-            np.count_nonzero(data["pred"]),
+            np.count_nonzero(data["pred"].values),
             ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in stages.items()),
         )
         for warning in data["warnings"]:

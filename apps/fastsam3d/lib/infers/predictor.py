@@ -2,82 +2,107 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lib.cache import ByteCache, array_nbytes
-from lib.networks import FastSAM3D
+from lib.cache import ByteCache
+from lib.infers.computing import Computing, Stopwatch
+from lib.networks import FastSAM3D, PreparedImage
+from lib.networks.captured import CapturedNetwork
+from lib.precision import FLOAT32, Precision
 
 
 @dataclass(frozen=True)
 class ImageEmbedding:
-    """What the encoder made of a ROI, [1, C, g, g, g], and a key for all that it was made of."""
+    """What the encoder made of a ROI, and the decoder of that before any click; and a key for all
+    that it was made of.
+    """
 
     key: Hashable
-    tensor: Tensor
+    prepared: PreparedImage
 
     @property
     def nbytes(self) -> int:
-        return array_nbytes(self.tensor)
+        return self.prepared.nbytes
 
 
 class FastSAM3DPredictor:
     """A network on a device, and caches of what it computed. Nothing per request lives here.
 
-    network_id: changes with any weight; part of all keys.
+    network: on that device already. network_id: changes with any weight; part of all keys.
+    precision: of what the network computes in, for those who ask.
     """
 
     def __init__(
         self,
-        network: FastSAM3D,
+        network: FastSAM3D | CapturedNetwork,
         network_id: str,
         device: torch.device,
         embeddings: ByteCache[ImageEmbedding],
         masks: ByteCache[np.ndarray],
+        precision: Precision = FLOAT32,
     ) -> None:
-        self._network = network.to(device)
+        self.precision = precision
+        self._network = network
         self._network_id = network_id
         self._device = device
         self._embeddings = embeddings
         self._masks = masks
-        # one computation at a time: they would only share the same cores, and the memory adds up
-        self._computing = threading.Lock()
+        self._computing = Computing.on(device)
 
-    def encode(self, roi_key: Hashable, make_roi_image: Callable[[], np.ndarray]) -> ImageEmbedding:
+    def encode(
+        self,
+        roi_key: Hashable,
+        make_roi_image: Callable[[], np.ndarray],
+        stages: Stopwatch | None = None,
+    ) -> ImageEmbedding:
         """The embedding of a ROI, from the cache where ``roi_key`` was encoded before.
 
         make_roi_image: gives the normalised ROI image, (S, S, S) float32 in RAS+ order.
+        stages: is told how long Crop, Wait and Encode took.
         """
         key = (self._network_id, str(self._device), roi_key)
-        return self._embeddings.get_or_make(key, lambda: self._encode(key, make_roi_image()))
+        stages = stages if stages is not None else Stopwatch()
+
+        def make() -> ImageEmbedding:
+            with stages.measure("Crop"):
+                roi_image = make_roi_image()
+            return self._computing.run(stages, "Encode", self._encode, key, roi_image)
+
+        return self._embeddings.get_or_make(key, make)
 
     @torch.inference_mode()
     def _encode(self, key: Hashable, roi_image: np.ndarray) -> ImageEmbedding:
         volume = torch.from_numpy(roi_image)[None, None].to(self._device)
-        with self._computing:
-            return ImageEmbedding(key, self._network.encode(volume))
+        return ImageEmbedding(key, self._network.prepare(self._network.encode(volume)))
 
     def decode(
-        self, embedding: ImageEmbedding, points_roi: np.ndarray, labels: np.ndarray
+        self,
+        embedding: ImageEmbedding,
+        points_roi: np.ndarray,
+        labels: np.ndarray,
+        stages: Stopwatch | None = None,
     ) -> np.ndarray:
         """Replay N >= 1 clicks in order, each with the mask of those before it.
 
         points_roi: (N, 3) ROI voxel indices. labels: (N,), 1 foreground, 0 background.
         -> low-resolution logits (s, s, s) float32, not to be changed. Every prefix of the clicks is
-        kept in the cache, so that a further click costs one step.
+        kept in the cache, so that a further click costs one step. stages: is told how long Wait
+        and Decode took.
         """
+        stages = stages if stages is not None else Stopwatch()
         clicks = tuple(
             (*point, label)
             for point, label in zip(points_roi.tolist(), labels.tolist(), strict=True)
         )
         known, low_res = self._longest_known_prefix(embedding, clicks)
         for count in range(known + 1, len(clicks) + 1):
-            low_res = self._step(embedding, clicks[:count], low_res)
+            low_res = self._computing.run(
+                stages, "Decode", self._step, embedding, clicks[:count], low_res
+            )
             self._masks.put((embedding.key, clicks[:count]), low_res)
         return low_res
 
@@ -95,11 +120,11 @@ class FastSAM3DPredictor:
     def _step(self, embedding: ImageEmbedding, clicks: tuple, previous: np.ndarray) -> np.ndarray:
         shown = clicks if self._network.config.click_history == "all" else clicks[-1:]
         prompt = torch.tensor(shown, dtype=torch.float32, device=self._device)[None]
-        with self._computing:
-            logits, _ = self._network.decode(
-                embedding.tensor,
-                points=prompt[..., :3],
-                labels=prompt[..., 3].long(),
-                mask=torch.from_numpy(previous)[None, None].to(self._device),
-            )
-        return logits[0, 0].float().cpu().numpy()
+        logits, _ = self._network.decode(
+            embedding.prepared,
+            points=prompt[..., :3],
+            labels=prompt[..., 3].long(),
+            mask=torch.from_numpy(previous)[None, None].to(self._device),
+        )
+        # a copy: what is kept must not hold on to the other masks that were computed
+        return logits[0, 0].float().cpu().numpy().copy()

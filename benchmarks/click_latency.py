@@ -1,0 +1,314 @@
+"""What a user waits for between a click and its mask: a real server, real HTTP, both viewers.
+
+python benchmarks/click_latency.py [--shape 512,512,300] [--clicks 500] [--processes 2]
+    [--json FILE] [--markdown FILE] [--plot FILE] [--conf weights FILE ...]
+
+The scan is the synthetic torso with noise of its own, int16 in a .nii.gz. Each viewer's time runs
+from its request until it has all of the mask. Needs what requirements-dev.txt lists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if __package__ in (None, ""):  # run as a script
+    sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "sample-data"))
+os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
+
+import nibabel as nib  # noqa: E402
+import numpy as np  # noqa: E402
+from scipy.ndimage import zoom  # noqa: E402
+
+import torso  # noqa: E402
+from benchmarks.click_clients import (  # noqa: E402
+    Answer,
+    Ohif,
+    Server,
+    Slicer,
+    running_server,
+    running_servers,
+)
+from benchmarks.click_report import machine, markdown, plot  # noqa: E402
+
+FIELD_MM = (410.0, 410.0, 360.0)  # of a scan of the trunk, whatever its shape
+NOISE_HU = 12.0
+SERIES = 3  # structures that are clicked on ten times each
+CLICKS = 10
+RNG_SEED = 0
+
+Viewer = Ohif | Slicer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    with tempfile.TemporaryDirectory(prefix="click-latency-") as temporary:
+        folder = Path(temporary)
+        print("making the scan", flush=True)
+        make_scans(folder / "studies", options.shape)
+        result = measure(folder, options)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    if options.markdown:
+        options.markdown.write_text(markdown(result))
+    if options.plot:
+        plot(result, options.plot)
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+def make_scans(studies: Path, shape_ijk: Sequence[int]) -> None:
+    """One scan under several names, so that each can be met for the first time."""
+    studies.mkdir()
+    coarse_ijk = tuple(max(length // 3, 8) for length in shape_ijk)
+    affine_mm = torso.centred_affine(coarse_ijk, np.divide(FIELD_MM, coarse_ijk), "LPS")
+    hu = torso.sample(coarse_ijk, affine_mm, seed=RNG_SEED)[0].astype(np.float32)
+    hu = zoom(hu, np.divide(shape_ijk, coarse_ijk), order=1)
+    hu += np.random.default_rng(RNG_SEED).standard_normal(hu.shape, dtype=np.float32) * NOISE_HU
+    affine_mm = torso.centred_affine(hu.shape, np.divide(FIELD_MM, hu.shape), "LPS")
+    first = studies / "scan.nii.gz"
+    image = nib.Nifti1Image(np.clip(np.rint(hu), -1024, 3000).astype(np.int16), affine_mm)
+    nib.save(image, first)
+    for name in ("cold_ohif", "cold_slicer", "cold_info", "ahead"):
+        os.link(first, studies / f"{name}.nii.gz")
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    studies, shape_ijk = folder / "studies", options.shape
+    result: dict[str, Any] = {"date": str(date.today()), "shape": list(shape_ijk), **machine()}
+    print("timing LoadImage", flush=True)
+    result["load_image_ms"] = load_image_ms(studies / "scan.nii.gz")
+    with running_server(studies, folder, options.conf) as server:
+        viewers: list[Viewer] = [Ohif(server.url), Slicer(server.url, folder)]
+        stages = []
+        for viewer in viewers:
+            print(f"clicking as {viewer.name}", flush=True)
+            result[viewer.name], answers = one_user(viewer, shape_ijk)
+            stages += [answer for answer in answers if answer.stages]
+        result |= stage_times(stages)
+        result["first_after_read_ahead_ms"] = read_ahead(server, viewers[0], shape_ijk)
+        print("two clients, /info, memory", flush=True)
+        result["two_clients"] = several_clients([Ohif(server.url), Ohif(server.url)], shape_ijk)
+        result["info_ms"] = info_times(server, viewers[0], shape_ijk)
+        result |= memory_growth(server, viewers[0], shape_ijk, options.clicks)
+    if options.processes > 1:
+        print(f"{options.processes} processes behind nginx", flush=True)
+        result["processes"] = several_processes(folder, options)
+    return result
+
+
+def load_image_ms(path: Path) -> float:
+    """MONAI's reader, which MONAI Label's own tasks run for each click."""
+    from monai.transforms import LoadImage
+
+    return statistics.median(_ms(lambda: LoadImage(image_only=True)(path)) for _ in range(3))
+
+
+def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], list[Answer]]:
+    """Times of one viewer alone, and all its answers."""
+    places = random_places(shape_ijk, seed=len(viewer.name))  # of its own: nothing is known yet
+    cold = viewer.click(f"cold_{viewer.name}", [next(places)])
+    viewer.click("scan", [next(places)])  # decodes the scan
+    firsts, nexts, labels = [], [], []
+    for _ in range(SERIES):
+        clicks = series(next(places), shape_ijk)
+        firsts.append(viewer.click("scan", clicks[:1]))
+        nexts += [viewer.click("scan", clicks[:count]) for count in range(2, CLICKS + 1)]
+        # the first click stays, and with it the ROI; what follows is new
+        labels.append(viewer.click("scan", clicks[:1], [clicks[3], clicks[5]]))
+    times = {
+        "first_cold_ms": round(cold.ms, 1),
+        "first_ms": _median(firsts),
+        "next_ms": percentiles([answer.ms for answer in nexts]),
+        "other_label_ms": _median(labels),
+    }
+    return times, [cold, *firsts, *nexts]
+
+
+def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Medians, ms, of the server's stages over the answers in which they ran."""
+    spent: dict[str, list[float]] = {}
+    for answer in answers:
+        for stage, seconds in answer.stages.items():
+            if seconds > 1e-4:
+                spent.setdefault(stage, []).append(1e3 * seconds)
+        rest = answer.ms - 1e3 * sum(answer.stages.values())
+        spent.setdefault("http", []).append(rest)
+
+    def median(stage: str) -> float:
+        return round(statistics.median(spent.get(stage, [0.0])), 1)
+
+    names = {"decode_file": "LoadVolumed", "crop": "Crop", "encode": "Encode", "decode": "Decode"}
+    names |= {"paste": "PasteRoid", "write": "Write", "http": "http", "wait": "Wait"}
+    stages = {f"{name}_ms": median(stage) for name, stage in names.items()}
+    stages["decode_file_ms"] = round(max(spent.get("LoadVolumed", [0.0])), 1)
+    return {
+        "stages": stages,
+        "encode_ms": stages["encode_ms"],
+        "decode_ms": stages["decode_ms"],
+    }
+
+
+def read_ahead(server: Server, viewer: Viewer, shape_ijk: Sequence[int]) -> float:
+    """The first click of a user who looked at the scan for a while."""
+    server.get("/datastore/image/info?image=ahead")
+    time.sleep(5)
+    return round(viewer.click("ahead", [next(random_places(shape_ijk, seed=2))]).ms, 1)
+
+
+def several_clients(viewers: Sequence[Viewer], shape_ijk: Sequence[int]) -> dict[str, Any]:
+    """Each clicks its own ten times at once; the masks are compared with those of one alone."""
+    places = [next(random_places(shape_ijk, seed=10 + number)) for number in range(len(viewers))]
+
+    def click(viewer: Viewer, place: np.ndarray) -> list[Answer]:
+        clicks = series(place, shape_ijk)
+        return [viewer.click("scan", clicks[:count]) for count in range(1, CLICKS + 1)]
+
+    with ThreadPoolExecutor(len(viewers)) as pool:
+        start = time.perf_counter()
+        together = list(pool.map(click, viewers, places))
+        seconds = time.perf_counter() - start
+    alone = [click(viewer, place) for viewer, place in zip(viewers, places, strict=True)]
+    pairs = zip(sum(together, []), sum(alone, []), strict=True)
+    return {
+        "clients": len(viewers),
+        "next_ms": percentiles([answer.ms for answers in together for answer in answers[1:]]),
+        "clicks_per_second": round(len(viewers) * CLICKS / seconds, 2),
+        "masks_as_alone": all(one.checksum == other.checksum for one, other in pairs),
+    }
+
+
+def info_times(server: Server, viewer: Viewer, shape_ijk: Sequence[int]) -> dict[str, Any]:
+    """Of GET /info/: the slowest, ms, with nothing else, while clicks compute, while decoding."""
+    places = random_places(shape_ijk, seed=3)
+
+    def clicks() -> None:
+        for _ in range(CLICKS):  # a new ROI each: cropped, encoded, decoded
+            viewer.click("scan", [next(places)])
+
+    with asking(server) as idle:
+        time.sleep(1)
+    with asking(server) as clicking:
+        clicks()
+    with asking(server) as decoding:
+        viewer.click("cold_info", [next(places)])
+    times = {"idle": idle, "clicking": clicking, "decoding": decoding}
+    return {name: {"max": max(ms), "p50": statistics.median(ms)} for name, ms in times.items()}
+
+
+@contextmanager
+def asking(server: Server) -> Iterator[list[float]]:
+    """Ask for /info/ over and over; gives the list that the times, ms, are put into."""
+    times: list[float] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            times.append(round(_ms(lambda: server.get("/info/")), 1))
+            done.wait(0.02)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield times
+    finally:
+        done.set()
+        thread.join()
+
+
+def memory_growth(
+    server: Server, viewer: Viewer, shape_ijk: Sequence[int], count: int
+) -> dict[str, Any]:
+    """RSS of the server before and after `count` clicks, each series of ten at a new place."""
+    places = random_places(shape_ijk, seed=4)
+    before = server.rss_mb()
+    clicked = 0
+    while clicked < count:
+        clicks = series(next(places), shape_ijk)
+        for length in range(1, min(CLICKS, count - clicked) + 1):
+            viewer.click("scan", clicks[:length])
+            clicked += 1
+    after = server.rss_mb()
+    return {"rss_mb": round(after, 1), "rss_growth_mb": round(after - before, 1), "clicks": clicked}
+
+
+def several_processes(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """As many clients as processes at once, each with a process of its own."""
+    studies = folder / "studies"
+    with running_servers(options.processes, studies, folder, options.conf) as server:
+        place = next(random_places(options.shape, seed=5))
+        viewers: dict[str, Viewer] = {}
+        for number in range(2, 250):  # addresses of this machine; nginx goes by a client's address
+            viewer = Ohif(server.url, f"127.0.0.{number}")
+            viewer.click("scan", [place])
+            viewers.setdefault(viewer.backend, viewer)
+            if len(viewers) == options.processes:
+                break
+        measured = several_clients(list(viewers.values()), options.shape)
+        rss_mb = round(server.rss_mb(), 1)
+    return {"count": options.processes, **measured, "rss_mb": rss_mb}
+
+
+def random_places(shape_ijk: Sequence[int], seed: int) -> Iterator[np.ndarray]:
+    """Stored voxels (3,) in the middle of the body, without end."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield (generator.uniform(0.35, 0.65, 3) * shape_ijk).astype(int)
+
+
+def series(place: np.ndarray, shape_ijk: Sequence[int]) -> list[np.ndarray]:
+    """Ten clicks around a place, itself the first."""
+    generator = np.random.default_rng(int(place.sum()))
+    offsets = generator.uniform(-0.04, 0.04, (CLICKS, 3)) * shape_ijk
+    offsets[0] = 0
+    return list((place + offsets).astype(int))
+
+
+def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
+    p50, p95 = np.percentile(times_ms, [50, 95]).round(1).tolist()
+    return {"p50": p50, "p95": p95}
+
+
+def _median(answers: Sequence[Answer]) -> float:
+    return round(statistics.median(answer.ms for answer in answers), 1)
+
+
+def _ms(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return round(1e3 * (time.perf_counter() - start), 1)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--shape", type=_shape, default=(512, 512, 300), help="I,J,K (%(default)s)")
+    parser.add_argument("--clicks", type=int, default=500, help="for the memory (%(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="server processes behind nginx")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--markdown", type=Path, help="file for a table")
+    parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--conf", nargs="*", default=[], help="options of the app: name value …")
+    return parser.parse_args(arguments)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    i, j, k = (int(length) for length in text.split(","))
+    return i, j, k
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -164,11 +164,15 @@ def test_an_expired_session_is_told(slicer, scan):
         slicer.click("mine", [LIVER])
 
 
-def test_train_where_there_is_nothing_to_train(slicer):
+def test_a_training_that_cannot_be_is_refused(slicer):
     with pytest.raises(MONAILabelClientException) as refused:
-        slicer.client.train_start("fastsam3d", {"max_epochs": 2})
+        slicer.client.train_start("sam_med3d", {"max_epochs": 2})
     assert "Status: 404" in refused.value.msg
     assert "no trainer" in refused.value.msg
+    with pytest.raises(MONAILabelClientException) as refused:  # no teacher, or one of other width
+        slicer.client.train_start("fastsam3d", slicer.config("trainers", "fastsam3d"))
+    assert "Status: 400" in refused.value.msg
+    assert "teacher" in refused.value.msg
     assert not slicer.client.train_status(True)
     assert slicer.client.train_stop() is None
 

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from lib.errors import InputError
 from lib.intensity import normalize
 from lib.roi import Roi
+from lib.trainers.samples import crop_labels
 
 from . import synthesis
 from .fields import log_uniform
@@ -82,6 +83,23 @@ class ClickSamples(Dataset):
 
     def _draw(self, generator: np.random.Generator) -> dict[str, Tensor] | None:
         """A sample, or None where this ROI turns out to hold too little to learn from."""
+        image, is_ct, labels, target = self.draw_roi(generator)
+        if np.count_nonzero(np.isin(labels, target)) < MIN_TARGET_VOXELS:
+            return None
+        try:
+            image = normalize(image, is_ct)
+        except InputError:  # no contrast
+            return None
+        return to_tensors(image, labels, target, self.options, generator)
+
+    def draw_roi(
+        self, generator: np.random.Generator
+    ) -> tuple[np.ndarray, bool, np.ndarray, list[int]]:
+        """A ROI before it is normalised.
+
+        -> image (S, S, S) float32, whether it is a CT, labels (S, S, S) uint8, and the numbers of
+        the first target, which holds the centre unless the image ends before.
+        """
         options = self.options
         is_scene = generator.random() < options.scene or not self._any.any()
         is_synthetic = is_scene or generator.random() < options.synthetic or not self._real.any()
@@ -103,13 +121,7 @@ class ClickSamples(Dataset):
             target = [LESION]
         outside = field_of_view(roi, options, generator)
         image[outside], labels[outside] = 0, 0
-        if np.count_nonzero(np.isin(labels, target)) < MIN_TARGET_VOXELS:
-            return None
-        try:
-            image = normalize(image, is_ct)
-        except InputError:  # no contrast
-            return None
-        return to_tensors(image, labels, target, options, generator)
+        return image, is_ct, labels, target
 
     def _make_scene(self, number: int) -> Case:
         generator = np.random.default_rng([self.seed, 1, number])
@@ -146,19 +158,6 @@ def place(case: Case, number: int, options: SampleOptions, generator: np.random.
         size=options.roi_size,
         spacing_mm=options.spacing_mm,
     )
-
-
-def crop_labels(roi: Roi, labels_ijk: np.ndarray) -> np.ndarray:
-    """The label of the stored voxel nearest to each ROI voxel: (S, S, S); 0 outside."""
-    cropped = labels_ijk.transpose(roi.axes)
-    for axis, (step, start) in enumerate(zip(roi.steps, roi.starts, strict=True)):
-        nearest = np.rint(np.arange(roi.size) * step + start).astype(int)
-        length = cropped.shape[axis]
-        taken = np.take(cropped, np.clip(nearest, 0, length - 1), axis=axis)
-        is_outside = (nearest < 0) | (nearest >= length)
-        taken[tuple(is_outside if n == axis else slice(None) for n in range(3))] = 0
-        cropped = taken
-    return np.ascontiguousarray(cropped)
 
 
 def make_image(

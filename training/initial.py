@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from lib.networks import FastSAM3D
-
-from .losses import mask_loss
+from lib.trainers.losses import mask_loss
 
 SHARPNESS = 4.0
 """Factor on queries and keys of the decoder's cross-attention."""
 
 CONTENT = 0.3
 """Scale of what image and click tokens hold beside their position, whose own is 0.7."""
+
+MARKING_RATE = 3e-4
+"""Of learning to mark clicks: at 1e-3 the refiner's convolutions make it diverge."""
 
 GROUND_LOGIT = -3.0
 """Of every voxel at the start, for a target fills a few per cent of the ROI."""
@@ -53,12 +56,14 @@ def initialise(network: FastSAM3D, images: Tensor) -> None:
     for embedding in network.prompt_encoder.point_embeddings:
         embedding.weight.mul_(CONTENT)
     _expect_ground(network)
+    if network.config.detail_channels:
+        _show_prompt(network)
 
 
 def _spread_embedding(network: FastSAM3D, images: Tensor) -> None:
     """Let the embedding vary by CONTENT from token to token, where it is nearly constant."""
     norm = network.image_encoder.neck[-1]
-    embedding = network.encode(images)
+    embedding = network.image_encoder(images)
     mean = embedding.mean(dim=(0, 2, 3, 4))
     factor = CONTENT / (embedding - mean[:, None, None, None]).std()
     norm.weight.mul_(factor)
@@ -73,6 +78,21 @@ def _expect_ground(network: FastSAM3D) -> None:
         head.layers[-1].bias[0] = -1
 
 
+def _show_prompt(network: FastSAM3D) -> None:
+    """Let the refiner begin with the drawn prompt: clicks and the previous mask become the mask."""
+    merge = network.mask_decoder.refiner.merge
+    merge.weight.mul_(0.1)
+    merge.bias.zero_()
+    mask, foreground, background = range(merge.in_channels - 3, merge.in_channels)
+    heads = [head.layers[-1].bias for head in network.mask_decoder.output_hypernetworks_mlps]
+    for channel, (source, gain, weight) in enumerate(
+        ((foreground, 4, 1.5), (background, 4, -1.5), (mask, 3, 1)), start=1
+    ):
+        merge.weight[channel, source] = gain
+        for bias in heads:
+            bias[channel] = weight
+
+
 def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: int) -> float:
     """Train the decoder to mark a ball, one patch in radius, at positive clicks only.
 
@@ -83,11 +103,11 @@ def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: i
     with torch.no_grad():
         embeddings = network.encode(images)
     parameters = [*network.mask_decoder.parameters(), *network.prompt_encoder.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=MARKING_RATE, betas=(0.9, 0.98))
     loss = torch.tensor(0.0)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 20)
+            group["lr"] = MARKING_RATE * min(1.0, (step + 1) / 20)
         points_roi, labels, targets = click_balls(network, generator)
         of_prompt = torch.randint(len(embeddings), (len(targets),), generator=generator)
         blank = torch.zeros_like(targets)[:, None]
@@ -95,9 +115,19 @@ def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: i
         loss = mask_loss(logits[:, 0], targets).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        clip_each(parameters, 0.5)
         optimizer.step()
     return float(loss.detach())
+
+
+def clip_each(parameters: Iterable[Tensor], norm: float) -> float:
+    """Clip the gradient of each parameter by itself; -> the largest norm there was.
+
+    The gradients of 1×1×1 convolutions over whole volumes are hundreds of times those of the
+    transformer: clipped together, they would take all of its gradient away.
+    """
+    norms = [torch.nn.utils.clip_grad_norm_(x, norm) for x in parameters if x.grad is not None]
+    return float(torch.stack(norms).max())
 
 
 def click_balls(

@@ -7,12 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.networks import FastSAM3D
-
-from .clicks import next_clicks
-from .losses import intensity_loss, mask_loss, overlaps
+from lib.trainers.clicks import next_clicks
+from lib.trainers.losses import mask_loss, overlaps
 
 IOU_WEIGHT = 0.5
-INTENSITY_WEIGHT = 3.0
 FORGET_MASK = 0.1
 """Share of calls after the first that get zeros instead of the previous mask."""
 
@@ -26,8 +24,6 @@ def interactive_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """The mean loss over the clicks in `graded` (counted from 0) of a series, and what to log.
 
-    At the first graded click the auxiliary loss on intensities comes on top.
-
     batch: image (B, 1, S, S, S), targets (B, T, c, c, c), clicks_roi (B, T, 3), as ClickSamples
     gives them. The T targets of a ROI share its embedding. Other clicks only lead to the next one.
     """
@@ -40,10 +36,6 @@ def interactive_loss(
 
     low_res = embedding.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
     cell = network.config.roi_size // targets.shape[-1]
-    shown: list[Tensor] = []
-    hook = network.mask_decoder.output_upscaling.register_forward_hook(
-        lambda _module, _inputs, upscaled: shown.append(upscaled)
-    )
     losses, facts = [], {}
     for click in range(clicks):
         with torch.set_grad_enabled(torch.is_grad_enabled() and click in graded):
@@ -59,10 +51,7 @@ def interactive_loss(
             labels = torch.cat([labels, label], dim=1)
             if torch.rand((), generator=generator) < FORGET_MASK:
                 low_res = torch.zeros_like(low_res)
-    hook.remove()
-    auxiliary = intensity_loss(shown[min(graded)], image.repeat_interleave(per_roi, dim=0))
-    facts["intensity"] = float(auxiliary.detach())
-    return torch.stack(losses).mean() + INTENSITY_WEIGHT * auxiliary, facts
+    return torch.stack(losses).mean(), facts
 
 
 def _loss(logits: Tensor, expected_iou: Tensor, targets: Tensor) -> Tensor:

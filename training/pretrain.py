@@ -24,17 +24,20 @@ from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, save_checkpoint
 from lib.networks.fastsam3d import build_untrained
 
 from .data import ClickSamples, SampleOptions
-from .initial import initialise, learn_to_mark_clicks
+from .initial import clip_each, initialise, learn_to_mark_clicks
 from .interaction import interactive_loss
-from .sources import load_cases
+from .sources import load_atlases, load_cases
 from .state import AveragedWeights, RunState, learning_rate, load_state, save_state, write_log
 
-STUDENT = dataclasses.replace(
-    CONFIGS["fastsam3d_small"],
+ATLASES = Path("/usr/share/mricron/templates")
+
+TEACHER = dataclasses.replace(
+    CONFIGS["sam_med3d_small"],
     width=256,
     num_heads=4,
     out_channels=192,
-    click_history="all",
+    position_bias="none",  # the absolute one is enough, and attention is faster without
+    detail_channels=32,
 )
 
 
@@ -49,13 +52,13 @@ class TrainOptions:
     minutes: float = 60.0
     max_steps: int = 1 << 40
     rois: int = 2
-    clicks: int = 7
-    peak_rate: float = 6e-4
+    clicks: int = 8
+    peak_rate: float = 4e-4
     warm_up: int = 60
     weight_decay: float = 0.03
     average_decay: float = 0.99
-    clip_norm: float = 1.0
-    click_steps: int = 180
+    clip_norm: float = 0.5
+    click_steps: int = 100
     save_every: int = 50
     log_every: int = 10
     workers: int = 1
@@ -146,17 +149,16 @@ def train_step(
     rate: float,
     options: TrainOptions,
 ) -> dict[str, float]:
-    """One update; the first click and two later ones of a series of random length are graded."""
+    """One update; the first click and the last of a series of random length are graded."""
     clicks = int(torch.randint(2, options.clicks + 1, (), generator=generator))
-    later = torch.randperm(clicks - 1, generator=generator)[:2] + 1
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss, dice = interactive_loss(network, batch, clicks, {0, *later.tolist()}, generator)
+    loss, dice = interactive_loss(network, batch, clicks, {0, clicks - 1}, generator)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
+    norm = clip_each(network.parameters(), options.clip_norm)
     optimizer.step()
-    return {"loss": float(loss.detach()), "gradient": float(norm), **dice}
+    return {"loss": float(loss.detach()), "gradient": norm, **dice}
 
 
 def averaged_network(config: FastSAM3DConfig, average: AveragedWeights) -> FastSAM3D:
@@ -174,20 +176,23 @@ def main(arguments: list[str] | None = None) -> None:
     for field in dataclasses.fields(TrainOptions):
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    parser.add_argument("--atlases", type=Path, default=ATLASES, help="folder of mricron-data")
     values = vars(parser.parse_args(arguments))
-    data, out = values.pop("data"), values.pop("out")
+    data, out, atlases = values.pop("data"), values.pop("out"), values.pop("atlases")
     torch.set_num_threads(values.pop("threads"))
     options = TrainOptions(**values)
 
-    samples = ClickSamples(load_cases(data), SampleOptions(), options.seed)
-    network = build_untrained(STUDENT, options.seed)
+    samples = ClickSamples(
+        [*load_cases(data), *load_atlases(atlases)], SampleOptions(), options.seed
+    )
+    network = build_untrained(TEACHER, options.seed)
     if not (out / "state.pt").exists():
         images = torch.stack([samples[number]["image"] for number in range(8)])
         initialise(network, images)
         learn_to_mark_clicks(network, images, options.click_steps, options.seed)
     run, average = pretrain(network, samples, out, options)
     save_checkpoint(
-        averaged_network(STUDENT, average),
+        averaged_network(TEACHER, average),
         out / "weights.safetensors",
         {"steps": str(run.step), "minutes": f"{run.minutes:.1f}", "seed": str(options.seed)},
         dtype=torch.float16,

@@ -1,13 +1,17 @@
-"""Write trained weights with what has to be known about them in the file's metadata.
+"""Write trained weights in half precision, with what has to be known about them in the file.
 
-`python -m training.publish --weights FILE --report JSON --description TEXT --out FILE`, with the
-report of `training.evaluate` on the same weights.
+python -m training.publish --weights FILE --description TEXT --out FILE
+python -m training.publish --weights FILE --report JSON --model fastsam3d --out FILE
+
+The first makes the file that is measured, the second adds what `benchmarks/accuracy.py` reported of
+it; the weights stay the same, so measuring the result again gives the same numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +22,43 @@ from lib.networks import describe_checkpoint, load_checkpoint, save_checkpoint
 LICENCE = "Apache-2.0"
 
 
-def measured(report: dict[str, Any], model: str = "fastsam3d") -> str:
+def measured(report: Mapping[str, Any], model: str) -> str:
     """One line: the macro-average Dice after each number of clicks, and on what it was measured."""
     summary = report["models"][model]
-    dice = ", ".join(f"{value:.3f}" for value in summary["macro"].values())
-    clicks = "/".join(summary["macro"])
+    clicks = [str(count) for count in report["clicks"]]
+    dice = ", ".join(f"{summary['macro'][count]:.3f}" for count in clicks)
     sources = ", ".join(
         f"{name} ({row['structures']} structures)" for name, row in summary["sources"].items()
     )
-    return f"{dice} after {clicks} clicks, macro-average over {sources}"
+    return f"{dice} after {'/'.join(clicks)} clicks, macro-average over {sources}"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def publish(
+    weights: Path,
+    out: Path,
+    description: str = "",
+    report: Mapping[str, Any] | None = None,
+    model: str = "fastsam3d",
+) -> None:
+    """Write `out`; what the file of `weights` says already is kept unless it is given anew."""
+    metadata = describe_checkpoint(weights)["metadata"] | {"trained": "true", "licence": LICENCE}
+    if description:
+        metadata["description"] = description
+    if report is not None:
+        metadata |= {"dice": measured(report, model), "measured_with": report["command"]}
+    save_checkpoint(load_checkpoint(weights), out, metadata, dtype=torch.float16)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--report", type=Path, required=True)
-    parser.add_argument("--description", required=True, help="data with licences, time, machine")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--description", default="", help="data with licences, time, machine")
+    parser.add_argument("--report", type=Path, help="of benchmarks/accuracy.py")
+    parser.add_argument("--model", default="fastsam3d", help="which of the report's models it is")
     options = parser.parse_args(arguments)
-
-    metadata = describe_checkpoint(options.weights)["metadata"] | {
-        "trained": "true",
-        "licence": LICENCE,
-        "description": options.description,
-        "dice": measured(json.loads(options.report.read_text(encoding="utf-8"))),
-    }
-    save_checkpoint(load_checkpoint(options.weights), options.out, metadata, dtype=torch.float16)
+    report = json.loads(options.report.read_text(encoding="utf-8")) if options.report else None
+    publish(options.weights, options.out, options.description, report, options.model)
 
 
 if __name__ == "__main__":

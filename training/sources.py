@@ -18,6 +18,9 @@ ACCEPTED_LICENCES = ("Apache-2.0", "CC0", "CC BY 3.0", "CC BY 4.0", "BSD", "MIT"
 DOUBTS = ("?", "not stated", "see ", "NC", "SA")
 """A licence entry with one of these is left out, whatever it begins with."""
 
+MAX_STRUCTURES = 240
+"""Of an atlas: the smallest of more are left out."""
+
 MIN_VOXELS = 64
 """Structures of fewer stored voxels are no targets."""
 
@@ -78,6 +81,26 @@ def load_cases(folder: str | Path) -> list[Case]:
     if not rows:
         raise ValueError(f"nothing in {folder / 'manifest.csv'} may be trained on")
     return [_load_case(folder, row) for row in rows]
+
+
+def load_atlases(folder: str | Path) -> list[Case]:
+    """The label maps of Debian's ``mricron-data`` (BSD), where it is installed, without images.
+
+    Cortical areas of an atlas cannot be seen in an image: only painted images show them.
+    """
+    paths = [Path(folder, name) for name in ("aal.nii.gz", "inia19-NeuroMaps.nii.gz")]
+    return [_load_atlas(path) for path in paths if path.is_file()]
+
+
+def _load_atlas(path: Path) -> Case:
+    volume = read_volume(path)
+    labels = volume.array.astype(np.int32)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    largest = np.argsort(sizes)[-MAX_STRUCTURES:]
+    return Case.from_labels(
+        path.name, np.where(np.isin(labels, largest), labels, 0), volume.affine_mm
+    )
 
 
 def _load_case(folder: Path, row: dict[str, str]) -> Case:

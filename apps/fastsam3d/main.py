@@ -5,22 +5,33 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import sysconfig
+from typing import Any
 
 import monailabel.interfaces.app
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
 from lib.datastore import CheckedDICOMWebDatastore
+from lib.errors import InputError
+from lib.images import ReadAhead
 from lib.infers import Caches
 from lib.options import Options
+from lib.trainers.launch import end_with_parent
+from lib.transforms import LoadVolumed
 
 logger = logging.getLogger(__name__)
 
-MASK_CACHE_BYTES = 128 * 2**20
+MASK_CACHE_BYTES = 8 * 2**20
+"""Low-resolution masks of 128 kB: those after each click on the last few structures."""
+
+TRAINING_NICENESS = 15
+"""Of a training beside a server, so that clicks come first."""
 
 
 class MyApp(MONAILabelApp):
@@ -33,10 +44,12 @@ class MyApp(MONAILabelApp):
             embeddings=ByteCache(options.embedding_cache_mb * 2**20, array_nbytes),
             masks=ByteCache(MASK_CACHE_BYTES, array_nbytes),
         )
+        self.is_server = False
+        self.read_ahead = ReadAhead(LoadVolumed(caches.volumes))
         self.configs = {}
         for name, config_class in CONFIGS.items():
             config = config_class()
-            model_dir = os.path.join(app_dir, "model")
+            model_dir = options.model_dir or os.path.join(app_dir, "model")
             config.init(name, model_dir, conf, planner=None, options=options, caches=caches)
             self.configs[name] = config
         super().__init__(
@@ -47,8 +60,31 @@ class MyApp(MONAILabelApp):
             description="Interactive 3D segmentation: clicks in, a 3D mask out",
         )
 
+    @property
+    def models(self) -> list[str]:
+        return list(self._infers)
+
     def init_infers(self) -> dict[str, InferTask]:
         return {name: config.infer() for name, config in self.configs.items()}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        trainers = {name: config.trainer() for name, config in self.configs.items()}
+        return {name: trainer for name, trainer in trainers.items() if trainer is not None}
+
+    @property
+    def trainers(self) -> dict[str, TrainTask]:
+        return self._trainers
+
+    def train(self, request: dict[str, Any]) -> dict[str, Any]:
+        """In a process that the server started for it, unless the client waits for the result."""
+        if self.is_server:
+            return super().train(request)
+        os.nice(TRAINING_NICENESS)
+        end_with_parent()
+        try:
+            return super().train(request)
+        except InputError as error:
+            sys.exit(str(error))  # the last line is what clients show
 
     def _init_dicomweb_datastore(self) -> Datastore:
         # the client comes from MONAI Label's settings as ever; only the class of the store is ours
@@ -75,5 +111,8 @@ class MyApp(MONAILabelApp):
 
         from lib.server import install
 
+        self.is_server = True
         install(app)
+        for task in self._infers.values():
+            task.prepare()
         super().on_init_complete()

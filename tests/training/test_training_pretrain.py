@@ -11,6 +11,7 @@ from training.initial import (
     CONTENT,
     GROUND_LOGIT,
     click_balls,
+    clip_each,
     initialise,
     learn_to_mark_clicks,
     lowest_frequencies,
@@ -21,7 +22,6 @@ from training.state import AveragedWeights, learning_rate
 
 from lib.networks import FastSAM3D
 from lib.networks.fastsam3d import build_untrained
-from training import interaction
 
 ENDLESS = 1e9
 """Minutes: the learning rate then depends on the step alone."""
@@ -114,22 +114,19 @@ def test_the_state_of_another_network_is_refused(tiny_network: FastSAM3D, tmp_pa
         pretrain(wider, BallSamples(), tmp_path, options(max_steps=2))
 
 
-def test_only_graded_clicks_are_learnt_from(
-    tiny_network: FastSAM3D, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_graded_clicks_are_learnt_from(tiny_network: FastSAM3D) -> None:
     def gradient(graded: set[int]) -> torch.Tensor:
         tiny_network.zero_grad()
         loss, facts = interactive_loss(
             tiny_network, batch_of(0, 1), 3, graded, torch.Generator().manual_seed(0)
         )
         loss.backward()
-        assert list(facts) == ["dice_1", "dice_2", "dice_3", "intensity"]
+        assert list(facts) == ["dice_1", "dice_2", "dice_3"]
         parameters = (tiny_network.image_encoder, tiny_network.mask_decoder)
-        return torch.cat([p.grad.flatten() for part in parameters for p in part.parameters()])
+        # the heads of the masks that are not asked for have no gradient
+        gradients = [p.grad for part in parameters for p in part.parameters()]
+        return torch.cat([each.flatten() for each in gradients if each is not None])
 
-    with_intensities = gradient({0})
-    monkeypatch.setattr(interaction, "INTENSITY_WEIGHT", 0.0)
-    assert not torch.allclose(gradient({0}), with_intensities)
     first, third, both = gradient({0}), gradient({2}), gradient({0, 2})
     assert first.abs().sum() > 0
     assert not torch.allclose(first, third)
@@ -194,3 +191,27 @@ def test_norms_biases_and_tokens_do_not_decay(tiny_network: FastSAM3D) -> None:
         assert name in kept
     assert "image_encoder.blocks.1.attn.qkv.weight" not in kept
     assert any("rel_pos" in name for name in kept)
+
+
+def test_a_network_with_detail_begins_with_the_drawn_prompt(tiny_network: FastSAM3D) -> None:
+    config = dataclasses.replace(tiny_network.config, detail_channels=4)
+    network = build_untrained(config, seed=0)
+    batch = batch_of(0, 1)
+    initialise(network, batch["image"])
+    points = torch.tensor([[[9.0, 21.0, 13.0]], [[20.0, 9.0, 9.0]]])
+    with torch.no_grad():
+        embedding = network.encode(batch["image"])
+        blank = torch.zeros(2, 1, 16, 16, 16)
+        logits, _ = network.decode(embedding, points, torch.ones(2, 1), blank)
+        against, _ = network.decode(embedding, points, torch.zeros(2, 1), blank)
+    for n, cell in enumerate(((4, 10, 6), (10, 4, 4))):
+        lift = logits[n, 0] - against[n, 0]
+        assert float(lift[cell]) > 2 * float(lift.abs().mean())
+
+
+def test_gradients_are_clipped_one_by_one() -> None:
+    large, small = torch.zeros(3), torch.zeros(2)
+    large.grad, small.grad = torch.tensor([30.0, 40.0, 0.0]), torch.tensor([0.1, 0.2])
+    assert clip_each([large, small, torch.zeros(1)], norm=0.5) == pytest.approx(50)
+    assert large.grad.norm() == pytest.approx(0.5, abs=1e-5)
+    torch.testing.assert_close(small.grad, torch.tensor([0.1, 0.2]))

@@ -37,6 +37,7 @@ class Options:
     labels: names that clients offer. device: empty for the best there is.
     spacing_mm: of the ROI's voxels.
     volume_cache_mb, embedding_cache_mb: bounds of the caches.
+    model_dir: where weights are looked for and trained ones are kept; empty for the app's own.
     """
 
     weights: str = ""
@@ -45,7 +46,8 @@ class Options:
     device: str = ""
     spacing_mm: float = 1.5
     volume_cache_mb: int = 0
-    embedding_cache_mb: int = 512
+    embedding_cache_mb: int = 24
+    model_dir: str = ""
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Options:
@@ -99,6 +101,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "spacing_mm": _positive(float),
     "volume_cache_mb": _positive(int),
     "embedding_cache_mb": _positive(int),
+    "model_dir": str,
 }
 
 

@@ -6,32 +6,59 @@ from pathlib import Path
 
 from monailabel.interfaces.config import TaskConfig
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
+from lib.published import PublishedVersions
+from lib.served import ServedWeights
+from lib.trainers.task import DistillationTask
 from lib.weights import choose_weights
+
+from .sam_med3d import teacher_weights
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "fastsam3d_default.safetensors"
 
 
 class FastSAM3D(TaskConfig):
-    """``--conf weights`` is its file; an encoder alone is completed from ``teacher_weights``."""
+    """``--conf weights`` is its file; an encoder alone is completed from ``teacher_weights``.
+
+    What was trained from these weights and published is served instead of them.
+    """
+
+    def init(self, *arguments: object, **options: object) -> None:
+        super().init(*arguments, **options)
+        chosen: Options = self.kwargs["options"]
+        base = choose_weights(
+            chosen.weights or str(DEFAULT_WEIGHTS),
+            Path(self.model_dir),
+            teacher=chosen.teacher_weights,
+        )
+        published = PublishedVersions(self._folder / "published", base.network_id)
+        self.served = ServedWeights(base, published)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.model_dir, self.name)
 
     def infer(self) -> InferTask:
         options: Options = self.kwargs["options"]
-        weights = choose_weights(
-            options.weights or str(DEFAULT_WEIGHTS),
-            Path(self.model_dir),
-            teacher=options.teacher_weights,
-        )
         return FastSAM3DInfer(
-            weights,
+            self.served(),
             options.labels,
             self.kwargs["caches"],
             spacing_mm=options.spacing_mm,
             device=options.device or None,
             description="FastSAM3D: a 3D mask from clicks",
+            current=self.served,
         )
 
-    def trainer(self) -> None:
-        return None
+    def trainer(self) -> TrainTask:
+        options: Options = self.kwargs["options"]
+        return DistillationTask(
+            self._folder,
+            self.served,
+            teacher_weights(options.teacher_weights, self.model_dir),
+            spacing_mm=options.spacing_mm,
+            device=options.device,
+        )

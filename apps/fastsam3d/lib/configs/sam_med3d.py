@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from monailabel.interfaces.config import TaskConfig
@@ -9,7 +10,17 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
-from lib.weights import choose_weights
+from lib.weights import Weights, choose_weights
+
+DEFAULT_TEACHER = Path(__file__).parents[2] / "weights" / "sam_med3d_default.safetensors"
+
+
+@cache
+def teacher_weights(name: str, model_dir: str) -> Weights:
+    """Read once, for the model and for the trainer of its student."""
+    if not name and DEFAULT_TEACHER.is_file():
+        name = str(DEFAULT_TEACHER)
+    return choose_weights(name, Path(model_dir), untrained="sam_med3d_small")
 
 
 class SAMMed3D(TaskConfig):
@@ -17,11 +28,8 @@ class SAMMed3D(TaskConfig):
 
     def infer(self) -> InferTask:
         options: Options = self.kwargs["options"]
-        weights = choose_weights(
-            options.teacher_weights, Path(self.model_dir), untrained="sam_med3d_small"
-        )
         return FastSAM3DInfer(
-            weights,
+            teacher_weights(options.teacher_weights, self.model_dir),
             options.labels,
             self.kwargs["caches"],
             spacing_mm=options.spacing_mm,

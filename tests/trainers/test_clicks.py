@@ -1,8 +1,22 @@
 """Simulated clicks lie on errors, carry the right label, and depend on the generator alone."""
 
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny
 import torch
 from scipy.ndimage import distance_transform_cdt
-from training.clicks import depth, draw_cells, next_clicks
+
+from lib.roi import Roi
+from lib.trainers.clicks import (
+    ClickSeries,
+    depth,
+    draw_cells,
+    next_clicks,
+    on_cells,
+    roi_generators,
+)
 
 SHAPE = (6, 8, 10)
 CELL = 2
@@ -79,7 +93,8 @@ def test_same_generator_same_click() -> None:
 def test_cells_are_drawn_in_proportion_to_their_weight() -> None:
     weights = torch.zeros(4000, 2, 3, 2)
     weights[:, 0, 1, 1], weights[:, 1, 2, 0] = 1, 3
-    counts = torch.bincount(draw_cells(weights, generator()), minlength=12)
+    numbers = torch.rand(4000, generator=generator(), dtype=torch.float64)
+    counts = torch.bincount(draw_cells(weights, numbers), minlength=12)
     assert counts.nonzero()[:, 0].tolist() == [3, 10]
     assert 2800 < counts[10] < 3200
 
@@ -90,3 +105,52 @@ def test_depth_is_the_chessboard_distance() -> None:
     expected = distance_transform_cdt(mask[0].numpy(), metric="chessboard")
     assert torch.equal(depth(mask)[0], torch.from_numpy(expected).float())
     assert depth(mask, levels=2).max() == 2
+
+
+def test_with_a_generator_per_roi_clicks_do_not_depend_on_the_batch() -> None:
+    targets = torch.rand((3, *SHAPE), generator=generator(4))
+    logits = torch.randn((3, *SHAPE), generator=generator(5))
+    points_roi, _ = next_clicks(logits, targets, roi_generators("abc", 7), CELL)
+    alone, _ = next_clicks(logits[1:2], targets[1:2], roi_generators("b", 7), CELL)
+    assert torch.equal(points_roi[1:2], alone)
+    other_seed, _ = next_clicks(logits, targets, roi_generators("abc", 8), CELL)
+    assert not torch.equal(points_roi, other_seed)
+
+
+@pytest.mark.parametrize("history", ["all", "newest"])
+def test_a_series_shows_the_network_its_previous_mask_and_the_clicks_that_it_expects(
+    history: str,
+) -> None:
+    network = tiny.student(config=dataclasses.replace(tiny.STUDENT, click_history=history))
+    points_roi = torch.tensor([[[3.0, 20, 9], [25, 8, 14]]])
+    labels = torch.tensor([[1, 0]])
+    with torch.no_grad():
+        embedding = network.encode(torch.randn(1, 1, 32, 32, 32, generator=generator()))
+        series = ClickSeries(network, embedding)
+        series.answer(points_roi[:, :1], labels[:, :1])
+        answer = series.answer(points_roi, labels)
+
+        first, _ = network.decode(
+            embedding, points_roi[:, :1], labels[:, :1], torch.zeros(1, 1, 16, 16, 16)
+        )
+        shown = slice(None) if history == "all" else slice(1, None)
+        second, _ = network.decode(embedding, points_roi[:, shown], labels[:, shown], first)
+    assert torch.equal(answer, second[:, 0])
+
+
+def test_a_series_of_a_batch_is_that_of_its_rois() -> None:
+    network = tiny.student()
+    points_roi = torch.rand(2, 1, 3, generator=generator(1)) * 31
+    labels = torch.ones(2, 1, dtype=torch.long)
+    with torch.no_grad():
+        embedding = network.encode(torch.randn(2, 1, 32, 32, 32, generator=generator()))
+        both = ClickSeries(network, embedding).answer(points_roi, labels)
+        alone = ClickSeries(network, embedding[1:]).answer(points_roi[1:], labels[1:])
+    torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_masks_are_seen_as_serving_pastes_them() -> None:
+    logits = torch.randn(1, 8, 8, 8, generator=generator())
+    roi = Roi.place((32, 32, 32), np.eye(4), np.array([[16, 16, 16]]), size=32, spacing_mm=1)
+    pasted = roi.paste(logits[0].numpy()).astype(bool)
+    np.testing.assert_array_equal((on_cells(logits, 32)[0] > 0).numpy(), pasted)

@@ -1,0 +1,95 @@
+"""What distillation.py measured, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    layerwise, logits = result["layerwise"], result["logits_only"]
+    studies = layerwise["studies"]
+    lines = [
+        "# Layer-wise distillation",
+        "",
+        f"{result['date']}, {result['device']}, {result['processor']}, {result['cores']} cores. "
+        f"{studies['train']} studies for training, {studies['held_out']} held out, "
+        f"{studies['labelled']} of all with a label. Options: `{result['options']}`.",
+        "",
+        *table(
+            ("Dice after clicks", "1", "3", "5", "10", "minutes"),
+            [
+                ("teacher", *numbers(layerwise["dice_teacher"]), ""),
+                ("student, both stages", *numbers(layerwise["dice_student"]), minutes(layerwise)),
+                ("of the teacher's", *percents(layerwise["kept"]), ""),
+                ("student, logits alone", *numbers(logits["dice_student"]), minutes(logits)),
+                ("of the teacher's", *percents(logits["kept"]), ""),
+            ],
+        ),
+        "",
+        *table(
+            ("error on held-out ROIs", *(f"pair {n}" for n in range(1, 7))),
+            pair_rows(layerwise["pair_errors"]),
+        ),
+        "",
+        *table(
+            ("epoch", "iteration", "k", "Eq. 2"),
+            [tuple(str(value) for value in row.values()) for row in result["schedule"]],
+        ),
+        "",
+        *others(result),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def pair_rows(errors: Mapping[str, Sequence[float]]) -> list[tuple[str, ...]]:
+    rows = [(name, *(f"{value:.3f}" for value in values)) for name, values in errors.items()]
+    shares = [after / before for before, after in zip(*both(errors), strict=True)]
+    return [*rows, ("stage1 / initial", *(f"{100 * share:.0f} %" for share in shares))]
+
+
+def both(errors: Mapping[str, Sequence[float]]) -> tuple[Sequence[float], Sequence[float]]:
+    return errors["initial"], errors["stage1"]
+
+
+def others(result: Mapping[str, Any]) -> list[str]:
+    publishing, clicks = result["publishing"], result["click_ms"]
+    lines = [
+        f"Published: {publishing['published']} ({publishing['reason']}); the server serves the "
+        f"new file: {publishing['served_is_new']}; rollback restores the old one: "
+        f"{publishing['rollback_restores']}.",
+        "",
+        f"A click on a known ROI, median (95th percentile): {latency(clicks['idle'])} idle, "
+        f"{latency(clicks['training'])} during the training.",
+    ]
+    if "kill" in result:
+        kill = result["kill"]
+        lines += [
+            "",
+            f"Killed (-9) and resumed ({kill['resumed']}): last loss {kill['resumed_loss']:.6f} "
+            f"against {kill['loss']:.6f}, {100 * kill['difference']:.3f} % apart.",
+        ]
+    return lines
+
+
+def latency(times: Mapping[str, float] | None) -> str:
+    if not times:
+        return "no click"
+    return f"{times['median']:.0f} ms ({times['p95']:.0f} ms, {times['clicks']} clicks)"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def numbers(dice: Mapping[str, float]) -> list[str]:
+    return [f"{value:.3f}" for value in dice.values()]
+
+
+def percents(shares: Mapping[str, float]) -> list[str]:
+    return [f"{100 * value:.0f} %" for value in shares.values()]
+
+
+def minutes(run: Mapping[str, float]) -> str:
+    return f"{run['seconds'] / 60:.1f}"

@@ -1,0 +1,142 @@
+"""A small site to train at: a few studies, a teacher of 12 blocks and a student of 6."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from lib.networks import FastSAM3DConfig, build_untrained, save_checkpoint
+from lib.published import PublishedVersions
+from lib.served import ServedWeights
+from lib.trainers.task import DistillationTask
+from lib.weights import file_weights
+
+TEACHER = FastSAM3DConfig(
+    roi_size=16,
+    patch_size=4,
+    width=16,
+    depth=12,
+    num_heads=2,
+    out_channels=16,
+    decoder_heads=2,
+    decoder_mlp_width=16,
+    mask_channels=4,
+    iou_head_width=8,
+    position_bias="none",
+    swap_dense_axes=False,
+)
+STUDENT = replace(TEACHER, depth=6, attention_free_blocks=(0, 1), residual="normed")
+SPACING_MM = 8.0
+
+# a run of seconds: two epochs of each stage
+SHORT = {
+    "max_epochs": 4,
+    "iterations_per_epoch": 3,
+    "stage1_fraction": 0.5,
+    "train_batch_size": 4,
+    "val_rois": 4,
+    "val_interval": 2,
+    "device": "cpu",
+}
+
+
+class Datastore:
+    """As much of MONAI Label's as is asked for, on a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def list_images(self) -> list[str]:
+        return [path.name.partition(".")[0] for path in self.folder.glob("*.nii.gz")]
+
+    def get_image_uri(self, name: str) -> str:
+        return str(self.folder / f"{name}.nii.gz")
+
+    def get_labels_by_image_id(self, name: str) -> dict[str, str]:
+        return {"final": name} if Path(self.get_label_uri(name, "final")).exists() else {}
+
+    def get_label_uri(self, name: str, tag: str) -> str:
+        return str(self.folder / "labels" / tag / f"{name}.nii.gz")
+
+
+def write_studies(folder: Path, count: int = 4, labelled: int = 2) -> Datastore:
+    """A bright ball each, in a body in air; the first ones with a label of the ball."""
+    (folder / "labels" / "final").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    affine_mm = np.diag([6.0, 7.0, 8.0, 1.0])
+    ijk = np.indices((24, 21, 18))
+    for number in range(count):
+        image = generator.normal(0, 15, ijk.shape[1:])
+        image[distance(ijk, (12, 10, 9)) > 8] = -1000
+        ball = distance(ijk, generator.integers(7, 12, 3)) < 4
+        image[ball] += 300
+        name = f"scan{number}.nii.gz"
+        nib.save(nib.Nifti1Image(image.astype(np.int16), affine_mm), folder / name)
+        if number < labelled:
+            label = nib.Nifti1Image(ball.astype(np.uint8), affine_mm)
+            nib.save(label, folder / "labels" / "final" / name)
+    return Datastore(folder)
+
+
+def distance(ijk: np.ndarray, centre_ijk: tuple[int, ...] | np.ndarray) -> np.ndarray:
+    return np.linalg.norm(ijk - np.reshape(centre_ijk, (3, 1, 1, 1)), axis=0)
+
+
+def write_networks(folder: Path) -> tuple[Path, Path]:
+    """Files of a student and of its teacher, both with random weights."""
+    student, teacher = folder / "student.safetensors", folder / "teacher.safetensors"
+    save_checkpoint(build_untrained(STUDENT, seed=1), student)
+    save_checkpoint(build_untrained(TEACHER, seed=2), teacher)
+    return student, teacher
+
+
+class Site:
+    """Studies, networks and the trainer, in a folder."""
+
+    def __init__(self, folder: Path, **studies: int) -> None:
+        self.folder = folder
+        self.datastore = write_studies(folder / "studies", **studies)
+        self.student, self.teacher = write_networks(folder)
+
+    def task(self, model_dir: str = "model") -> DistillationTask:
+        folder = self.folder / model_dir / "fastsam3d"
+        base = file_weights(self.student)
+        served = ServedWeights(base, PublishedVersions(folder / "published", base.network_id))
+        return DistillationTask(folder, served, file_weights(self.teacher), spacing_mm=SPACING_MM)
+
+    def train(self, model_dir: str = "model", **options: object) -> dict:
+        """The statistics of a run with ``SHORT`` options and these."""
+        task = self.task(model_dir)
+        task({**SHORT, **options}, self.datastore)
+        return task.stats()
+
+
+def numbers(stats: dict) -> list[dict]:
+    """The history without the time that it took."""
+    return [{name: x for name, x in row.items() if name != "seconds"} for row in stats["history"]]
+
+
+@contextlib.contextmanager
+def killed_after(updates: int, monkeypatch) -> Iterator[None]:
+    """A run that ends without a word before another update, as if its process were killed."""
+    from lib.trainers.run import Run
+
+    class Killed(BaseException):
+        pass
+
+    update = Run.update
+
+    def maybe(self, engine, batch):
+        if self.progress.update == updates:
+            raise Killed
+        return update(self, engine, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", maybe)
+        with contextlib.suppress(Killed):
+            yield

@@ -1,0 +1,227 @@
+"""From the client's button to the new student, over HTTP: train, watch, stop, resume, roll back."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from small_site import SHORT, SPACING_MM, Site
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from monailabel.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClientException
+
+from serving import running_server
+from slicer import Slicer
+
+CLICK = {"foreground": [[10, 9, 8]]}
+LONG = {**SHORT, "max_epochs": 2000, "val_interval": 1000, "start": "served"}
+DEADLINE = 300
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return Site(tmp_path_factory.mktemp("site"))
+
+
+def conf(site, model_dir="model", **others):
+    values = {
+        "weights": site.student,
+        "teacher_weights": site.teacher,
+        "model_dir": site.folder / model_dir,
+        "spacing_mm": SPACING_MM,
+        **others,
+    }
+    return [text for name, value in values.items() for text in ("--conf", name, str(value))]
+
+
+@pytest.fixture(scope="module")
+def server(site):
+    with running_server(site.folder / "studies", site.folder / "log", *conf(site)) as running:
+        yield running
+
+
+@pytest.fixture
+def slicer(server, tmp_path):
+    return Slicer(server.url, tmp_path)
+
+
+def stats(server):
+    return server.info()["train_stats"]["fastsam3d"]
+
+
+def wait(server, wanted=("DONE", "ERROR", "STOPPED")):
+    """The task once its status is one of these."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        task = requests.get(f"{server.url}/train/", timeout=30).json()
+        if task["status"] in wanted:
+            return task
+        time.sleep(0.3)
+    raise TimeoutError(f"{task['status']}: {task.get('details')}")
+
+
+def wait_for(server, is_there):
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        found = is_there(stats(server))
+        if found:
+            return found
+        task = requests.get(f"{server.url}/train/", timeout=30).json()
+        assert task["status"] in ("SUBMITTED", "RUNNING"), task["details"]
+        time.sleep(0.3)
+    raise TimeoutError(f"{stats(server)}")
+
+
+def served_sha256(server):
+    """As a click's reply says."""
+    reply = server.infer("fastsam3d", "scan0", CLICK, output="json")
+    assert reply.status_code == 200, reply.text
+    return reply.json()["weights"]["sha256"]
+
+
+def post(server, path="fastsam3d", **params):
+    return requests.post(f"{server.url}/train/{path}", json=params, timeout=60)
+
+
+def test_train_publish_and_roll_back(server, slicer, site):
+    """Slicer's way: the trainer's config, changed in its table, and the client's id."""
+    before = served_sha256(server)
+    # any change is published; what is measured is tested elsewhere
+    params = {**slicer.config("trainers", "fastsam3d"), **SHORT, "min_gain": 0}
+    slicer.client.train_start("fastsam3d", params)
+    assert slicer.client.train_status(True)
+    task = wait(server)
+    assert task["status"] == "DONE", task["details"]
+    assert not slicer.client.train_status(True)
+
+    done = stats(server)
+    assert (done["epoch"], done["total_epochs"]) == (4, 4)
+    assert 0 <= done["best_metric"] <= 1 and done["total_time"]
+    assert [(row["stage"], row["k"], row["iteration"]) for row in done["history"]] == [
+        (1, 3, 3), (1, 6, 6), (2, 6, 9), (2, 6, 12),
+    ]  # fmt: skip
+    assert list(done["history"][-1]["dice_student"]) == ["1", "3", "5", "10"]
+    picture = requests.get(f"{server.url}{done['curves']}", timeout=30)
+    assert picture.headers["content-type"] == "image/png"
+
+    assert isinstance(done["published"], bool) and "mean Dice" in done["reason"]
+    after = served_sha256(server)
+    assert (after != before) == done["published"]
+    versions = requests.get(f"{server.url}/weights/fastsam3d", timeout=30).json()
+    assert versions["weights"]["sha256"] == after
+    rollback = requests.post(f"{server.url}/weights/fastsam3d/rollback", timeout=30)
+    if done["published"]:
+        assert rollback.json()["served"] == 0
+    else:
+        assert rollback.status_code == 404 and "nothing to roll back" in rollback.text
+    assert served_sha256(server) == before
+    models = server.info()["models"]
+    assert models["fastsam3d"]["weights"]["sha256"] == before
+
+
+def test_another_process_publishes(server, site):
+    """The server goes over to it with its next click, and back."""
+    published = site.task()._served.published
+    before = served_sha256(server)
+    network = site.task()._served().network
+    network.mask_decoder.mask_tokens.weight.data += 1
+    version = published.publish(network, {}, keep=3)
+    assert served_sha256(server) == version.sha256
+    url = f"{server.url}/weights/fastsam3d"
+    listed = requests.get(url, timeout=30).json()
+    assert listed["served"] == version.number
+    reply = requests.post(f"{url}/rollback", params={"version": 0}, timeout=30).json()
+    assert reply["weights"]["sha256"] == before == served_sha256(server)
+    again = requests.post(f"{url}/rollback", params={"version": version.number}, timeout=30)
+    assert again.json()["served"] == version.number
+    assert served_sha256(server) == version.sha256
+    assert requests.post(f"{url}/rollback", params={"version": 77}, timeout=30).status_code == 404
+    requests.post(f"{url}/rollback", params={"version": 0}, timeout=30)
+
+
+def test_stop_and_go_on(server, slicer, site):
+    assert post(server, **LONG).status_code == 200
+    wait_for(server, lambda found: found.get("epoch", 0) >= 2 and not found.get("total_time"))
+    busy = post(server, **LONG)
+    assert busy.status_code == 409 and "a training is running" in busy.json()["detail"]
+    assert post(server, "").status_code == 409
+    start = time.monotonic()
+    assert served_sha256(server), "clicks are answered meanwhile"
+    assert slicer.client.train_stop()["status"] == "STOPPED"
+    assert time.monotonic() - start < 60
+    assert wait(server)["status"] == "STOPPED"
+    assert not slicer.client.train_status(True)
+    stopped = stats(server)
+    assert "train again to go on" in stopped["reason"] and "error" not in stopped
+
+    assert post(server, **LONG).status_code == 200
+    resumed = wait_for(server, lambda found: found.get("resumed"))
+    assert resumed == f"resumed after update {stopped['iteration']}", "not one update is lost"
+    requests.delete(f"{server.url}/train/", timeout=60)
+    assert wait(server)["status"] == "STOPPED"
+
+
+def test_nothing_to_stop(server):
+    reply = requests.delete(f"{server.url}/train/", timeout=60)
+    assert reply.status_code == 200 and reply.json() is None
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"epochs": 3}, "unknown option 'epochs'; the options are max_epochs, "),
+        ({"max_epochs": 0}, "max_epochs is 0; it must be at least 1"),
+    ],
+)
+def test_refusals_reach_the_client(server, slicer, params, says):
+    with pytest.raises(MONAILabelClientException) as refused:
+        slicer.client.train_start("fastsam3d", params)
+    assert "Status: 400" in refused.value.msg and says in refused.value.msg
+
+
+def test_there_is_no_such_trainer(server):
+    reply = post(server, "sam_med3d")
+    assert reply.status_code == 404
+    assert "no trainer 'sam_med3d'; there are fastsam3d" in reply.json()["detail"]
+    for path in ("weights/sam_med3d", "weights/nothing", "train/sam_med3d/curves.png"):
+        assert requests.get(f"{server.url}/{path}", timeout=30).status_code == 404
+
+
+def test_an_error_in_the_training_reaches_the_client(server, site):
+    """It is the last of the task's details, which clients show."""
+    for path in (site.folder / "studies" / "labels" / "final").glob("*.nii.gz"):
+        path.rename(path.with_name(f"{path.name}.away"))
+    try:
+        assert post(server, **SHORT, teacher="none").status_code == 200
+        task = wait(server)
+    finally:
+        for path in (site.folder / "studies" / "labels" / "final").glob("*.away"):
+            path.rename(path.with_name(path.name.removesuffix(".away")))
+    assert task["status"] == "ERROR"
+    assert "there are no labels to train on" in task["details"][-1]
+    assert "there are no labels to train on" in stats(server)["error"]
+
+
+def test_ohif_trains_without_options(server):
+    """Its button: no model, no options."""
+    reply = post(server, "")
+    assert reply.json()["fastsam3d"]["result"]["status"] in ("SUBMITTED", "RUNNING")
+    wait_for(server, lambda found: found.get("total_epochs") == 48 and "error" not in found)
+    requests.delete(f"{server.url}/train/", timeout=60)
+
+
+def test_no_teacher(site, tmp_path):
+    arguments = conf(site, "no teacher")
+    at = arguments.index("teacher_weights")
+    del arguments[at - 1 : at + 2]
+    teacherless = Site(tmp_path)
+    with running_server(teacherless.folder / "studies", tmp_path / "log", *arguments) as server:
+        client = MONAILabelClient(server.url)
+        if server.info()["models"]["sam_med3d"]["weights"]["trained"]:
+            pytest.skip("there is a default teacher")
+        with pytest.raises(MONAILabelClientException) as refused:
+            client.train_start("fastsam3d", {"max_epochs": 2})
+    assert "there is no teacher: start the server with" in refused.value.msg

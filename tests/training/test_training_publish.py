@@ -1,0 +1,37 @@
+"""What a published file says of itself, and that publishing does not change it."""
+
+from pathlib import Path
+
+import torch
+from training.publish import main, measured, publish
+
+from lib.networks import FastSAM3D, describe_checkpoint, load_checkpoint, save_checkpoint
+
+REPORT = {
+    "command": "python benchmarks/accuracy.py",
+    "clicks": [1, 3],
+    "models": {
+        "fastsam3d": {
+            "macro": {"1": 0.4, "3": 0.56789},
+            "sources": {"a": {"structures": 9}, "b": {"structures": 1}},
+        }
+    },
+}
+
+
+def test_the_line_names_numbers_clicks_and_sources() -> None:
+    line = "0.400, 0.568 after 1/3 clicks, macro-average over a (9 structures), b (1 structures)"
+    assert measured(REPORT, "fastsam3d") == line
+
+
+def test_what_is_added_later_changes_no_weight(tiny_network: FastSAM3D, tmp_path: Path) -> None:
+    run, half, final = (tmp_path / f"{name}.safetensors" for name in ("run", "half", "final"))
+    save_checkpoint(tiny_network, run, {"steps": "7", "trained": "false"})
+    main(["--weights", str(run), "--description", "all CC0", "--out", str(half)])
+    publish(half, final, report=REPORT)
+    metadata = describe_checkpoint(final)["metadata"]
+    assert metadata["dice"] == measured(REPORT, "fastsam3d")
+    assert (metadata["trained"], metadata["licence"]) == ("true", "Apache-2.0")
+    assert (metadata["description"], metadata["steps"]) == ("all CC0", "7")
+    before, after = (load_checkpoint(path).state_dict() for path in (half, final))
+    assert all(torch.equal(before[name], after[name]) for name in before)

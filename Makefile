@@ -19,6 +19,9 @@ ORTHANC_PORT ?= 8043
 YES ?=
 # Options of the app: make serve CONF="labels liver,spleen weights /data/fastsam3d.pth"
 CONF ?=
+# Labelled scans for make accuracy, and further options of benchmarks/accuracy.py.
+DATA ?=
+ACCURACY ?=
 # The interpreter that .venv is made with (default: the first that fits). PYTEST_ARGS go to pytest.
 PYTHON ?=
 PYTEST_ARGS ?=
@@ -35,7 +38,8 @@ ALL_TESTS := $(if $(CHROMIUM),,not browser)
 # $(call pairs,a 1 b 2) -> --conf a 1 --conf b 2
 pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordlist 3,$(words $(1)),$(1))))
 
-.PHONY: help serve ohif test test-all lint typecheck sample-data install install-dev clean
+.PHONY: help serve ohif benchmark test test-all lint typecheck sample-data install install-dev clean
+.PHONY: accuracy weights check-data
 .PHONY: check-conf check-port check-studies check-orthanc
 
 help: ## list the targets
@@ -112,6 +116,20 @@ check-orthanc:
 sample-data: install ## build the sample studies in sample-data/build
 	.venv/bin/python sample-data/prepare.py
 
+# --- benchmarks -----------------------------------------------------------------------------------
+
+# What is written where, and how much is measured: make benchmark REPORT=/tmp/report ROWS=sam_med3d,fastsam3d
+REPORT ?= benchmark-report
+ROWS ?=
+SHAPE ?= 512,512,300
+
+benchmark: .venv/.installed-benchmarks ## time the networks and the clicks on this machine (REPORT, ROWS, SHAPE): JSON, Markdown, plots
+	mkdir -p '$(REPORT)'
+	.venv/bin/python benchmarks/efficiency.py $(if $(ROWS),--rows '$(ROWS)') --table4 \
+	    --json '$(REPORT)/efficiency.json' --markdown '$(REPORT)/efficiency.md' --plot '$(REPORT)/growth.png'
+	.venv/bin/python benchmarks/click_latency.py --shape '$(SHAPE)' --json '$(REPORT)/click_latency.json' \
+	    --markdown '$(REPORT)/click_latency.md' --plot '$(REPORT)/click_latency.png'
+
 # --- checks ---------------------------------------------------------------------------------------
 
 test: install-dev ## run the tests, without the slow ones (PYTEST_ARGS)
@@ -128,9 +146,38 @@ typecheck: install-dev ## check the types of the pure modules with mypy
 	.venv/bin/mypy
 
 clean: ## remove caches, logs and the sample data with the labels saved there (keeps .venv)
-	rm -rf sample-data/build apps/fastsam3d/logs test-artifacts
+	rm -rf sample-data/build apps/fastsam3d/logs test-artifacts benchmark-report
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find apps sample-data tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+accuracy: check-data install-dev ## Dice after simulated clicks on labelled scans (DATA, ACCURACY)
+	.venv/bin/python benchmarks/accuracy.py --data '$(DATA)' --json accuracy-report/accuracy.json \
+	    --markdown accuracy-report/accuracy.md --pictures accuracy-report $(ACCURACY)
+	@echo 'Tables and pictures: accuracy-report'
+
+check-data:
+	@[[ -n '$(DATA)' && -e '$(DATA)' ]] || { echo 'DATA=$(DATA): give a folder of labelled scans, as in' \
+	    'make accuracy DATA=/data/Dataset042_Liver' >&2; exit 1; }
+
+# --- default weights ------------------------------------------------------------------------------
+
+# Minutes of the teacher's pretraining, and where everything is written.
+MINUTES ?= 600
+WEIGHTS_BUILD ?= weights-build
+DISTILLATION := --start teacher --max-epochs 40 --stage1-fraction 0.9 --rois 384 --val-rois 24 --val-interval 18
+
+weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES)
+	.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)'
+	.venv/bin/python -m training.student --teacher '$(WEIGHTS_BUILD)/teacher/weights.safetensors' \
+	    --out '$(WEIGHTS_BUILD)/student.safetensors'
+	.venv/bin/python -m training.studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'
+	.venv/bin/python apps/fastsam3d/train.py --studies '$(WEIGHTS_BUILD)/studies' $(DISTILLATION) \
+	    --conf weights '$(CURDIR)/$(WEIGHTS_BUILD)/student.safetensors' \
+	    --conf teacher_weights '$(CURDIR)/$(WEIGHTS_BUILD)/teacher/weights.safetensors' \
+	    --conf model_dir '$(CURDIR)/$(WEIGHTS_BUILD)/model'
+	@echo 'The student: $(WEIGHTS_BUILD)/model/fastsam3d/published; measure and publish both: docs/model-card.md'
 
 # --- environment ----------------------------------------------------------------------------------
 
@@ -161,6 +208,10 @@ install-dev: .venv/.installed-dev
 
 .venv/.installed-dev: requirements-dev.txt requirements.txt constraints.txt | .venv/bin/pip
 	$(call install_requirements,requirements-dev.txt)
+	@touch .venv/.installed $@
+
+.venv/.installed-benchmarks: requirements-benchmarks.txt requirements.txt constraints.txt | .venv/bin/pip
+	$(call install_requirements,requirements-benchmarks.txt)
 	@touch .venv/.installed $@
 
 # pip comes last in a new environment: without it there is none, or an unfinished one.

@@ -1,0 +1,160 @@
+"""Who is measured: the app's models as the server runs them, classical baselines, 2D SAMs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.cache import ByteCache, array_nbytes
+from lib.configs import CONFIGS
+from lib.errors import InputError
+from lib.infers import Caches
+from lib.networks.checkpoint import CheckpointError
+from lib.options import Options
+from lib.volume import Volume
+from lib.weights import WeightsError
+
+from .baselines import Ball, RandomWalker, RegionGrowing
+from .protocols import Model, Protocol, Series, click_series
+
+MODEL_FOLDER = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d" / "model"
+
+# name -> which of the app's models, and the published file that it runs with (default: its own)
+SERVED = {
+    "fastsam3d": ("fastsam3d", ""),
+    "sam_med3d": ("sam_med3d", ""),
+    "fastsam3d_published": ("fastsam3d", "fastsam3d.pth"),
+    "sam_med3d_published": ("sam_med3d", "sam_med3d.pth"),
+    "sam_med3d_turbo": ("sam_med3d", "sam_med3d_turbo.pth"),
+}
+BASELINES: dict[str, Callable[[Volume], Model]] = {
+    "ball": Ball,
+    "region_growing": RegionGrowing,
+    "random_walker": RandomWalker,
+}
+SLICEWISE = ("sam", "mobile_sam", "tiny_sam", "medsam", "sam_med2d")
+
+VOLUME_CACHE_BYTES = 2**30
+RESULT_CACHE_BYTES = 2**29
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan as it lies in a file, and decoded."""
+
+    path: Path
+    volume: Volume
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        return tuple(np.linalg.norm(self.volume.affine_mm[:3, :3], axis=0).tolist())
+
+
+Contestant = Callable[[Scan, np.ndarray, Protocol, str], Series]
+"""Scan, target (I, J, K) bool, protocol, key of case and structure -> what came of the clicks."""
+
+
+class Served:
+    """One of the app's models, built as the app builds it and asked as a client asks it.
+
+    Everything between the request and the mask is the server's, its caches too; only the reply is
+    not written to a file.
+    """
+
+    def __init__(self, kind: str, weights: str) -> None:
+        option = {"fastsam3d": "weights", "sam_med3d": "teacher_weights"}[kind]
+        conf = {option: weights} if weights else {}
+        caches = Caches(
+            volumes=ByteCache(VOLUME_CACHE_BYTES, array_nbytes),
+            embeddings=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
+            masks=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
+        )
+        config = CONFIGS[kind]()
+        options = Options.from_conf(conf)
+        config.init(kind, str(MODEL_FOLDER), conf, planner=None, options=options, caches=caches)
+        self._task: Any = config.infer()
+        self._task.skip_writer = True
+
+    def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:
+        def model(clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            request = {
+                "image": str(scan.path),
+                "foreground": clicks_ijk[labels == 1].tolist(),
+                "background": clicks_ijk[labels == 0].tolist(),
+            }
+            _, data = self._task(request)
+            return data["pred"].whole(bool)
+
+        return click_series(model, target, protocol, key, scan.spacing_mm)
+
+    def weights(self) -> dict[str, Any]:
+        """As `/info` names them."""
+        return self._task.info()["weights"]
+
+
+@dataclass(frozen=True)
+class Classical:
+    """A baseline; it starts afresh on each object."""
+
+    make: Callable[[Volume], Model]
+
+    def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:
+        return click_series(self.make(scan.volume), target, protocol, key, scan.spacing_mm)
+
+
+def present_models(weights: Mapping[str, str]) -> list[str]:
+    """All that can be measured here: whatever is trained, and the baselines."""
+    served = [
+        name
+        for name, (_, file) in SERVED.items()
+        if name in weights or (not file or (MODEL_FOLDER / file).is_file())
+    ]
+    given = [name for name in weights if name not in served]
+    return [*served, *given, *BASELINES]
+
+
+def make_contestants(
+    names: Sequence[str], weights: Mapping[str, str], radius_mm: float = 10.0
+) -> dict[str, Contestant]:
+    """weights: file of a model by name; a new name is a model of its own.
+
+    Raises InputError for an unknown name and for weights that are not there.
+    """
+    unused = sorted(set(weights) - set(names))
+    if unused:
+        raise InputError(f"--weights {unused[0]}=… is given, but {unused[0]} is not in --models")
+    return {name: _make(name, weights.get(name, ""), radius_mm) for name in names}
+
+
+def _make(name: str, weights: str, radius_mm: float) -> Contestant:
+    if name == "ball":
+        return Classical(lambda volume: Ball(volume, radius_mm))
+    if name in BASELINES:
+        return Classical(BASELINES[name])
+    if name in SLICEWISE:
+        return _make_slicewise(name, weights)
+    kind, published = SERVED.get(name, ("fastsam3d", ""))
+    if name not in SERVED and not weights:
+        known = ", ".join([*SERVED, *BASELINES, *SLICEWISE])
+        raise InputError(
+            f"there is no model {name!r}; there are {known}, "
+            f"and any name with --weights {name}=FILE"
+        )
+    if published and not weights and not (MODEL_FOLDER / published).is_file():
+        raise InputError(f"{name} needs {published} in {MODEL_FOLDER}, or --weights {name}=FILE")
+    try:
+        return Served(kind, weights or published)
+    except (CheckpointError, WeightsError) as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _make_slicewise(name: str, weights: str) -> Contestant:
+    if not weights:
+        raise InputError(f"{name} needs its weights: --weights {name}=FILE")
+    from .slicewise import Slicewise
+
+    return Slicewise.load(name, weights)

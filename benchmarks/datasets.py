@@ -1,0 +1,292 @@
+"""Labelled scans in the layouts that people have: which files, and which structures are in them.
+
+A folder is taken for, in this order: one with a `manifest.csv` (columns source, case, image, label,
+and part where there are several), an nnU-Net folder (`imagesTr/CASE_0000.nii.gz`, `labelsTr`,
+`dataset.json`; the first channel is used), a BIDS-like folder (`sub-*/**/*.nii.gz` with labels
+`*dseg*`, `*label*` or `*mask*` below `derivatives`), or a folder of such folders, each a source of
+its own. A file is taken for a MONAI datalist.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.errors import InputError
+from lib.volume import Volume, read_volume
+
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
+LABEL_WORDS = ("dseg", "label", "mask")
+EXPECTED = (
+    "expected a folder with manifest.csv, an nnU-Net folder (imagesTr, labelsTr, dataset.json), a "
+    "BIDS-like folder (sub-*, derivatives), a folder of such folders, or a MONAI datalist (.json)"
+)
+
+Structures = Mapping[str, tuple[int, ...]]
+"""Name of a structure -> the label values that it is made of."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan and its label map. structures: as the data set names them; empty where it does not."""
+
+    source: str
+    name: str
+    image: Path
+    label: Path
+    structures: Structures = field(default_factory=dict)
+    modality: str = ""
+
+
+def find_cases(data: Path, part: str | None = None) -> list[Case]:
+    """All cases of a data set, sorted as it lists them; raises InputError where there are none.
+
+    part: the manifest's column `part` (default: "eval" where there is one, else all), nnU-Net's
+    "Tr" (default) or "Ts", or the name of the datalist's list (default: all).
+    """
+    if not data.exists():
+        raise InputError(f"{data} does not exist; {EXPECTED}")
+    if data.is_file():
+        return _datalist_cases(data, part)
+    cases = _folder_cases(data, part)
+    if cases is None:
+        found = [
+            _folder_cases(folder, part) for folder in sorted(data.iterdir()) if folder.is_dir()
+        ]
+        cases = [case for part_of in found if part_of for case in part_of]
+    if not cases:
+        raise InputError(f"no labelled scans in {data}; {EXPECTED}")
+    return cases
+
+
+def _folder_cases(folder: Path, part: str | None) -> list[Case] | None:
+    """The cases of a folder that is a data set itself, else None."""
+    if (folder / "manifest.csv").is_file():
+        return _manifest_cases(folder, part)
+    if (folder / f"labels{part or 'Tr'}").is_dir():
+        return _nnunet_cases(folder, part or "Tr")
+    if (folder / "dataset.json").is_file():
+        return _datalist_cases(folder / "dataset.json", part)
+    if any(folder.glob("sub-*")) and (folder / "derivatives").is_dir():
+        return _bids_cases(folder)
+    return None
+
+
+def _manifest_cases(folder: Path, part: str | None) -> list[Case]:
+    with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = {"source", "case", "image", "label"} - set(reader.fieldnames or ())
+        if missing:
+            raise InputError(
+                f"{folder / 'manifest.csv'} lacks columns: {', '.join(sorted(missing))}"
+            )
+        rows = [row for row in reader if row["image"] and row["label"]]
+    parts = sorted({row.get("part") or "" for row in rows})
+    wanted = part or ("eval" if "eval" in parts else None)
+    if part and part not in parts:
+        raise InputError(
+            f"{folder / 'manifest.csv'} has no part {part!r}; it has {', '.join(parts)}"
+        )
+    return [
+        Case(
+            row["source"],
+            row["case"],
+            folder / row["image"],
+            folder / row["label"],
+            _flat_names(_read_json((folder / row["label"]).parent / "labels.json")),
+            row.get("modality") or "",
+        )
+        for row in rows
+        if wanted in (None, row.get("part")) and (folder / row["image"]).is_file()
+    ]
+
+
+def _nnunet_cases(folder: Path, part: str) -> list[Case]:
+    description = _read_json(folder / "dataset.json")
+    structures = _flat_names(description.get("labels", {}))
+    channels = description.get("channel_names") or description.get("modality") or {}
+    cases = []
+    for label in _images_in(folder / f"labels{part}"):
+        name = _stem(label)
+        image = _first_file(folder / f"images{part}", (f"{name}_0000", name))
+        if image is None:
+            raise InputError(
+                f"{folder / f'images{part}'} holds no image of {label.name}; "
+                f"expected {name}_0000.nii.gz"
+            )
+        modality = str(channels.get("0", "")) if isinstance(channels, dict) else ""
+        source = str(description.get("name") or folder.resolve().name)
+        cases.append(Case(source, name, image, label, structures, modality))
+    return cases
+
+
+def _datalist_cases(path: Path, part: str | None) -> list[Case]:
+    content = _read_json(path)
+    lists = content if isinstance(content, dict) else {"training": content}
+    lists = {name: found for name, found in lists.items() if _is_datalist(found)}
+    if not lists or (part and part not in lists):
+        raise InputError(
+            f"{path} has no list {part or 'of images and labels'}; expected a MONAI datalist: "
+            '{"training": [{"image": "…", "label": "…"}, …]}'
+        )
+    names = content.get("labels", {}) if isinstance(content, dict) else {}
+    source = path.stem if path.stem not in ("dataset", "datalist") else path.resolve().parent.name
+    cases = []
+    for entry in (entry for name in lists if part in (None, name) for entry in lists[name]):
+        images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+        image, label = path.parent / images[0], path.parent / entry["label"]
+        for file in (image, label):
+            if not file.is_file():
+                raise InputError(f"{path} names {file}, which does not exist")
+        name = str(entry.get("case") or _stem(image))
+        cases.append(Case(entry.get("source") or source, name, image, label, _flat_names(names)))
+    return cases
+
+
+def _is_datalist(found: Any) -> bool:
+    return (
+        isinstance(found, list)
+        and bool(found)
+        and all(isinstance(entry, dict) and {"image", "label"} <= entry.keys() for entry in found)
+    )
+
+
+def _bids_cases(folder: Path) -> list[Case]:
+    """Each label map of `derivatives` with the image of its subject whose name is most alike."""
+    cases = []
+    for label in _images_in(folder / "derivatives"):
+        words = set(_stem(label).split("_"))
+        subject = next((word for word in words if word.startswith("sub-")), None)
+        if subject is None or not any(word in label.name.lower() for word in LABEL_WORDS):
+            continue
+        images = [path for path in _images_in(folder / subject) if _same_session(path, words)]
+        if not images:
+            raise InputError(f"{label}: no image of {subject} in {folder / subject}")
+        image = max(images, key=lambda path: len(words & set(_stem(path).split("_"))))
+        names = _segmentation_names(label, folder)
+        cases.append(Case(folder.resolve().name, _stem(label), image, label, names))
+    return cases
+
+
+def _same_session(image: Path, words: set[str]) -> bool:
+    sessions = {word for word in words if word.startswith("ses-")}
+    return sessions <= set(_stem(image).split("_"))
+
+
+def _segmentation_names(label: Path, folder: Path) -> Structures:
+    """Names in BIDS' table beside a label map, or in one for all of them."""
+    tables = [
+        label.with_name(f"{_stem(label)}.tsv"),
+        *sorted(folder.glob("derivatives/**/dseg.tsv")),
+    ]
+    for table in tables:
+        if table.is_file():
+            with open(table, encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
+            return {row["name"]: (int(row["index"]),) for row in rows if int(row["index"])}
+    return {}
+
+
+def _flat_names(names: Any) -> Structures:
+    """`{"1": "liver"}`, `{"liver": 1}` or `{"kidneys": [2, 3]}` -> values by name."""
+    structures: dict[str, tuple[int, ...]] = {}
+    for key, value in names.items() if isinstance(names, dict) else ():
+        if isinstance(value, list):
+            structures[key] = tuple(int(number) for number in value)
+        elif isinstance(value, str) and key.isdigit():
+            structures[value] = (*structures.get(value, ()), int(key))
+        elif isinstance(value, int):
+            structures[key] = (value,)
+    return {name: values for name, values in structures.items() if set(values) != {0}}
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(EXTENSIONS))
+
+
+def _first_file(folder: Path, stems: Iterable[str]) -> Path | None:
+    paths = (folder / f"{stem}{extension}" for stem in stems for extension in EXTENSIONS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _stem(path: Path) -> str:
+    extension = next(end for end in EXTENSIONS if path.name.lower().endswith(end))
+    return path.name[: -len(extension)]
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no valid JSON: {error}") from error
+
+
+def read_case(case: Case) -> tuple[Volume, Volume]:
+    """Image and label map of a case; raises InputError unless both lie on one grid."""
+    image, labels = read_volume(case.image), read_volume(case.label)
+    if image.shape_ijk != labels.shape_ijk:
+        raise InputError(
+            f"{case.name}: the image has {image.shape_ijk} voxels, its label map "
+            f"{labels.shape_ijk}; resample the label map onto the image"
+        )
+    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
+    apart_mm = np.abs((image.affine_mm - labels.affine_mm) @ corners).max()
+    if apart_mm > 0.5 * np.linalg.norm(image.affine_mm[:3, :3], axis=0).min():
+        raise InputError(
+            f"{case.name}: image and label map lie {apart_mm:.1f} mm apart in space; "
+            "give the label map the image's geometry"
+        )
+    return image, labels
+
+
+def targets(case: Case, labels: Volume, min_mm3: float) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and mask, (I, J, K) bool, of each structure of at least `min_mm3` in a label map."""
+    voxel_mm3 = abs(np.linalg.det(labels.affine_mm[:3, :3]))
+    array = (
+        np.rint(labels.array).astype(np.int64) if labels.array.dtype.kind == "f" else labels.array
+    )
+    values, counts = _count_values(array)
+    volume_mm3 = {int(v): count * voxel_mm3 for v, count in zip(values, counts, strict=True) if v}
+    named = case.structures or {str(value): (value,) for value in volume_mm3}
+    unnamed = set(volume_mm3) - {value for values in named.values() for value in values}
+    for name, wanted in (*named.items(), *((str(value), (value,)) for value in sorted(unnamed))):
+        if sum(volume_mm3.get(value, 0) for value in wanted) >= min_mm3:
+            yield name, np.isin(array, wanted)
+
+
+def _count_values(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`np.unique` with counts, without sorting a whole scan where the values are small."""
+    if array.dtype.kind in "ui" and int(array.min()) >= 0 and int(array.max()) < 1 << 16:
+        counts = np.bincount(array.ravel(order="K"))
+        values = np.flatnonzero(counts)
+        return values, counts[values]
+    return np.unique(array, return_counts=True)
+
+
+def choose_cases(cases: Iterable[Case], per_source: int | None, min_mm3: float) -> list[Case]:
+    """The first cases of each source that have a structure to click on; all for None."""
+    if per_source is None:
+        return list(cases)
+    taken: dict[str, int] = {}
+    chosen = []
+    for case in cases:
+        if taken.get(case.source, 0) < per_source and _has_target(case, min_mm3):
+            taken[case.source] = taken.get(case.source, 0) + 1
+            chosen.append(case)
+    return chosen
+
+
+def _has_target(case: Case, min_mm3: float) -> bool:
+    """A label map that cannot be read counts as one: it is reported when it is measured."""
+    try:
+        return next(targets(case, read_volume(case.label), min_mm3), None) is not None
+    except InputError:
+        return True

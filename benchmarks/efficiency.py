@@ -1,0 +1,198 @@
+#!/usr/bin/env python
+"""Tables 3 and 4 of the FastSAM3D paper on this machine: time, FLOPs and memory of the networks.
+
+    python benchmarks/efficiency.py --device cpu --json efficiency.json --markdown efficiency.md
+    python benchmarks/efficiency.py --rows sam_med3d_published,sam_med3d,fastsam3d
+    python benchmarks/efficiency.py --rows none --table4 --plot growth.png
+
+Our own rows need torch alone; those of the 2D networks need requirements-benchmarks.txt as well,
+and are left out, with the reason, where that is not installed. Each fast row is compared with its
+slow reference before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __name__ == "__main__":  # the repository in place of this folder, whose names others use too
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import efficiency_report, growth  # noqa: E402
+from benchmarks.efficiency_rows import (  # noqa: E402
+    ROWS,
+    ROWS_2D,
+    WHAT,
+    Candidate,
+    Candidates3D,
+    make_2d,
+)
+from benchmarks.measure import (  # noqa: E402
+    CLOCKS,
+    Timing,
+    compare_masks,
+    count_flops,
+    describe_machine,
+    peak_memory_mb,
+    relative_difference,
+    time_calls,
+)
+
+SAME_MASKS = 0.99
+"""Dice that a faster row has to keep against its reference; below, the command fails."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    device = torch.device(options.device)
+    if options.threads or options.clock == "cpu":
+        torch.set_num_threads(1 if options.clock == "cpu" else options.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False  # float32 rows are float32
+    torch.backends.cudnn.allow_tf32 = False
+    result: dict[str, Any] = describe_machine(device)
+    result |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": [], "left_out": {}}
+    result["clock"] = options.clock
+    with torch.inference_mode():
+        measure_rows(options, device, result)
+        if options.table4:
+            result["table4"] = growth.measure(
+                device, options.sizes, options.runs, options.seconds, options.clock
+            )
+    efficiency_report.add_ratios(result["rows"])
+    write(options, result)
+    changed = [
+        row["name"] for row in result["rows"] if row.get("equality", {}).get("dice", 1) < SAME_MASKS
+    ]
+    if changed:
+        print(f"masks differ from the reference: {', '.join(changed)}", file=sys.stderr)
+    return 1 if changed else 0
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}; or none")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=FILE", help="instead of random ones"
+    )
+    parser.add_argument("--runs", type=int, default=30, help="timed runs of each call")
+    parser.add_argument("--seconds", type=float, default=20.0, help="… at most so long, each")
+    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: time of this process with one thread, for a machine that others use meanwhile",
+    )
+    parser.add_argument("--table4", action="store_true", help="sparse and flash, on and off")
+    parser.add_argument("--sizes", type=int, nargs="+", default=growth.SIZES, help="of --table4")
+    parser.add_argument("--json", type=Path, help="file to write")
+    parser.add_argument("--markdown", type=Path, help="file to write")
+    parser.add_argument("--plot", type=Path, help="picture of --table4 to write (needs matplotlib)")
+    options = parser.parse_args(arguments)
+    options.rows = [] if options.rows == "none" else options.rows.split(",")
+    if unknown := [name for name in options.rows if name not in ROWS]:
+        parser.error(f"no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if wrong := [pair for pair in options.weights if "=" not in pair]:
+        parser.error(f"--weights {wrong[0]}: expected NAME=FILE")
+    options.weights = dict(pair.split("=", 1) for pair in options.weights)
+    return options
+
+
+def measure_rows(options: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
+    ours = Candidates3D(device, options.weights)
+    candidates = [ours.make(name) for name in options.rows if name not in ROWS_2D]
+    described = [describe(candidate, device) for candidate in candidates]
+    add_times(candidates, described, device, options)
+    result["rows"] += described
+    for name in options.rows:
+        if name in ROWS_2D:  # one after the other: each fills the memory by itself
+            try:
+                candidate = make_2d(name, device, options.weights.get(name))
+            except ImportError as error:
+                result["left_out"][name] = str(error)
+                continue
+            described = [describe(candidate, device)]
+            add_times([candidate], described, device, options)
+            result["rows"] += described
+
+
+def describe(candidate: Candidate, device: torch.device) -> dict[str, Any]:
+    """A row without its times: first of all, whether it gives what its reference gives."""
+    logging.info("checking %s", candidate.name)
+    row: dict[str, Any] = {
+        "name": candidate.name,
+        "what": WHAT[candidate.name],
+        "input": candidate.input,
+        "images": candidate.images,
+        "number_type": "float32",
+    } | candidate.notes
+    if candidate.reference is not None:
+        embedding, logits = candidate.reference()
+        row["equality"] = {
+            "of": "the published computation of the same weights",
+            "embedding": relative_difference(candidate.encode(), embedding),
+        } | compare_masks(candidate.decode(), logits)
+    encode, decode = candidate.float32 or (candidate.encode, candidate.decode)
+    for part, counted, call, weights in (
+        ("encoder", encode, candidate.encode, candidate.encoder_weights),
+        ("decoder", decode, candidate.decode, candidate.decoder_weights),
+    ):
+        if part == "decoder":
+            counted()  # what is kept between clicks is not part of one
+        flops = count_flops(counted)
+        row[f"{part}_gflops"] = flops * candidate.images / 1e9
+        row[f"{part}_gmacs_per_image"] = flops / 2e9
+        row[f"{part}_memory_mb"] = peak_memory_mb(call, weights, device)
+        row[f"{part}_weights_mb"] = sum(x.numel() * x.element_size() for x in weights) / 1e6
+    row["peak_memory_mb"] = max(row["encoder_memory_mb"], row["decoder_memory_mb"])
+    return row
+
+
+def add_times(
+    candidates: list[Candidate],
+    rows: list[dict[str, Any]],
+    device: torch.device,
+    options: argparse.Namespace,
+) -> None:
+    for part in ("encode", "prepare", "decode"):
+        logging.info("timing %s of %s", part, ", ".join(c.name for c in candidates))
+        calls = {c.name: getattr(c, part) for c in candidates if getattr(c, part)}
+        timings = time_calls(calls, device, options.runs, options.seconds, clock=options.clock)
+        for candidate, row in zip(candidates, rows, strict=True):
+            if candidate.name in timings:
+                key = {"encode": "encoder", "decode": "decoder"}.get(part, part)
+                add_timing(row, key, timings[candidate.name].times(candidate.images))
+
+
+def add_timing(row: dict[str, Any], key: str, timing: Timing) -> None:
+    row[f"{key}_ms"] = timing.median
+    row[f"{key}_quartiles_ms"] = [timing.low, timing.high]
+    row[f"{key}_best_ms"] = timing.best
+    row[f"{key}_runs"] = timing.runs
+
+
+def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    for path, content in (
+        (options.json, text + "\n"),
+        (options.markdown, efficiency_report.markdown(result)),
+    ):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+    if options.plot is not None and "table4" in result:
+        efficiency_report.plot(result["table4"], options.plot)
+    print(text if options.json is None else efficiency_report.markdown(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Data sets in the layouts that people have: which files belong together, what is in them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from benchmarks.datasets import Case, choose_cases, find_cases, read_case, targets
+
+from lib.errors import InputError
+
+SHAPE_IJK = (20, 18, 16)
+AFFINE_MM = np.diag([-1.5, 2.0, 3.0, 1.0])
+
+
+def write_volume(path: Path, array: np.ndarray, affine_mm: np.ndarray = AFFINE_MM) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine_mm), path)
+    return path
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).normal(100, 20, SHAPE_IJK).astype(np.float32)
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    array = np.zeros(SHAPE_IJK, dtype=np.int16)
+    array[2:9, 2:9, 2:9], array[10:18, 10:16, 8:14], array[0, 0, 0] = 1, 2, 3
+    return array
+
+
+@pytest.fixture
+def make_pair(image: np.ndarray, labels: np.ndarray) -> Callable[[Path, Path], None]:
+    def make(image_path: Path, label_path: Path) -> None:
+        write_volume(image_path, image)
+        write_volume(label_path, labels)
+
+    return make
+
+
+def test_nnunet_folders_give_first_channels_names_and_unions(tmp_path: Path, make_pair) -> None:
+    folder = tmp_path / "Dataset042_Test"
+    for name in ("b", "a"):
+        make_pair(folder / f"imagesTr/{name}_0000.nii.gz", folder / f"labelsTr/{name}.nii.gz")
+        write_volume(folder / f"imagesTr/{name}_0001.nii.gz", np.zeros(SHAPE_IJK, np.int16))
+    description = {
+        "name": "Test",
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "spleen": 2, "both": [1, 2]},
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    for data in (folder, tmp_path):  # by itself, or among others
+        cases = find_cases(data)
+        assert [(case.source, case.name, case.modality) for case in cases] == [
+            ("Test", "a", "CT"),
+            ("Test", "b", "CT"),
+        ]
+        assert cases[0].image.name == "a_0000.nii.gz"
+    _, volume = read_case(cases[0])
+    masks = dict(targets(cases[0], volume, min_mm3=1000))
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {
+        "liver": 343,
+        "spleen": 288,
+        "both": 631,
+    }  # 3 has one voxel
+
+
+def test_nnunet_1_writes_names_by_value(tmp_path: Path, make_pair) -> None:
+    make_pair(tmp_path / "imagesTr/a.nii.gz", tmp_path / "labelsTr/a.nii.gz")
+    names = {"0": "background", "1": "liver", "2": "spleen"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
+    (case,) = find_cases(tmp_path)
+    assert case.image.name == "a.nii.gz"
+    assert case.structures == {"liver": (1,), "spleen": (2,)}
+
+
+def test_bids_labels_find_the_image_of_their_session(tmp_path: Path, make_pair) -> None:
+    for subject in ("sub-01", "sub-02"):
+        for weight in ("T1w", "T2w"):
+            write_volume(
+                tmp_path / f"{subject}/anat/{subject}_{weight}.nii.gz", np.ones(SHAPE_IJK, np.int16)
+            )
+    derived = tmp_path / "derivatives" / "labels"
+    write_volume(derived / "sub-01/anat/sub-01_T2w_dseg.nii.gz", np.ones(SHAPE_IJK, np.int16))
+    write_volume(
+        derived / "sub-02/anat/sub-02_T1w_label-GM_mask.nii.gz", np.ones(SHAPE_IJK, np.int16)
+    )
+    write_volume(derived / "sub-02/anat/sub-02_T1w_preproc.nii.gz", np.ones(SHAPE_IJK, np.int16))
+    (derived / "dseg.tsv").write_text("index\tname\n0\tbackground\n1\tcord\n")
+    first, second = find_cases(tmp_path)
+    assert (first.image.name, second.image.name) == ("sub-01_T2w.nii.gz", "sub-02_T1w.nii.gz")
+    assert first.structures == {"cord": (1,)}
+
+
+def test_datalists_are_relative_to_their_file(tmp_path: Path, make_pair) -> None:
+    make_pair(tmp_path / "i/a.nii.gz", tmp_path / "l/a.nii.gz")
+    entry = {"image": "i/a.nii.gz", "label": "l/a.nii.gz"}
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"training": [entry], "validation": [entry | {"source": "b"}]}))
+    assert [case.source for case in find_cases(path)] == [tmp_path.name, "b"]
+    assert [case.source for case in find_cases(path, "validation")] == ["b"]
+    path.write_text(json.dumps({"training": [entry | {"label": "l/b.nii.gz"}]}))
+    with pytest.raises(InputError, match="names .*b.nii.gz, which does not exist"):
+        find_cases(path)
+
+
+def test_manifests_give_the_part_that_is_for_measuring(tmp_path: Path, make_pair) -> None:
+    make_pair(tmp_path / "x/a_image.nii.gz", tmp_path / "x/a_label.nii.gz")
+    (tmp_path / "x/labels.json").write_text('{"1": "liver"}')
+    (tmp_path / "manifest.csv").write_text(
+        "part,source,case,image,label\n"
+        "train,s,t,x/a_image.nii.gz,x/a_label.nii.gz\n"
+        "eval,s,e,x/a_image.nii.gz,x/a_label.nii.gz\n"
+        "eval,s,missing,x/,x/a_label.nii.gz\n"
+    )
+    (case,) = find_cases(tmp_path)
+    assert (case.name, case.structures) == ("e", {"liver": (1,)})
+    assert [case.name for case in find_cases(tmp_path, "train")] == ["t"]
+    with pytest.raises(InputError, match="no part 'test'; it has eval, train"):
+        find_cases(tmp_path, "test")
+
+
+@pytest.mark.parametrize("extension", [".nii", ".nrrd", ".mha"])
+def test_other_formats_are_read_alike(tmp_path: Path, image, labels, extension: str) -> None:
+    paths = (tmp_path / f"imagesTr/a_0000{extension}", tmp_path / f"labelsTr/a{extension}")
+    for path, array in zip(paths, (image, labels), strict=True):
+        path.parent.mkdir()
+        written = sitk.GetImageFromArray(array.transpose())
+        written.SetSpacing((1.5, 2.0, 3.0))
+        sitk.WriteImage(written, str(path))
+    (case,) = find_cases(tmp_path)
+    volume, read = read_case(case)
+    np.testing.assert_allclose(volume.array, image)
+    assert [name for name, _ in targets(case, read, min_mm3=100)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_what_is_expected_is_said(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="expected a folder with manifest.csv, an nnU-Net folder"):
+        find_cases(tmp_path / name)
+
+
+def test_a_label_without_its_image_is_named(tmp_path: Path, make_pair) -> None:
+    make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/b.nii.gz")
+    with pytest.raises(InputError, match=r"no image of b.nii.gz; expected b_0000.nii.gz"):
+        find_cases(tmp_path)
+
+
+def test_another_grid_is_refused(tmp_path: Path, image, labels) -> None:
+    shifted = AFFINE_MM.copy()
+    shifted[0, 3] = 4
+    case = Case(
+        "s",
+        "a",
+        write_volume(tmp_path / "i.nii.gz", image),
+        write_volume(tmp_path / "l.nii.gz", labels, shifted),
+    )
+    with pytest.raises(InputError, match="lie 4.0 mm apart"):
+        read_case(case)
+    write_volume(case.label, labels[:-1])
+    with pytest.raises(InputError, match=r"\(20, 18, 16\) voxels, its label map \(19, 18, 16\)"):
+        read_case(case)
+
+
+def test_cases_are_capped_by_source_and_need_a_structure(tmp_path: Path, image, labels) -> None:
+    empty = np.zeros_like(labels)
+    empty[0, 0, 0] = 1
+    cases = [
+        Case(
+            source,
+            name,
+            tmp_path / "i.nii.gz",
+            write_volume(tmp_path / f"{source}{name}.nii.gz", array),
+        )
+        for source, name, array in [
+            ("a", "1", empty),
+            ("a", "2", labels),
+            ("b", "3", labels),
+            ("a", "4", labels),
+            ("a", "5", labels),
+        ]
+    ]
+    assert [case.name for case in choose_cases(cases, 2, 1000)] == ["2", "3", "4"]
+    assert choose_cases(cases, None, 1000) == cases

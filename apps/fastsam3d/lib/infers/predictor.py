@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lib.cache import ByteCache
 from lib.infers.computing import Computing, Stopwatch
@@ -76,7 +77,7 @@ class FastSAM3DPredictor:
 
     @torch.inference_mode()
     def _encode(self, key: Hashable, roi_image: np.ndarray) -> ImageEmbedding:
-        volume = torch.from_numpy(roi_image)[None, None].to(self._device)
+        volume = self._on_device(roi_image)
         return ImageEmbedding(key, self._network.prepare(self._network.encode(volume)))
 
     def decode(
@@ -124,7 +125,14 @@ class FastSAM3DPredictor:
             embedding.prepared,
             points=prompt[..., :3],
             labels=prompt[..., 3].long(),
-            mask=torch.from_numpy(previous)[None, None].to(self._device),
+            mask=self._on_device(previous),
         )
         # a copy: what is kept must not hold on to the other masks that were computed
         return logits[0, 0].float().cpu().numpy().copy()
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        """(s, s, s) -> [1, 1, s, s, s]."""
+        tensor = torch.from_numpy(array)[None, None]
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()  # else the copy is made twice, and waited for
+        return tensor.to(self._device, non_blocking=True)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -90,7 +91,9 @@ def sent(response):
     async def send(message):
         messages.append(message)
 
-    asyncio.run(response({}, None, send))
+    # in a thread: the browser's tests leave an event loop in this one
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, response({}, None, send)).result()
     start, *parts = messages
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     content = b"".join(part["body"] for part in parts)

@@ -146,7 +146,7 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lib.trainers.store.save_file", fail)
-    # not through logging's own settings, which trainings before this test have changed
+    # not through caplog, which stays empty when the whole suite ran before
     monkeypatch.setattr(
         "lib.trainers.store.logger.warning", lambda text, *facts: said.append(text % facts)
     )

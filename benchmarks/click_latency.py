@@ -152,7 +152,13 @@ def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
     def median(stage: str) -> float:
         return round(statistics.median(spent.get(stage, [0.0])), 1)
 
-    names = {"decode_file": "LoadVolumed", "crop": "Crop", "encode": "Encode", "decode": "Decode"}
+    names = {
+        "decode_file": "LoadVolumed",
+        "crop": "Crop",
+        "encode": "Encode",
+        "decode": "Decode",
+        "outline": "Outline",
+    }
     names |= {"paste": "PasteRoid", "write": "Write", "http": "http", "wait": "Wait"}
     stages = {f"{name}_ms": median(stage) for name, stage in names.items()}
     stages["decode_file_ms"] = round(max(spent.get("LoadVolumed", [0.0])), 1)

@@ -78,9 +78,10 @@ def test_a_click_may_lie_outside_of_what_is_pasted():
     data["prompts"] = parse_prompts({"foreground": [[10, 10, 10], [12.51, 10, 10]]}, shape_ijk)
     box_ijk = data["roi_cube"].box_ijk
     assert box_ijk[0][1] <= 13
-    data["logits"] = np.ones((4, 4, 4), dtype=np.float32)
+    data["values"] = np.ones((4, 4, 4), dtype=np.float32)
+    data["threshold"] = 0.0
     mask = HonourClicksd()(PasteRoid()(data))["pred"].whole()
-    expected = data["roi_cube"].paste(data["logits"])
+    expected = data["roi_cube"].paste(data["values"])
     expected[13, 10, 10] = 1
     np.testing.assert_array_equal(mask, expected)
 
@@ -96,9 +97,10 @@ def test_the_mask_is_what_is_pasted_and_clicked(within):
     roi: Roi = data["roi_cube"]
     for seed in range(3):
         generator = np.random.default_rng(seed)
-        data["logits"] = generator.normal(-seed, 1, (8, 8, 8)).astype(np.float32)
+        data["values"] = generator.normal(-seed, 1, (8, 8, 8)).astype(np.float32)
+        data["threshold"] = generator.normal()
         mask = HonourClicksd()(PasteRoid()(data))["pred"].whole()
-        expected = roi.paste(data["logits"], within_ijk=prompts.within_ijk)
+        expected = roi.paste(data["values"], data["threshold"], within_ijk=prompts.within_ijk)
         for (i, j, k), label in zip(prompts.voxels_ijk, prompts.labels, strict=True):
             if prompts.is_within(i, j, k):
                 expected[i, j, k] = label

@@ -1,5 +1,6 @@
 """The predictor's caches never change an answer, and save what they promise to save."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from lib.cache import ByteCache, array_nbytes
+from lib.infers.computing import Stopwatch
 from lib.infers.predictor import FastSAM3DPredictor
-from lib.networks import FastSAM3DConfig, build_untrained
+from lib.networks import FastSAM3DConfig, build_untrained, mask_threshold
 from lib.networks.captured import CapturedNetwork
+from lib.outline import guide_of, outline
 from lib.precision import lowered
 
 POINTS_ROI = np.array([[30.0, 20, 10], [12, 50, 33], [5, 6, 60], [40, 41, 42]])
@@ -49,6 +52,30 @@ def test_replay_is_its_definition(network):
             labels = torch.from_numpy(LABELS[None, first:count])
             low_res, _ = network.decode(embedding, points, labels, low_res)
     np.testing.assert_array_equal(segment(predictor(network)), low_res[0, 0].numpy())
+
+
+def test_masks_of_published_networks_are_their_logits_above_0(network):
+    ours = predictor(network)
+    embedding = ours.encode("roi", roi_image)
+    low_res = segment(ours)
+    values, threshold = ours.cut(embedding, low_res, POINTS_ROI, LABELS)
+    assert values is low_res and threshold == 0 and embedding.guide is None
+
+
+def test_masks_are_cut_as_the_weights_ask_for(network):
+    network.config = dataclasses.replace(
+        network.config, mask_threshold="expected_dice", mask_edges="image"
+    )
+    ours = predictor(network)
+    embedding = ours.encode("roi", roi_image)
+    low_res, stages = segment(ours), Stopwatch()
+    np.testing.assert_array_equal(embedding.guide, guide_of(roi_image()))
+    assert embedding.nbytes == embedding.prepared.nbytes + embedding.guide.nbytes
+    values, threshold = ours.cut(embedding, low_res, POINTS_ROI, LABELS, stages)
+    below = float(mask_threshold(torch.from_numpy(low_res)[None], "expected_dice"))
+    expected = outline(low_res, below, embedding.guide, POINTS_ROI, LABELS, roi_size=64)
+    np.testing.assert_array_equal(values, expected)
+    assert threshold == 0 and stages["Outline"] > 0
 
 
 def test_answers_do_not_depend_on_what_was_asked_before(network):

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lib.networks import FastSAM3D
+from lib.networks import FastSAM3D, mask_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def lowest_dice(ours: FastSAM3D, expected: FastSAM3D, device: torch.device) -> f
             masks[n] = network.decode(embeddings[n], points[:, shown], labels[:, shown], masks[n])[
                 0
             ].float()
-        a, b = (mask > 0 for mask in masks)
+        a, b = (mask > mask_threshold(mask, expected.config.mask_threshold) for mask in masks)
         total = float(a.sum() + b.sum())
         worst = min(worst, 2 * float((a & b).sum()) / total if total else 1.0)
     return worst

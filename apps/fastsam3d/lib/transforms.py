@@ -69,14 +69,16 @@ class PlaceRoid:
 
 
 class PasteRoid:
-    """``logits``, (s, s, s) on the ROI -> ``pred``, the mask on the stored grid.
+    """``values``, (s, s, s) on the ROI, and ``threshold`` -> ``pred``, the mask on the stored grid.
 
     Its box holds the clicks, which may lie a little outside of what the network marked.
     """
 
     def __call__(self, data: Data) -> Data:
         volume, prompts = data["volume"], data["prompts"]
-        found, box_ijk = data["roi_cube"].paste_box(data["logits"], within_ijk=prompts.within_ijk)
+        found, box_ijk = data["roi_cube"].paste_box(
+            data["values"], data["threshold"], within_ijk=prompts.within_ijk
+        )
         mask = BoxMask(found, box_ijk, volume.shape_ijk, volume.affine_mm)
         data["pred"] = mask.including(allowed_voxels(prompts))
         return data

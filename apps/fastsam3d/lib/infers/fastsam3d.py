@@ -121,7 +121,7 @@ class FastSAM3DInfer(BasicInferTask):
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda"
     ) -> dict[str, Any]:
-        """``volume``, ``prompts`` and ``roi_cube`` -> ``logits`` on the ROI."""
+        """``volume``, ``prompts``, ``roi_cube`` -> ``values`` on the ROI, and ``threshold``."""
         volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
         predictor = self._predictor(data["weights"], device)
         # what is known already takes no time
@@ -132,7 +132,10 @@ class FastSAM3DInfer(BasicInferTask):
             stages=stages,
         )
         points_roi = roi.to_roi(prompts.points_ijk)
-        data["logits"] = predictor.decode(embedding, points_roi, prompts.labels, stages)
+        low_res = predictor.decode(embedding, points_roi, prompts.labels, stages)
+        data["values"], data["threshold"] = predictor.cut(
+            embedding, low_res, points_roi, prompts.labels, stages
+        )
         return data
 
     def post_transforms(self, data: Any = None) -> Transforms:

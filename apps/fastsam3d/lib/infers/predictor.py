@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lib.cache import ByteCache
 from lib.infers.computing import Computing, Stopwatch
-from lib.networks import FastSAM3D, PreparedImage
+from lib.networks import FastSAM3D, PreparedImage, mask_threshold
 from lib.networks.captured import CapturedNetwork
+from lib.outline import guide_of, outline
 from lib.precision import FLOAT32, Precision
 
 
@@ -20,14 +21,17 @@ from lib.precision import FLOAT32, Precision
 class ImageEmbedding:
     """What the encoder made of a ROI, and the decoder of that before any click; and a key for all
     that it was made of.
+
+    guide: the image of :func:`lib.outline.guide_of`, for networks that leave edges to it.
     """
 
     key: Hashable
     prepared: PreparedImage
+    guide: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.prepared.nbytes
+        return self.prepared.nbytes + (0 if self.guide is None else self.guide.nbytes)
 
 
 class FastSAM3DPredictor:
@@ -78,7 +82,9 @@ class FastSAM3DPredictor:
     @torch.inference_mode()
     def _encode(self, key: Hashable, roi_image: np.ndarray) -> ImageEmbedding:
         volume = self._on_device(roi_image)
-        return ImageEmbedding(key, self._network.prepare(self._network.encode(volume)))
+        prepared = self._network.prepare(self._network.encode(volume))
+        has_guide = self._network.config.mask_edges == "image"
+        return ImageEmbedding(key, prepared, guide_of(roi_image) if has_guide else None)
 
     def decode(
         self,
@@ -116,6 +122,29 @@ class FastSAM3DPredictor:
                 return count, low_res
         # the networks were trained with zeros, not with "no mask", in the first step
         return 0, np.zeros((self._network.config.low_res_size,) * 3, dtype=np.float32)
+
+    def cut(
+        self,
+        embedding: ImageEmbedding,
+        low_res: np.ndarray,
+        points_roi: np.ndarray,
+        labels: np.ndarray,
+        stages: Stopwatch | None = None,
+    ) -> tuple[np.ndarray, float]:
+        """The mask of low-resolution logits (s, s, s): values (c, c, c) on the ROI, and the
+        threshold above which they are inside.
+
+        points_roi, labels: all clicks, as for ``decode``. stages: is told how long Outline took.
+        """
+        config = self._network.config
+        threshold = float(mask_threshold(torch.from_numpy(low_res)[None], config.mask_threshold))
+        if embedding.guide is None:
+            return low_res, threshold
+        with (stages if stages is not None else Stopwatch()).measure("Outline"):
+            values = outline(
+                low_res, threshold, embedding.guide, points_roi, labels, config.roi_size
+            )
+        return values, 0.0
 
     @torch.inference_mode()
     def _step(self, embedding: ImageEmbedding, clicks: tuple, previous: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from .checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint
 from .config import CONFIGS, FastSAM3DConfig
 from .fastsam3d import FastSAM3D, build_network, build_untrained
 from .mask_decoder import PreparedImage
+from .threshold import mask_threshold
 
 __all__ = [
     "CONFIGS",
@@ -14,5 +15,6 @@ __all__ = [
     "build_untrained",
     "describe_checkpoint",
     "load_checkpoint",
+    "mask_threshold",
     "save_checkpoint",
 ]

@@ -10,6 +10,8 @@ Residual = Literal["pre_norm", "normed"]
 Sparsity = Literal["dense", "segments", "lattice"]
 WindowPath = Literal["closed_form", "padded"]
 ClickHistory = Literal["all", "newest"]
+MaskThreshold = Literal["zero", "expected_dice"]
+MaskEdges = Literal["logits", "image"]
 
 _CHOICES = {
     "position_bias": ("published", "textbook", "none"),
@@ -44,6 +46,10 @@ class FastSAM3DConfig:
         published, instead of axis 0.
     click_history: which clicks the weights expect in each call of a series: ``all`` so far
         (SAM-Med3D) or the ``newest`` (FastSAM3D).
+    mask_threshold: where a mask is cut out of its logits: at ``zero``, as published, or where its
+        ``expected_dice`` is largest (:mod:`lib.networks.threshold`).
+    mask_edges: where the logits cross the threshold, as published, or where the ``image`` has edges
+        between what is surely inside and outside (:mod:`lib.outline`).
     """
 
     roi_size: int = 128
@@ -74,6 +80,8 @@ class FastSAM3DConfig:
     detail_channels: int = 0
     swap_dense_axes: bool = True
     click_history: ClickHistory = "all"
+    mask_threshold: MaskThreshold = "zero"
+    mask_edges: MaskEdges = "logits"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

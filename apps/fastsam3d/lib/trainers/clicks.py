@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.networks import FastSAM3D
+from lib.networks import FastSAM3D, mask_threshold
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """Of a whole batch, or one of each ROI: then its clicks do not depend on the rest of the batch."""
@@ -106,6 +106,7 @@ class ClickSeries:
     def __init__(self, network: FastSAM3D, embedding: Tensor) -> None:
         self._network = network
         self._embedding = embedding
+        self._threshold = embedding.new_zeros(len(embedding))
         # the networks were trained with zeros, not with "no mask", in the first step
         size = network.config.low_res_size
         self._previous = embedding.new_zeros(len(embedding), 1, size, size, size)
@@ -116,7 +117,12 @@ class ClickSeries:
             points_roi, labels = points_roi[:, -1:], labels[:, -1:]
         logits, _ = self._network.decode(self._embedding, points_roi, labels, self._previous)
         self._previous = logits.detach()
+        self._threshold = mask_threshold(logits, self._network.config.mask_threshold)
         return logits[:, 0]
+
+    def cut(self, logits: Tensor) -> Tensor:
+        """The last answer on any cells (B, c, c, c), positive inside of the mask that is served."""
+        return logits.detach() - self._threshold[:, None, None, None]
 
 
 def on_cells(logits: Tensor, cells: int) -> Tensor:

@@ -137,7 +137,7 @@ class Stage2(nn.Module):
             if teacher is not None:
                 with torch.no_grad():
                     answer = teacher.answer(points_roi, labels)
-                theirs = on_cells(answer, cells).sigmoid()
+                theirs = teacher.cut(on_cells(answer, cells)).sigmoid()
                 wanted = torch.where(labelled[:, None, None, None], target, theirs)
             with torch.set_grad_enabled(torch.is_grad_enabled() and click in graded):
                 logits = student.answer(points_roi, labels)
@@ -146,7 +146,7 @@ class Stage2(nn.Module):
                     steps.append(_parts(logits, answer, shown, target, labelled))
             if click + 1 < clicks:
                 cell = image.shape[-1] // cells
-                point, label = next_clicks(shown.detach(), wanted, generators, cell)
+                point, label = next_clicks(student.cut(shown), wanted, generators, cell)
                 points_roi = torch.cat([points_roi, point], dim=1)
                 labels = torch.cat([labels, label], dim=1)
         kl, dice, ce = torch.stack(steps).mean(dim=0)
@@ -155,7 +155,7 @@ class Stage2(nn.Module):
             "kl": kl.detach(),
             "dice": dice.detach(),
             "ce": ce.detach(),
-            "dice_score": overlaps(shown, wanted)[1].mean(),
+            "dice_score": overlaps(student.cut(shown), wanted)[1].mean(),
         }
 
     def _draw_series(self, seed: int) -> tuple[int, set[int]]:

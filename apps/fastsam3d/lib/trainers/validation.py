@@ -84,10 +84,10 @@ def _click_dice(
     labels = torch.ones_like(points_roi[..., 0], dtype=torch.long)
     dice = []
     for count in range(1, max(clicks) + 1):
-        shown, wanted = on_cells(ours.answer(points_roi, labels), cells), target
+        shown, wanted = ours.cut(on_cells(ours.answer(points_roi, labels), cells)), target
         if teacher is not None and not labelled.all():
-            answer = on_cells(teacher.answer(points_roi, labels), cells).sigmoid()
-            wanted = torch.where(labelled[:, None, None, None], target, answer)
+            answer = teacher.cut(on_cells(teacher.answer(points_roi, labels), cells))
+            wanted = torch.where(labelled[:, None, None, None], target, answer.sigmoid())
         if count in clicks:
             dice.append(dice_of(shown, wanted).cpu())
         point, label = next_clicks(shown, wanted, generators, image.shape[-1] // cells)

@@ -1,0 +1,129 @@
+"""The edges of a mask, from the image and the clicks.
+
+The networks see patches of 24 mm and answer on cells of 6 mm. How likely a cell belongs to the
+object they know better than where exactly it ends. So their answer is taken as the prior of a
+random walker (Grady, Multilabel Random Walker Image Segmentation Using Prior Models, CVPR 2005, doi
+10.1109/CVPR.2005.239): of all probabilities x on the ROI's cells the one that minimises
+
+    sum over neighbours of w_ij (x_i - x_j)² + sum over cells of g_i (x_i - p_i)²
+
+where the weights w are small across edges of the image, p is what the network says, and clicked
+cells are certain. x spreads where the image is uniform, and stops where it is not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CELLS = 64
+"""Along each side of the ROI: 3 mm a cell, in less than a tenth of a second."""
+
+BRIGHTEST = 4.0
+"""Of a normalised image, in standard deviations: beyond it nothing is an edge."""
+
+EDGE_WEIGHT = 100.0
+"""w = exp(-EDGE_WEIGHT d² / s) for a step d of the image, whose standard deviation in the box is s
+(as scikit-image scales it, whose beta is ten times this), and at least LEAST_WEIGHT."""
+
+LEAST_WEIGHT = 1e-3
+
+TRUST = 0.1
+"""g after one click. The more clicks there are, the more they say themselves: it falls as 1 / n."""
+
+CERTAIN = 1e3
+"""g of clicked cells."""
+
+LIKELY = 0.05
+"""The box holds all cells that are likelier, and a margin of MARGIN cells."""
+
+MARGIN = 2
+
+ITERATIONS, RESIDUAL = 60, 1e-3
+"""Of the conjugate gradients: at most so many, and the squared residual at which they end."""
+
+
+def guide_of(roi_image: np.ndarray) -> np.ndarray:
+    """What :func:`outline` has to know of a normalised ROI image (S, S, S): (CELLS,)*3 float32."""
+    image = torch.from_numpy(roi_image)[None, None].clamp(-BRIGHTEST, BRIGHTEST)
+    return F.adaptive_avg_pool3d(image, CELLS)[0, 0].numpy()
+
+
+@torch.inference_mode()
+def outline(
+    logits: np.ndarray,
+    threshold: float,
+    guide: np.ndarray,
+    points_roi: np.ndarray,
+    labels: np.ndarray,
+    roi_size: int,
+) -> np.ndarray:
+    """Values (CELLS,)*3 float32 in about (-1, 1) on the ROI cube, positive inside of the mask.
+
+    logits: (s, s, s) float32, cut at `threshold`. guide: of :func:`guide_of`. points_roi: (N, 3)
+    ROI voxel indices; labels: (N,), 1 foreground, 0 background; where several lie in a cell, the
+    last one counts.
+    """
+    above = torch.from_numpy(logits - np.float32(threshold))[None, None]
+    prior = F.interpolate(above, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
+    trust = torch.full_like(prior, TRUST / max(1, len(labels)))
+    cells = ((points_roi + 0.5) * CELLS / roi_size).astype(int).clip(0, CELLS - 1)
+    for cell, label in zip(cells.tolist(), labels.tolist(), strict=True):
+        prior[tuple(cell)], trust[tuple(cell)] = float(label), CERTAIN
+    values = torch.full_like(prior, -1.0)
+    if (prior > LIKELY).any():
+        box = _around(prior > LIKELY)
+        weights = _edge_weights(torch.from_numpy(guide)[box])
+        values[box] = 2 * _walk(prior[box], trust[box], weights) - 1
+    return values.numpy()
+
+
+def _around(cells: Tensor) -> tuple[slice, ...]:
+    places = torch.nonzero(cells)
+    low, high = (places.amin(dim=0) - MARGIN).clamp(min=0), places.amax(dim=0) + MARGIN + 1
+    return tuple(slice(*bounds) for bounds in zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _edge_weights(image: Tensor) -> list[Tensor]:
+    """Along each axis, between neighbours: [i - 1, j, k], [i, j - 1, k] and [i, j, k - 1]."""
+    scale = EDGE_WEIGHT / image.std().clamp(min=1e-6)
+    return [
+        torch.exp(-scale * torch.diff(image, dim=axis) ** 2) + LEAST_WEIGHT for axis in range(3)
+    ]
+
+
+def _walk(prior: Tensor, trust: Tensor, weights: list[Tensor]) -> Tensor:
+    """The minimum, by conjugate gradients with the diagonal as preconditioner."""
+    diagonal = trust.clone()
+    for axis, weight in enumerate(weights):
+        count = weight.shape[axis]
+        diagonal.narrow(axis, 0, count).add_(weight)
+        diagonal.narrow(axis, 1, count).add_(weight)
+    x = prior.clone()
+    residual = trust * prior - _apply(x, trust, weights)
+    scaled = residual / diagonal
+    direction = scaled.clone()
+    size = (residual * scaled).sum()
+    for _ in range(ITERATIONS):
+        if size < RESIDUAL:
+            break
+        applied = _apply(direction, trust, weights)
+        step = size / (direction * applied).sum()
+        x += step * direction
+        residual -= step * applied
+        scaled = residual / diagonal
+        before, size = size, (residual * scaled).sum()
+        direction = scaled + size / before * direction
+    return x
+
+
+def _apply(x: Tensor, trust: Tensor, weights: list[Tensor]) -> Tensor:
+    """The graph's Laplacian and `trust` of the cells."""
+    result = trust * x
+    for axis, weight in enumerate(weights):
+        flow = weight * torch.diff(x, dim=axis)
+        result.narrow(axis, 0, flow.shape[axis]).sub_(flow)
+        result.narrow(axis, 1, flow.shape[axis]).add_(flow)
+    return result

@@ -24,7 +24,7 @@ CELLS = 64
 BRIGHTEST = 4.0
 """Of a normalised image, in standard deviations: beyond it nothing is an edge."""
 
-EDGE_WEIGHT = 100.0
+EDGE_WEIGHT = 50.0
 """w = exp(-EDGE_WEIGHT d² / s) for a step d of the image, whose standard deviation in the box is s
 (as scikit-image scales it, whose beta is ten times this), and at least LEAST_WEIGHT."""
 
@@ -36,10 +36,13 @@ TRUST = 0.1
 CERTAIN = 1e3
 """g of clicked cells."""
 
-LIKELY = 0.05
+LIKELY = 0.03
 """The box holds all cells that are likelier, and a margin of MARGIN cells."""
 
 MARGIN = 2
+
+SURE = 1e-4
+"""Probabilities are kept so far away from 0 and 1."""
 
 ITERATIONS, RESIDUAL = 60, 1e-3
 """Of the conjugate gradients: at most so many, and the squared residual at which they end."""
@@ -54,30 +57,28 @@ def guide_of(roi_image: np.ndarray) -> np.ndarray:
 @torch.inference_mode()
 def outline(
     logits: np.ndarray,
-    threshold: float,
     guide: np.ndarray,
     points_roi: np.ndarray,
     labels: np.ndarray,
     roi_size: int,
 ) -> np.ndarray:
-    """Values (CELLS,)*3 float32 in about (-1, 1) on the ROI cube, positive inside of the mask.
+    """Logits (CELLS,)*3 float32 on the ROI cube, of the probabilities that the walk gives.
 
-    logits: (s, s, s) float32, cut at `threshold`. guide: of :func:`guide_of`. points_roi: (N, 3)
+    logits: (s, s, s) float32, the network's. guide: of :func:`guide_of`. points_roi: (N, 3)
     ROI voxel indices; labels: (N,), 1 foreground, 0 background; where several lie in a cell, the
     last one counts.
     """
-    above = torch.from_numpy(logits - np.float32(threshold))[None, None]
-    prior = F.interpolate(above, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
+    low_res = torch.from_numpy(logits)[None, None]
+    prior = F.interpolate(low_res, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
     trust = torch.full_like(prior, TRUST / max(1, len(labels)))
     cells = ((points_roi + 0.5) * CELLS / roi_size).astype(int).clip(0, CELLS - 1)
     for cell, label in zip(cells.tolist(), labels.tolist(), strict=True):
         prior[tuple(cell)], trust[tuple(cell)] = float(label), CERTAIN
-    values = torch.full_like(prior, -1.0)
     if (prior > LIKELY).any():
         box = _around(prior > LIKELY)
         weights = _edge_weights(torch.from_numpy(guide)[box])
-        values[box] = 2 * _walk(prior[box], trust[box], weights) - 1
-    return values.numpy()
+        prior[box] = _walk(prior[box], trust[box], weights)
+    return prior.logit_(eps=SURE).numpy()
 
 
 def _around(cells: Tensor) -> tuple[slice, ...]:

@@ -131,20 +131,17 @@ class FastSAM3DPredictor:
         labels: np.ndarray,
         stages: Stopwatch | None = None,
     ) -> tuple[np.ndarray, float]:
-        """The mask of low-resolution logits (s, s, s): values (c, c, c) on the ROI, and the
+        """The mask of low-resolution logits (s, s, s): logits (c, c, c) on the ROI, and the
         threshold above which they are inside.
 
         points_roi, labels: all clicks, as for ``decode``. stages: is told how long Outline took.
         """
-        config = self._network.config
-        threshold = float(mask_threshold(torch.from_numpy(low_res)[None], config.mask_threshold))
-        if embedding.guide is None:
-            return low_res, threshold
+        config, values = self._network.config, low_res
         with (stages if stages is not None else Stopwatch()).measure("Outline"):
-            values = outline(
-                low_res, threshold, embedding.guide, points_roi, labels, config.roi_size
-            )
-        return values, 0.0
+            if embedding.guide is not None:
+                values = outline(low_res, embedding.guide, points_roi, labels, config.roi_size)
+            threshold = mask_threshold(torch.from_numpy(values)[None], config.mask_threshold)
+        return values, float(threshold)
 
     @torch.inference_mode()
     def _step(self, embedding: ImageEmbedding, clicks: tuple, previous: np.ndarray) -> np.ndarray:

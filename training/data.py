@@ -20,8 +20,7 @@ from torch.utils.data import Dataset
 
 from lib.errors import InputError
 from lib.intensity import normalize
-from lib.roi import Roi
-from lib.trainers.samples import crop_labels
+from lib.roi import Roi, crop_labels
 
 from . import synthesis
 from .fields import log_uniform

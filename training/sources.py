@@ -21,6 +21,9 @@ DOUBTS = ("?", "not stated", "see ", "NC", "SA")
 MAX_STRUCTURES = 240
 """Of an atlas: the smallest of more are left out."""
 
+ATLAS_FILES = ("aal.nii.gz", "inia19-NeuroMaps.nii.gz")
+"""Of Debian's ``mricron-data``; what else lies there has other licences."""
+
 MIN_VOXELS = 64
 """Structures of fewer stored voxels are no targets."""
 
@@ -88,7 +91,7 @@ def load_atlases(folder: str | Path) -> list[Case]:
 
     Cortical areas of an atlas cannot be seen in an image: only painted images show them.
     """
-    paths = [Path(folder, name) for name in ("aal.nii.gz", "inia19-NeuroMaps.nii.gz")]
+    paths = [Path(folder, name) for name in ATLAS_FILES]
     return [_load_atlas(path) for path in paths if path.is_file()]
 
 

@@ -202,6 +202,21 @@ class Roi:
         return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
 
 
+def crop_labels(roi: Roi, labels_ijk: np.ndarray) -> np.ndarray:
+    """The label of the stored voxel nearest to each ROI voxel: (S, S, S); 0 outside."""
+    labels_roi = labels_ijk.transpose(roi.axes)
+    nearest = [
+        np.rint(np.arange(roi.size) * step + start).astype(int)
+        for step, start in zip(roi.steps, roi.starts, strict=True)
+    ]
+    inside = [(n >= 0) & (n < length) for n, length in zip(nearest, labels_roi.shape, strict=True)]
+    cropped = np.zeros((roi.size,) * 3, dtype=labels_ijk.dtype)
+    cropped[np.ix_(*inside)] = labels_roi[
+        np.ix_(*(n[is_in] for n, is_in in zip(nearest, inside, strict=True)))
+    ]
+    return cropped
+
+
 class _Taps(NamedTuple):
     """Interpolation along one axis of n places, each from two neighbouring values.
 

@@ -11,13 +11,11 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk
 from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 
-from lib.dicom import read_series
 from lib.errors import InputError
 from lib.intensity import looks_like_ct
 
@@ -117,6 +115,11 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Array (I, J, K) in stored type; affine to RAS mm (SimpleITK's own is to LPS mm)."""
+    # NIfTI is read without SimpleITK, so that training runs where it is not installed
+    import SimpleITK as sitk
+
+    from lib.dicom import read_series
+
     try:
         image = read_series(path) if path.is_dir() else sitk.ReadImage(str(path))
     except (RuntimeError, MemoryError) as error:

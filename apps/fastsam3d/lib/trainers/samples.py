@@ -18,7 +18,7 @@ from lib.cache import ByteCache, array_nbytes
 from lib.errors import InputError
 from lib.intensity import normalize
 from lib.networks import FastSAM3DConfig
-from lib.roi import Roi
+from lib.roi import Roi, crop_labels
 from lib.volume import Volume, read_volume
 
 from .store import TensorStore
@@ -205,21 +205,6 @@ def make_image(
         top = max(float(image.max()), 1e-6)
         image = np.sign(image) * top * (np.abs(image) / top) ** np.exp(0.2 * gamma)
     return normalize(image.astype(np.float32, copy=False), volume.is_ct)
-
-
-def crop_labels(roi: Roi, labels_ijk: np.ndarray) -> np.ndarray:
-    """The label of the stored voxel nearest to each ROI voxel: (S, S, S); 0 outside."""
-    labels_roi = labels_ijk.transpose(roi.axes)
-    nearest = [
-        np.rint(np.arange(roi.size) * step + start).astype(int)
-        for step, start in zip(roi.steps, roi.starts, strict=True)
-    ]
-    inside = [(n >= 0) & (n < length) for n, length in zip(nearest, labels_roi.shape, strict=True)]
-    cropped = np.zeros((roi.size,) * 3, dtype=labels_ijk.dtype)
-    cropped[np.ix_(*inside)] = labels_roi[
-        np.ix_(*(n[is_in] for n, is_in in zip(nearest, inside, strict=True)))
-    ]
-    return cropped
 
 
 def voxels_of_cells(mask: np.ndarray) -> np.ndarray:

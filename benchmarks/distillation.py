@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         studies = prepare(given.studies, given.part, given.most, folder / "studies")
         conf = [*(text for pair in given.conf for text in pair), "model_dir", str(folder / "model")]
         with running_server(studies, folder, conf) as server:
-            result = measure(server, studies, options, given.kill)
+            result = measure(server, studies, options, given.logits_rate, given.kill)
         shutil.copy(folder / "model" / MODEL / "run" / "curves.png", given.json.with_suffix(".png"))
     given.json.write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
@@ -64,6 +64,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=40, help="studies of a data set (40)")
     parser.add_argument("--options", default="{}", help="of the training, as JSON")
     parser.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
+    parser.add_argument(
+        "--logits-rate", type=float, help="of the logits alone (default: lr_stage2 as in --options)"
+    )
     parser.add_argument("--no-kill", dest="kill", action="store_false", help="leave that out")
     parser.add_argument("--work", type=Path, help="where temporary files go")
     parser.add_argument("--json", type=Path, required=True)
@@ -85,7 +88,9 @@ def prepare(source: Path, part: str | None, most: int, folder: Path) -> Path:
     return folder
 
 
-def measure(server: Server, studies: Path, options: dict[str, Any], kill: bool) -> dict[str, Any]:
+def measure(
+    server: Server, studies: Path, options: dict[str, Any], logits_rate: float | None, kill: bool
+) -> dict[str, Any]:
     client = MONAILabelClient(server.url)
     clicks = Clicks(server, studies)
     result: dict[str, Any] = {"date": str(date.today()), **machine(), "options": options}
@@ -107,10 +112,12 @@ def measure(server: Server, studies: Path, options: dict[str, Any], kill: bool) 
     }
 
     same_time = {**options, "stage1_fraction": 0, "max_epochs": epochs_of_logits(stats)}
+    if logits_rate:
+        same_time["lr_stage2"] = logits_rate  # new blocks bear more than those that stage 1 taught
     logits, _ = train(server, client, same_time)
     if logits["published"]:
         client_rollback(server)
-    result["logits_only"] = summary(logits)
+    result["logits_only"] = {**summary(logits), "rate": logits_rate}
     if kill:
         result["kill"] = killed(server, client, options)
     return result

@@ -22,7 +22,11 @@ def markdown(result: Mapping[str, Any]) -> str:
                 ("teacher", *numbers(layerwise["dice_teacher"]), ""),
                 ("student, both stages", *numbers(layerwise["dice_student"]), minutes(layerwise)),
                 ("of the teacher's", *percents(layerwise["kept"]), ""),
-                ("student, logits alone", *numbers(logits["dice_student"]), minutes(logits)),
+                (
+                    f"student, logits alone{rate(logits)}",
+                    *numbers(logits["dice_student"]),
+                    minutes(logits),
+                ),
                 ("of the teacher's", *percents(logits["kept"]), ""),
             ],
         ),
@@ -40,6 +44,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         *others(result),
     ]
     return "\n".join(lines) + "\n"
+
+
+def rate(run: Mapping[str, Any]) -> str:
+    return f" (Adam at {run['rate']:g})" if run.get("rate") else ""
 
 
 def pair_rows(errors: Mapping[str, Sequence[float]]) -> list[tuple[str, ...]]:

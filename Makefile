@@ -39,7 +39,7 @@ ALL_TESTS := $(if $(CHROMIUM),,not browser)
 pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordlist 3,$(words $(1)),$(1))))
 
 .PHONY: help serve ohif benchmark test test-all lint typecheck sample-data install install-dev clean
-.PHONY: accuracy weights check-data
+.PHONY: accuracy weights pack-weights check-data
 .PHONY: check-conf check-port check-studies check-orthanc
 
 help: ## list the targets
@@ -163,21 +163,30 @@ check-data:
 
 # --- default weights ------------------------------------------------------------------------------
 
-# Minutes of the teacher's pretraining, and where everything is written.
+# Minutes of the teacher's pretraining, and where everything is written. TEACHER: weights of one that
+# was trained already, on another machine say. PACK: further options of training.pack.
 MINUTES ?= 600
 WEIGHTS_BUILD ?= weights-build
-DISTILLATION := --start teacher --max-epochs 40 --stage1-fraction 0.9 --rois 384 --val-rois 24 --val-interval 18
+TEACHER ?=
+PACK ?=
+TEACHER_FILE = $(abspath $(or $(TEACHER),$(WEIGHTS_BUILD)/teacher/weights.safetensors))
+DISTILLATION := --start-from teacher --max-epochs 40 --stage1-fraction 0.9 --rois 384 --val-rois 24 --val-interval 18
 
-weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES)
-	.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)'
-	.venv/bin/python -m training.student --teacher '$(WEIGHTS_BUILD)/teacher/weights.safetensors' \
+weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
+	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)')
+	.venv/bin/python -m training.student --teacher '$(TEACHER_FILE)' \
 	    --out '$(WEIGHTS_BUILD)/student.safetensors'
 	.venv/bin/python -m training.studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'
 	.venv/bin/python apps/fastsam3d/train.py --studies '$(WEIGHTS_BUILD)/studies' $(DISTILLATION) \
 	    --conf weights '$(CURDIR)/$(WEIGHTS_BUILD)/student.safetensors' \
-	    --conf teacher_weights '$(CURDIR)/$(WEIGHTS_BUILD)/teacher/weights.safetensors' \
+	    --conf teacher_weights '$(TEACHER_FILE)' \
 	    --conf model_dir '$(CURDIR)/$(WEIGHTS_BUILD)/model'
 	@echo 'The student: $(WEIGHTS_BUILD)/model/fastsam3d/published; measure and publish both: docs/model-card.md'
+
+pack-weights: MINUTES = 25
+pack-weights: check-data install-dev ## pack the teacher's pretraining for a GPU machine in WEIGHTS_BUILD/pack (MINUTES, PACK)
+	rm -rf '$(WEIGHTS_BUILD)/pack'
+	.venv/bin/python -m training.pack --data '$(DATA)' --out '$(WEIGHTS_BUILD)/pack' --minutes '$(MINUTES)' $(PACK)
 
 # --- environment ----------------------------------------------------------------------------------
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from lib.networks import FastSAM3D
+from lib.networks.detail import PROMPT_MAPS
 from lib.trainers.losses import mask_loss
 
 SHARPNESS = 4.0
@@ -23,6 +24,9 @@ CONTENT = 0.3
 
 MARKING_RATE = 3e-4
 """Of learning to mark clicks: at 1e-3 the refiner's convolutions make it diverge."""
+
+KEY_SPREAD = 0.7
+"""Standard deviation of each key: two cells at random are then e^-8 alike, or less."""
 
 GROUND_LOGIT = -3.0
 """Of every voxel at the start, for a target fills a few per cent of the ROI."""
@@ -58,6 +62,7 @@ def initialise(network: FastSAM3D, images: Tensor) -> None:
     _expect_ground(network)
     if network.config.detail_channels:
         _show_prompt(network)
+        spread_keys(network, images)
 
 
 def _spread_embedding(network: FastSAM3D, images: Tensor) -> None:
@@ -83,7 +88,8 @@ def _show_prompt(network: FastSAM3D) -> None:
     merge = network.mask_decoder.refiner.merge
     merge.weight.mul_(0.1)
     merge.bias.zero_()
-    mask, foreground, background = range(merge.in_channels - 3, merge.in_channels)
+    first = merge.in_channels - PROMPT_MAPS
+    mask, foreground, background = range(first, first + 3)
     heads = [head.layers[-1].bias for head in network.mask_decoder.output_hypernetworks_mlps]
     for channel, (source, gain, weight) in enumerate(
         ((foreground, 4, 1.5), (background, 4, -1.5), (mask, 3, 1)), start=1
@@ -91,6 +97,36 @@ def _show_prompt(network: FastSAM3D) -> None:
         merge.weight[channel, source] = gain
         for bias in heads:
             bias[channel] = weight
+
+
+@torch.no_grad()
+def spread_keys(network: FastSAM3D, images: Tensor) -> None:
+    """Scale what the refiner compares cells by, so that most cells of `images` are unlike."""
+    key = network.mask_decoder.refiner.key
+    key.bias.zero_()
+    seen = key(network.detail_stem(images))
+    key.weight.mul_(KEY_SPREAD / seen.std(dim=(0, 2, 3, 4))[:, None, None, None, None])
+
+
+@torch.no_grad()
+def take_weights(network: FastSAM3D, earlier: Mapping[str, Tensor]) -> list[str]:
+    """Take over the weights of an earlier network; -> names of those that it did not have.
+
+    A tensor that has become longer along its second axis, that of the inputs, keeps nothing of the
+    new ones. Raises ValueError where shapes differ otherwise.
+    """
+    missing = []
+    for name, ours in network.state_dict().items():
+        if name not in earlier:
+            missing.append(name)
+            continue
+        theirs = earlier[name].to(ours.dtype)
+        if theirs.shape != ours.shape:
+            if theirs.ndim < 2 or theirs[:, :1].shape != ours[:, :1].shape:
+                raise ValueError(f"{name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+            ours[:, theirs.shape[1] :] = 0
+        ours[:, : theirs.shape[1]].copy_(theirs) if ours.ndim > 1 else ours.copy_(theirs)
+    return missing
 
 
 def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: int) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.networks import FastSAM3D
+from lib.networks import FastSAM3D, mask_threshold
 from lib.trainers.clicks import next_clicks
 from lib.trainers.losses import mask_loss, overlaps
 
@@ -43,7 +43,9 @@ def interactive_loss(
             logits = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]
             if click in graded:
                 losses.append(_loss(logits, iou[:, 0], targets))
-        logits, low_res = logits.detach(), low_res.detach()
+        low_res = low_res.detach()
+        threshold = mask_threshold(low_res, network.config.mask_threshold)
+        logits = logits.detach() - threshold[:, None, None, None]
         facts[f"dice_{click + 1}"] = float(overlaps(logits, targets)[1].mean())
         if click + 1 < clicks:
             point, label = next_clicks(logits, targets, generator, cell)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -21,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, save_checkpoint
+from lib.networks.checkpoint import read_checkpoint
 from lib.networks.fastsam3d import build_untrained
 
 from .data import ClickSamples, SampleOptions
-from .initial import clip_each, initialise, learn_to_mark_clicks
+from .initial import clip_each, initialise, learn_to_mark_clicks, spread_keys, take_weights
 from .interaction import interactive_loss
 from .sources import load_atlases, load_cases
 from .state import AveragedWeights, RunState, learning_rate, load_state, save_state, write_log
@@ -38,6 +40,8 @@ TEACHER = dataclasses.replace(
     out_channels=192,
     position_bias="none",  # the absolute one is enough, and attention is faster without
     detail_channels=32,
+    mask_threshold="expected_dice",
+    mask_edges="image",
 )
 
 
@@ -45,11 +49,13 @@ TEACHER = dataclasses.replace(
 class TrainOptions:
     """How to train. minutes: budget of all calls together, and length of the learning rate's fall.
 
-    max_steps: stops earlier, with the schedule unchanged. rois: per step. clicks: most clicks in a
-    series. click_steps: of the decoder alone, before. save_every, log_every: in steps.
+    max_steps, call_minutes (of this call): stop earlier, with the schedule unchanged. rois: per
+    step. clicks: most clicks in a series. click_steps: of the decoder alone, before. save_every,
+    log_every: in steps.
     """
 
     minutes: float = 60.0
+    call_minutes: float = math.inf
     max_steps: int = 1 << 40
     rois: int = 2
     clicks: int = 8
@@ -67,9 +73,16 @@ class TrainOptions:
 
 
 def pretrain(
-    network: FastSAM3D, samples: Dataset, folder: Path, options: TrainOptions
+    network: FastSAM3D,
+    samples: Dataset,
+    folder: Path,
+    options: TrainOptions,
+    start: float | None = None,
 ) -> tuple[RunState, AveragedWeights]:
-    """Train until the minutes are used up; everything that matters is in `folder` afterwards."""
+    """Train until the minutes are used up; everything that matters is in `folder` afterwards.
+
+    start: of the minutes, as `time.monotonic` has it, if not now.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
     network = network.to(device).train()
@@ -85,12 +98,15 @@ def pretrain(
         save_state(folder / "state.pt", network, average, optimizer, generator, run, config)
         write_log(run, folder)
 
-    before, start = run.minutes, time.monotonic()
+    before = run.minutes
+    start = time.monotonic() if start is None else start
     recent: dict[str, list[float]] = defaultdict(list)
     bar = tqdm(initial=run.step, unit="step", mininterval=5)
     for batch in batches(samples, run.step, options):
-        run.minutes = before + (time.monotonic() - start) / 60
-        if run.minutes >= options.minutes or run.step >= options.max_steps:
+        in_call = (time.monotonic() - start) / 60
+        run.minutes = before + in_call
+        used_up = run.minutes >= options.minutes or in_call >= options.call_minutes
+        if used_up or run.step >= options.max_steps:
             break
         rate = learning_rate(
             run.minutes / options.minutes, run.step, options.peak_rate, options.warm_up
@@ -153,12 +169,19 @@ def train_step(
     clicks = int(torch.randint(2, options.clicks + 1, (), generator=generator))
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss, dice = interactive_loss(network, batch, clicks, {0, clicks - 1}, generator)
+    with mixed_precision(batch["image"].device):
+        loss, dice = interactive_loss(network, batch, clicks, {0, clicks - 1}, generator)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = clip_each(network.parameters(), options.clip_norm)
     optimizer.step()
     return {"loss": float(loss.detach()), "gradient": norm, **dice}
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """bfloat16 where a GPU computes in it; it needs no scaling of the loss."""
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def averaged_network(config: FastSAM3DConfig, average: AveragedWeights) -> FastSAM3D:
@@ -169,6 +192,7 @@ def averaged_network(config: FastSAM3DConfig, average: AveragedWeights) -> FastS
 
 
 def main(arguments: list[str] | None = None) -> None:
+    begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder of state, log and weights")
@@ -177,8 +201,10 @@ def main(arguments: list[str] | None = None) -> None:
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--atlases", type=Path, default=ATLASES, help="folder of mricron-data")
+    parser.add_argument("--start", type=Path, help="weights to go on from, instead of random ones")
     values = vars(parser.parse_args(arguments))
     data, out, atlases = values.pop("data"), values.pop("out"), values.pop("atlases")
+    start = values.pop("start")
     torch.set_num_threads(values.pop("threads"))
     options = TrainOptions(**values)
 
@@ -189,8 +215,13 @@ def main(arguments: list[str] | None = None) -> None:
     if not (out / "state.pt").exists():
         images = torch.stack([samples[number]["image"] for number in range(8)])
         initialise(network, images)
-        learn_to_mark_clicks(network, images, options.click_steps, options.seed)
-    run, average = pretrain(network, samples, out, options)
+        if start:
+            new = take_weights(network, read_checkpoint(start).state)
+            if any("refiner.key" in name for name in new):
+                spread_keys(network, images)
+        else:
+            learn_to_mark_clicks(network, images, options.click_steps, options.seed)
+    run, average = pretrain(network, samples, out, options, begun)
     save_checkpoint(
         averaged_network(TEACHER, average),
         out / "weights.safetensors",

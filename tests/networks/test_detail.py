@@ -1,12 +1,13 @@
 """Image detail reaches clicks and masks, at the right place, and only where it is asked for."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 
 from lib.networks import FastSAM3D, FastSAM3DConfig, load_checkpoint, save_checkpoint
-from lib.networks.detail import draw_prompt, fold, sample, unfold
+from lib.networks.detail import PROMPT_MAPS, draw_prompt, fold, likeness, sample, unfold
 from lib.networks.fastsam3d import build_untrained
 
 CONFIG = FastSAM3DConfig(
@@ -61,6 +62,46 @@ def test_clicks_are_drawn_by_their_kind() -> None:
         peak = torch.unravel_index(drawn[0, channel].argmax(), (8, 8, 8))
         assert tuple(int(x) for x in peak) == cell
     assert float(drawn[0, 1, 2, 2, 2]) < 1e-3  # padding is no click
+
+
+def test_cells_like_those_that_were_clicked_are_shown_by_the_kind_of_click() -> None:
+    keys = torch.zeros(1, 2, 4, 4, 4)
+    keys[0, :, 0] = torch.tensor([1.0, 2.0])[:, None, None]
+    keys[0, :, 3] = torch.tensor([-3.0, 2.0])[:, None, None]
+    clicked = torch.tensor([[[1.0, 2.0], [-3.0, 2.0], [0.0, 0.0]]])
+    foreground, background = likeness(keys, clicked, torch.tensor([[1, 0, -1]]))[0]
+    assert foreground[0, 0, 0] == pytest.approx(1) and background[3, 0, 0] == pytest.approx(1)
+    assert foreground[1, 0, 0] == pytest.approx(2.718281828**-5)  # squared distance 1 + 4
+    assert background[0, 0, 0] == pytest.approx(2.718281828**-16)
+
+
+def test_the_nearest_of_several_clicks_counts_and_none_is_like_nothing() -> None:
+    keys = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    clicked = torch.stack([keys[:, :, 0, 0, 0], keys[:, :, 2, 1, 3]], dim=1)
+    maps = likeness(keys, clicked, torch.ones(2, 2))
+    assert maps[:, 0, 0, 0, 0].tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert maps[:, 0, 2, 1, 3].tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert not maps[:, 1].any()
+
+
+def test_coarser_levels_begin_as_nothing_and_carry_far(network: FastSAM3D) -> None:
+    refiner = network.mask_decoder.refiner
+    upscaled, detail = torch.randn(1, 6, 16, 16, 16), torch.randn(1, 5, 16, 16, 16)
+    maps, others = torch.zeros(2, 1, PROMPT_MAPS, 16, 16, 16)
+    others[..., 0, 0, 0] = 1
+
+    def reach() -> float:
+        change = refiner(upscaled, detail, maps) - refiner(upscaled, detail, others)
+        return float(change[..., 12:, 12:, 12:].detach().abs().max())
+
+    assert reach() == 0
+    trained = copy.deepcopy(refiner.coarser.state_dict())
+    try:
+        for level in (refiner.coarser, refiner.coarser.below):
+            torch.nn.init.normal_(level.up.weight, generator=torch.Generator().manual_seed(0))
+        assert reach() > 1e-6
+    finally:
+        refiner.coarser.load_state_dict(trained)
 
 
 def test_the_embedding_is_the_necks_and_then_the_detail(

@@ -15,12 +15,14 @@ from training.initial import (
     initialise,
     learn_to_mark_clicks,
     lowest_frequencies,
+    spread_keys,
+    take_weights,
 )
 from training.interaction import interactive_loss
 from training.pretrain import TrainOptions, averaged_network, make_optimizer, pretrain
 from training.state import AveragedWeights, learning_rate
 
-from lib.networks import FastSAM3D
+from lib.networks import FastSAM3D, FastSAM3DConfig
 from lib.networks.fastsam3d import build_untrained
 
 ENDLESS = 1e9
@@ -215,3 +217,43 @@ def test_gradients_are_clipped_one_by_one() -> None:
     assert clip_each([large, small, torch.zeros(1)], norm=0.5) == pytest.approx(50)
     assert large.grad.norm() == pytest.approx(0.5, abs=1e-5)
     torch.testing.assert_close(small.grad, torch.tensor([0.1, 0.2]))
+
+
+DETAILED = FastSAM3DConfig(
+    roi_size=32,
+    patch_size=8,
+    width=24,
+    depth=2,
+    num_heads=2,
+    out_channels=48,
+    decoder_heads=2,
+    position_bias="none",
+    detail_channels=5,
+)
+
+
+def test_weights_of_an_earlier_network_are_taken_over() -> None:
+    earlier = FastSAM3D(DETAILED).state_dict()
+    merge = "mask_decoder.refiner.merge.weight"
+    earlier[merge] = earlier[merge][:, :-2]
+    del earlier["mask_decoder.refiner.key.bias"]
+    network = FastSAM3D(DETAILED)
+    assert take_weights(network, earlier) == ["mask_decoder.refiner.key.bias"]
+    taken = network.state_dict()
+    assert torch.equal(taken[merge][:, :-2], earlier[merge]) and not taken[merge][:, -2:].any()
+    assert all(torch.equal(taken[name], x) for name, x in earlier.items() if name != merge)
+
+
+def test_weights_of_another_width_are_refused() -> None:
+    wider = FastSAM3D(dataclasses.replace(DETAILED, width=32)).state_dict()
+    with pytest.raises(ValueError, match=r"image_encoder\.pos_embed is \(1, 4, 4, 4, 32\)"):
+        take_weights(FastSAM3D(DETAILED), wider)
+
+
+def test_keys_are_spread_over_the_images() -> None:
+    network = FastSAM3D(DETAILED)
+    images = 5 * torch.randn(2, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    spread_keys(network, images)
+    with torch.no_grad():
+        keys = network.mask_decoder.refiner.key(network.detail_stem(images))
+    torch.testing.assert_close(keys.std(dim=(0, 2, 3, 4)), torch.full((8,), 0.7))

@@ -30,8 +30,9 @@ EDGE_WEIGHT = 50.0
 
 LEAST_WEIGHT = 1e-3
 
-TRUST = 0.1
-"""g after one click. The more clicks there are, the more they say themselves: it falls as 1 / n."""
+TRUST, LEAST_TRUST = 0.05, 0.01
+"""g after one click. The more clicks there are, the more they say themselves: it falls as 1 / n,
+down to where a click reaches about 10 cells far in a uniform image (1 / √g)."""
 
 CERTAIN = 1e3
 """g of clicked cells."""
@@ -70,7 +71,7 @@ def outline(
     """
     low_res = torch.from_numpy(logits)[None, None]
     prior = F.interpolate(low_res, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
-    trust = torch.full_like(prior, TRUST / max(1, len(labels)))
+    trust = torch.full_like(prior, max(LEAST_TRUST, TRUST / max(1, len(labels))))
     cells = ((points_roi + 0.5) * CELLS / roi_size).astype(int).clip(0, CELLS - 1)
     for cell, label in zip(cells.tolist(), labels.tolist(), strict=True):
         prior[tuple(cell)], trust[tuple(cell)] = float(label), CERTAIN

@@ -9,14 +9,23 @@ memory attention; RITM, arXiv 2102.06583: previous mask and discs of clicks as c
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import FastSAM3DConfig
 
-PROMPT_MAPS = 3
-"""Channels that show the prompt: previous mask, foreground clicks, background clicks."""
+PROMPT_MAPS = 5
+"""Channels that show the prompt: previous mask, where foreground and background clicks are, and
+what is like the image there."""
+
+KEY_CHANNELS = 8
+"""Of the features by which cells are compared with those that were clicked."""
+
+COARSER = (48, 96)
+"""Channels of the refiner where cells are twice and four times as wide."""
 
 BRIGHTEST = 6.0
 """Of a normalised image, in standard deviations: metal in CT and hot spots in PET go far beyond."""
@@ -32,11 +41,28 @@ class DetailStem(nn.Module):
         super().__init__()
         cell = config.roi_size // config.low_res_size
         channels = config.detail_channels
-        self.proj = nn.Conv3d(1, channels, kernel_size=cell, stride=cell)
+        self.proj = Conv3d(1, channels, kernel_size=cell, stride=cell)
         self.mix = ResidualConv3d(channels)
 
     def forward(self, volume: Tensor) -> Tensor:
         return self.mix(self.proj(volume.clamp(-BRIGHTEST, BRIGHTEST)))
+
+
+class Conv3d(nn.Conv3d):
+    """As PyTorch's, but through oneDNN for a single small volume on a CPU too.
+
+    PyTorch takes oneDNN only from a size on that it measures without the last axis; what it does
+    below is five times slower.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        is_plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if torch.is_grad_enabled() or not is_plain or not torch.backends.mkldnn.is_available():
+            return super().forward(x)
+        convolve: Any = torch.mkldnn_convolution
+        return convolve(
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
 
 
 class ResidualConv3d(nn.Module):
@@ -48,8 +74,8 @@ class ResidualConv3d(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels, channels, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv3d(channels, channels, kernel_size=3, padding=1)
+        self.conv1 = Conv3d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = Conv3d(channels, channels, kernel_size=3, padding=1)
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
 
@@ -57,20 +83,80 @@ class ResidualConv3d(nn.Module):
         return x + self.conv2(F.gelu(self.conv1(x)))
 
 
+class Coarser(nn.Module):
+    """[B, C, i, j, k] -> the same: what is seen on cells twice as wide, and what lies below it.
+
+    channels: here and on each coarser level. Its last convolution starts at zero, so that a network
+    with it begins as the one without.
+    """
+
+    def __init__(self, channels: int, coarser: tuple[int, ...]) -> None:
+        super().__init__()
+        self.down = Conv3d(channels, coarser[0], kernel_size=2, stride=2)
+        self.mix = nn.Sequential(*(ResidualConv3d(coarser[0]) for _ in range(2)))
+        self.below = Coarser(coarser[0], coarser[1:]) if coarser[1:] else None
+        self.up = Conv3d(coarser[0], channels, kernel_size=1)
+        with torch.no_grad():
+            for x in self.up.parameters():
+                x.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.mix(self.down(x))
+        if self.below is not None:
+            seen = seen + self.below(seen)
+        return F.interpolate(self.up(F.gelu(seen)), scale_factor=2, mode="trilinear")
+
+
 class MaskRefiner(nn.Module):
-    """What the decoder has upscaled [B, C, 4g, 4g, 4g], with the image's detail and the prompt."""
+    """What the decoder has upscaled [B, C, 4g, 4g, 4g], with the image's detail and the prompt.
+
+    A U-Net (arXiv 1505.04597) of a few channels, so that a mask can spread from the clicks to where
+    the object ends. It sees which cells are like those that were clicked.
+    """
 
     def __init__(self, config: FastSAM3DConfig) -> None:
         super().__init__()
         channels = config.out_channels // 8
-        self.merge = nn.Conv3d(
+        self.key = Conv3d(config.detail_channels, KEY_CHANNELS, kernel_size=1)
+        self.merge = Conv3d(
             channels + config.detail_channels + PROMPT_MAPS, channels, kernel_size=1
         )
+        self.coarser = Coarser(channels, COARSER)
         self.mix = ResidualConv3d(channels)
+
+    def show(
+        self, detail: Tensor, points: Tensor, labels: Tensor, mask: Tensor, roi_size: int
+    ) -> Tensor:
+        """The prompt as channels, [B, PROMPT_MAPS, 4g, 4g, 4g].
+
+        points: [B, N, 3] ROI voxels; labels: [B, N]; mask: [B, 1, 4g, 4g, 4g] logits.
+        """
+        drawn = draw_prompt(points, labels, mask, roi_size)
+        keys = self.key(detail.to(self.key.weight.dtype))
+        alike = likeness(keys, sample(keys, points.to(keys.dtype), roi_size), labels)
+        return torch.cat([drawn, alike.to(drawn.dtype)], dim=1)
 
     def forward(self, upscaled: Tensor, detail: Tensor, maps: Tensor) -> Tensor:
         merged = self.merge(torch.cat([upscaled, detail, maps], dim=1))
-        return upscaled + self.mix(merged)
+        # convolutions of few channels are faster so on a CPU
+        merged = merged.contiguous(memory_format=torch.channels_last_3d)
+        return upscaled + self.mix(merged + self.coarser(merged))
+
+
+def likeness(keys: Tensor, clicked: Tensor, labels: Tensor) -> Tensor:
+    """[B, 2, s, s, s]: exp(-d²) of the distance of each cell's key to the nearest one that a
+    foreground click, and to the nearest one that a background click lies on; 0 where there is none.
+
+    keys: [B or 1, K, s, s, s]; clicked: [B, N, K]; labels: [B, N].
+    """
+    flat = keys.flatten(2)  # [B, K, s³]
+    square = flat.square().sum(dim=1, keepdim=True) + clicked.square().sum(dim=2, keepdim=True)
+    alike = torch.exp(-(square - 2 * clicked @ flat).clamp(min=0))  # [B, N, s³]
+    none = alike.new_zeros(len(alike), 1, alike.shape[2])
+    both = [
+        torch.cat([none, alike * (labels == kind)[..., None]], dim=1).amax(dim=1) for kind in (1, 0)
+    ]
+    return torch.stack(both, dim=1).unflatten(2, keys.shape[2:])
 
 
 def fold(detail: Tensor, grid_size: int) -> Tensor:

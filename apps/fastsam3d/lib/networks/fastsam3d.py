@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import CONFIGS, FastSAM3DConfig
-from .detail import DetailStem, draw_prompt, fold, unfold
+from .detail import DetailStem, fold, unfold
 from .image_encoder import ImageEncoder3D
 from .mask_decoder import MaskDecoder3D, PreparedImage
 from .prompt_encoder import PromptEncoder3D
@@ -122,13 +122,13 @@ class FastSAM3D(nn.Module):
         mask: Tensor | None,
         batch: int,
     ) -> Tensor:
-        """The prompt as the mask decoder's refiner sees it, [B, 3, 4g, 4g, 4g]."""
+        """The prompt as the mask decoder's refiner sees it, [B, maps, 4g, 4g, 4g]."""
         size = self.config.low_res_size
         if mask is None:
             mask = detail.new_zeros(batch, 1, size, size, size)
         if points is None or labels is None:
             points, labels = detail.new_zeros(batch, 0, 3), detail.new_zeros(batch, 0)
-        return draw_prompt(points, labels, mask, self.config.roi_size)
+        return self.mask_decoder.refiner.show(detail, points, labels, mask, self.config.roi_size)
 
     def _check_prompts(
         self,

@@ -273,8 +273,8 @@ class MaskDecoder3D(nn.Module):
         prompt_maps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """sparse: [B, N, C]; mask_features: [B, g³, mask_channels] of a previous mask, or None,
-        and then ``no_mask`` [1, C] is added instead; prompt_maps: the drawn prompt, [B, 3, 4g, 4g,
-        4g].
+        and then ``no_mask`` [1, C] is added instead; prompt_maps: the prompt as the
+        refiner sees it, [B, maps, 4g, 4g, 4g].
 
         -> logits [B, M, 4g, 4g, 4g] and IoU [B, M]: the one mask, or with ``multimask`` the three
         for an ambiguous click.

@@ -170,7 +170,8 @@ WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
 PACK ?=
 TEACHER_FILE = $(abspath $(or $(TEACHER),$(WEIGHTS_BUILD)/teacher/weights.safetensors))
-DISTILLATION := --start-from teacher --max-epochs 40 --stage1-fraction 0.9 --rois 384 --val-rois 24 --val-interval 18
+DISTILLATION := --start-from teacher --max-epochs 36 --stage1-fraction 1 --iterations-per-epoch 6 --train-batch-size 12 \
+    --rois 288 --val-rois 16 --val-interval 18
 
 weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
 	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)')

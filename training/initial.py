@@ -26,7 +26,7 @@ MARKING_RATE = 3e-4
 """Of learning to mark clicks: at 1e-3 the refiner's convolutions make it diverge."""
 
 KEY_SPREAD = 0.7
-"""Standard deviation of each key: two cells at random are then e^-8 alike, or less."""
+"""Standard deviation of each key: two cells at random are then about e^-8 alike."""
 
 GROUND_LOGIT = -3.0
 """Of every voxel at the start, for a target fills a few per cent of the ROI."""
@@ -122,10 +122,12 @@ def take_weights(network: FastSAM3D, earlier: Mapping[str, Tensor]) -> list[str]
             continue
         theirs = earlier[name].to(ours.dtype)
         if theirs.shape != ours.shape:
-            if theirs.ndim < 2 or theirs[:, :1].shape != ours[:, :1].shape:
+            is_longer = theirs.ndim > 1 and theirs.shape[1] < ours.shape[1]
+            if not is_longer or theirs[:, :1].shape != ours[:, :1].shape:
                 raise ValueError(f"{name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}")
             ours[:, theirs.shape[1] :] = 0
-        ours[:, : theirs.shape[1]].copy_(theirs) if ours.ndim > 1 else ours.copy_(theirs)
+            ours = ours[:, : theirs.shape[1]]
+        ours.copy_(theirs)
     return missing
 
 

@@ -306,6 +306,7 @@ def test_refusal_of_a_plain_pickle(tmp_path):
     [
         ({"roi_size": 100}, "roi_size 100 is not divisible by patch_size 16"),
         ({"position_bias": "rotary"}, "position_bias is 'rotary'; choose one of published"),
+        ({"mask_edges": "sharp"}, "mask_edges is 'sharp'; choose one of logits, image"),
         ({"global_blocks": (12,)}, r"global_blocks names \[12\], but there are 12 blocks"),
     ],
 )

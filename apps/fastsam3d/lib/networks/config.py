@@ -14,6 +14,8 @@ MaskThreshold = Literal["zero", "expected_dice"]
 MaskEdges = Literal["logits", "image"]
 
 _CHOICES = {
+    "mask_threshold": ("zero", "expected_dice"),
+    "mask_edges": ("logits", "image"),
     "position_bias": ("published", "textbook", "none"),
     "residual": ("pre_norm", "normed"),
     "sparsity": ("dense", "segments", "lattice"),
@@ -48,8 +50,8 @@ class FastSAM3DConfig:
         (SAM-Med3D) or the ``newest`` (FastSAM3D).
     mask_threshold: where a mask is cut out of its logits: at ``zero``, as published, or where its
         ``expected_dice`` is largest (:mod:`lib.networks.threshold`).
-    mask_edges: where the logits cross the threshold, as published, or where the ``image`` has edges
-        between what is surely inside and outside (:mod:`lib.outline`).
+    mask_edges: a mask ends where the ``logits`` cross the threshold, as published, or follows the
+        ``image`` and the clicks, with the logits as prior (:mod:`lib.outline`).
     """
 
     roi_size: int = 128

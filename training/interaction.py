@@ -7,12 +7,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.networks import FastSAM3D, mask_threshold
-from lib.trainers.clicks import next_clicks
+from lib.networks.finer import ALIGNED, FINER, Box
+from lib.trainers.clicks import draw_cells, next_clicks
 from lib.trainers.losses import mask_loss, overlaps
 
 IOU_WEIGHT = 0.5
 FORGET_MASK = 0.1
 """Share of calls after the first that get zeros instead of the previous mask."""
+
+OTHERS_WEIGHT = 0.1
+"""Of the masks that fit less, so that each keeps learning (relaxed winner-takes-all, Rupprecht et
+al., Learning in an Uncertain World, arXiv 1612.00197)."""
+
+BOX_CELLS = 16
+"""Low-resolution cells along the side of the box in which a mask is refined: 96 of 192 mm."""
+
+MARKED_WEIGHT = 0.5
+"""How much likelier than nothing, with 1 for the target's cells, such a box is about a place that
+was marked: what was added wrongly far away is to be taken away."""
 
 
 def interactive_loss(
@@ -33,16 +45,31 @@ def interactive_loss(
     points_roi = batch["clicks_roi"].flatten(0, 1)[:, None]
     labels = torch.ones(points_roi.shape[:2], dtype=torch.long, device=image.device)
     embedding = network.encode(image).repeat_interleave(per_roi, dim=0)
+    prepared = network.prepare(embedding)
+    volume = image.repeat_interleave(per_roi, dim=0)
 
     low_res = embedding.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
     cell = network.config.roi_size // targets.shape[-1]
     losses, facts = [], {}
     for click in range(clicks):
         with torch.set_grad_enabled(torch.is_grad_enabled() and click in graded):
-            low_res, iou = network.decode(embedding, points_roi, labels, low_res)
+            several = "all" if click == 0 and click in graded else False
+            masks, iou = network.decode(prepared, points_roi, labels, low_res, several)
+            low_res = masks[:, :1]
             logits = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]
+            if several:
+                loss, facts["multimask_1"] = loss_of_best(masks[:, 1:], iou[:, 1:], targets)
+                losses.append(loss)
             if click in graded:
                 losses.append(_loss(logits, iou[:, 0], targets))
+                if network.config.finer_channels and prepared.detail is not None:
+                    likely = targets + MARKED_WEIGHT * (logits.detach() > 0)
+                    boxes = draw_boxes(likely, network.config.low_res_size, generator)
+                    finer = network.sharpen_boxes(
+                        boxes, low_res, volume, prepared.detail, points_roi, labels
+                    )
+                    loss, facts[f"finer_{click + 1}"] = _loss_in(boxes, finer, logits, targets)
+                    losses.append(loss)
         low_res = low_res.detach()
         threshold = mask_threshold(low_res, network.config.mask_threshold)
         logits = logits.detach() - threshold[:, None, None, None]
@@ -59,3 +86,48 @@ def interactive_loss(
 def _loss(logits: Tensor, expected_iou: Tensor, targets: Tensor) -> Tensor:
     iou, _ = overlaps(logits, targets)
     return mask_loss(logits, targets).mean() + IOU_WEIGHT * F.mse_loss(expected_iou, iou)
+
+
+def loss_of_best(masks: Tensor, iou: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    """Of several masks of an ambiguous click: the loss of that which fits best, a little of the
+    others', and that of the IoU expected of each; and the best one's Dice.
+
+    masks: (B, M, s, s, s) logits; iou: (B, M).
+    """
+    shown = F.interpolate(masks, size=targets.shape[1:], mode="trilinear").unbind(dim=1)
+    loss = torch.stack([mask_loss(logits, targets) for logits in shown], dim=1)
+    overlap = [overlaps(logits, targets) for logits in shown]
+    found, dice = (torch.stack(values, dim=1) for values in zip(*overlap, strict=True))
+    best = loss.amin(dim=1) + OTHERS_WEIGHT * loss.mean(dim=1)
+    return best.mean() + IOU_WEIGHT * F.mse_loss(iou, found), float(dice.amax(dim=1).mean())
+
+
+def draw_boxes(weights: Tensor, size: int, generator: torch.Generator) -> list[Box]:
+    """A box about a random place of each of `weights` (B, c, c, c), among `size` low-resolution
+    cells a side.
+    """
+    numbers = torch.rand(len(weights), 4, generator=generator, dtype=torch.float64)
+    numbers = numbers.to(weights.device)
+    chosen = draw_cells(weights, numbers[:, 0])
+    places = torch.stack(torch.unravel_index(chosen, weights.shape[1:]), dim=-1)
+    starts = places * size / weights.shape[-1] - BOX_CELLS * (0.2 + 0.6 * numbers[:, 1:])
+    starts = (starts / ALIGNED).round().long() * ALIGNED
+    boxes = []
+    for start in starts.clamp(0, size - BOX_CELLS).tolist():
+        i, j, k = start
+        boxes.append(Box((i, j, k), (i + BOX_CELLS, j + BOX_CELLS, k + BOX_CELLS)))
+    return boxes
+
+
+def _loss_in(
+    boxes: list[Box], finer: Tensor, logits: Tensor, targets: Tensor
+) -> tuple[Tensor, float]:
+    """The loss of the finer masks, and by how much their Dice is above that of the others."""
+
+    def cut(cells: Tensor) -> Tensor:
+        per_cell = FINER  # the targets' cells are the finer ones
+        return torch.cat([box.of(cells[n, None, None], per_cell) for n, box in enumerate(boxes)])
+
+    wanted, before = cut(targets)[:, 0], cut(logits.detach())[:, 0]
+    gain = overlaps(finer[:, 0].detach(), wanted)[1] - overlaps(before, wanted)[1]
+    return mask_loss(finer[:, 0], wanted).mean(), float(gain.mean())

@@ -69,10 +69,10 @@ class _Recorded:
 
 
 class CapturedNetwork:
-    """``encode``, ``prepare`` and ``decode`` of a network whose weights do not change any more.
+    """What a server asks of a network whose weights do not change any more.
 
     decode takes a prepared image, points, labels and a mask, each of them given, and gives the one
-    mask: what a server asks for. All in inference mode.
+    mask. All in inference mode.
     """
 
     def __init__(self, network: FastSAM3D) -> None:
@@ -98,6 +98,18 @@ class CapturedNetwork:
         """As :meth:`FastSAM3D.decode` without ``multimask``."""
         logits, iou = self._decode(points, labels, mask, *prepared.tensors())
         return logits, iou
+
+    @torch.inference_mode()
+    def sharpen(
+        self,
+        low_res: Tensor,
+        volume: Tensor,
+        prepared: PreparedImage,
+        points: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        """As :meth:`FastSAM3D.sharpen`; not recorded, for its boxes have too many shapes."""
+        return self.network.sharpen(low_res, volume, prepared, points, labels)
 
     def _decode_tensors(
         self, points: Tensor, labels: Tensor, mask: Tensor, *tensors: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from .common import MLP, LayerNorm3d, MLPBlock
 from .config import FastSAM3DConfig
 from .detail import MaskRefiner
 from .sparsity import segment_groups
+
+Multimask = Literal[False, True, "all"]
 
 
 @dataclass(frozen=True)
@@ -269,15 +271,15 @@ class MaskDecoder3D(nn.Module):
         sparse: Tensor,
         mask_features: Tensor | None,
         no_mask: Tensor,
-        multimask: bool,
+        multimask: Multimask,
         prompt_maps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """sparse: [B, N, C]; mask_features: [B, g³, mask_channels] of a previous mask, or None,
         and then ``no_mask`` [1, C] is added instead; prompt_maps: the prompt as the
         refiner sees it, [B, maps, 4g, 4g, 4g].
 
-        -> logits [B, M, 4g, 4g, 4g] and IoU [B, M]: the one mask, or with ``multimask`` the three
-        for an ambiguous click.
+        -> logits [B, M, 4g, 4g, 4g] and IoU [B, M]: the one mask, with ``multimask`` the three
+        for an ambiguous click, or with ``"all"`` the one and then the three.
         """
         own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
@@ -294,7 +296,7 @@ class MaskDecoder3D(nn.Module):
             (prepared.projected + added[..., split:]).expand(len(sparse), -1, -1),
         )
 
-        masks = range(1, self.num_masks) if multimask else range(1)
+        masks = range(1 if multimask is True else 0, self.num_masks if multimask else 1)
         weights = [self.output_hypernetworks_mlps[n](tokens[:, 1 + n]) for n in masks]
         logits = self._logits(image_tokens, torch.stack(weights, dim=1), prepared, prompt_maps)
         iou = self.iou_prediction_head(tokens[:, 0])

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,10 +86,11 @@ def pretrain(
     folder: Path,
     options: TrainOptions,
     start: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[RunState, AveragedWeights]:
     """Train until the minutes are used up; everything that matters is in `folder` afterwards.
 
-    start: of the minutes, as `time.monotonic` has it, if not now.
+    start: of the minutes, as the clock has it, if not now.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
@@ -107,11 +108,11 @@ def pretrain(
         write_log(run, folder)
 
     before = run.minutes
-    start = time.monotonic() if start is None else start
+    start = clock() if start is None else start
     recent: dict[str, list[float]] = defaultdict(list)
     bar = tqdm(initial=run.step, unit="step", mininterval=5)
     for batch in batches(samples, run.step, options):
-        in_call = (time.monotonic() - start) / 60
+        in_call = (clock() - start) / 60
         run.minutes = before + in_call
         used_up = run.minutes >= options.minutes or in_call >= options.call_minutes
         if used_up or run.step >= options.max_steps:

@@ -62,6 +62,44 @@ def test_masks_of_published_networks_are_their_logits_above_0(network):
     assert values is low_res and threshold == 0 and embedding.guide is None
 
 
+def test_masks_are_refined_before_they_follow_the_image():
+    config = FastSAM3DConfig(
+        roi_size=64,
+        width=24,
+        depth=1,
+        num_heads=3,
+        out_channels=48,
+        detail_channels=4,
+        finer_channels=4,
+        mask_edges="image",
+    )
+    network = build_untrained(config, seed=0)
+    torch.nn.init.normal_(network.finer_mask.out.weight, generator=torch.Generator().manual_seed(0))
+    ours = predictor(CapturedNetwork(network))
+    embedding = ours.encode("roi", roi_image)
+    volume = torch.from_numpy(roi_image())[None, None]
+    assert torch.equal(embedding.volume, volume)
+    parts = (embedding.prepared, embedding.volume, embedding.guide)
+    assert embedding.nbytes == sum(part.nbytes for part in parts)
+
+    low_res, stages = segment(ours), Stopwatch()
+    values, _ = ours.cut(embedding, low_res, POINTS_ROI, LABELS, stages)
+    with torch.no_grad():
+        refined = network.sharpen(
+            torch.from_numpy(low_res)[None, None],
+            volume,
+            embedding.prepared,
+            torch.from_numpy(POINTS_ROI)[None].float(),
+            torch.from_numpy(LABELS)[None],
+        )[0, 0].numpy()
+    assert refined.shape == (32, 32, 32)
+    expected = outline(refined, embedding.guide, POINTS_ROI, LABELS, roi_size=64)
+    np.testing.assert_array_equal(values, expected)
+    assert stages["Sharpen"] > 0 and stages["Outline"] > 0
+    unrefined = outline(low_res, embedding.guide, POINTS_ROI, LABELS, roi_size=64)
+    assert not np.allclose(values, unrefined, atol=1e-3)
+
+
 def test_masks_are_cut_as_the_weights_ask_for(network):
     network.config = dataclasses.replace(
         network.config, mask_threshold="expected_dice", mask_edges="image"

@@ -118,6 +118,20 @@ def test_it_sees_the_image_at_its_place_and_not_beyond_the_box(network, volume) 
     assert [int(x) for x in strongest] == pytest.approx([21, 35, 39], abs=3)
 
 
+def test_it_sees_the_detail_around(network, volume) -> None:
+    low_res = answer((8, 14, 16), (12, 20, 22))
+    with torch.no_grad():
+        prepared = network.prepare(network.encode(volume))
+        before = network.sharpen(low_res, volume, prepared, POINTS, LABELS)
+        other = prepared.detail.clone()
+        other[:, :, 10, 17, 19] += 3
+        prepared = dataclasses.replace(prepared, detail=other)
+        after = network.sharpen(low_res, volume, prepared, POINTS, LABELS)
+    seen = (after - before).abs()[0, 0]
+    strongest = torch.unravel_index(seen.argmax(), seen.shape)
+    assert [int(x) // 2 for x in strongest] == pytest.approx([10, 17, 19], abs=2)
+
+
 def test_clicks_move_with_the_box(network, volume) -> None:
     """A mask, its image and its clicks 8 voxels further give the same, 8 voxels further."""
     low_res = answer((8, 14, 16), (12, 20, 22))

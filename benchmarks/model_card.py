@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 WEIGHTS = REPOSITORY / "apps" / "fastsam3d" / "weights"
 FILES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "model-card.md")
+GROUPS = {"sources": "source", "modalities": "modality"}
 BLOCK = re.compile(r"(<!-- ([\w-]+) -->)(.*?)(<!-- / -->)", flags=re.DOTALL)
 
 
@@ -51,6 +52,9 @@ def make_blocks(results: Path = RESULTS, weights: Path = WEIGHTS) -> dict[str, s
         report = json.loads(challenge.read_text(encoding="utf-8"))
         blocks["challenge-command"] = f"\n```bash\n{report['command']}\n```\n"
         blocks["challenge"] = _lines(macro_table(report))
+    patches = results / "patch-size-cpu.md"
+    if patches.is_file():
+        blocks["patches"] = f"\n{patches.read_text(encoding='utf-8')}"
     for name in random["weights"]:
         blocks[f"dice-{name}"] = dice_in_words(random, name)
     return blocks
@@ -81,7 +85,7 @@ def group_table(report: Mapping[str, Any], groups: str) -> list[str]:
             row = models[name][groups][group]
             values = [f"{row[key]:.2f}" for key in keys]
             rows.append([group, first["structures"], f"`{name}`", *values])
-    return table([groups.removesuffix("s"), "structures", "model", *_heads(keys)], rows)
+    return table([GROUPS[groups], "structures", "model", *_heads(keys)], rows)
 
 
 def failures_table(report: Mapping[str, Any]) -> list[str]:

@@ -56,7 +56,7 @@ def test_a_vague_mask_grows_to_the_edge(roi_image: np.ndarray, radius: float) ->
     assert dice(mask_of(logits, roi_image), wanted) > 0.94 > dice(coarse(logits), wanted)
 
 
-@pytest.mark.parametrize("sharpness", [0, 1])
+@pytest.mark.parametrize("sharpness", [0.01, 1])
 def test_without_edges_the_mask_stays_about_as_it_is(sharpness: float) -> None:
     noise = np.random.default_rng(1).normal(0, 1, (SIZE,) * 3)
     logits = 2 * vague_logits(26)

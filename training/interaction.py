@@ -52,24 +52,25 @@ def interactive_loss(
     cell = network.config.roi_size // targets.shape[-1]
     losses, facts = [], {}
     for click in range(clicks):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and click in graded):
-            several = "all" if click == 0 and click in graded else False
+        is_graded = click in graded
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_graded):
+            several = "all" if click == 0 and is_graded else False
             masks, iou = network.decode(prepared, points_roi, labels, low_res, several)
             low_res = masks[:, :1]
             logits = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]
-            if several:
-                loss, facts["multimask_1"] = loss_of_best(masks[:, 1:], iou[:, 1:], targets)
-                losses.append(loss)
-            if click in graded:
-                losses.append(_loss(logits, iou[:, 0], targets))
-                if network.config.finer_channels and prepared.detail is not None:
-                    likely = targets + MARKED_WEIGHT * (logits.detach() > 0)
-                    boxes = draw_boxes(likely, network.config.low_res_size, generator)
-                    finer = network.sharpen_boxes(
-                        boxes, low_res, volume, prepared.detail, points_roi, labels
-                    )
-                    loss, facts[f"finer_{click + 1}"] = _loss_in(boxes, finer, logits, targets)
-                    losses.append(loss)
+        if is_graded:
+            losses.append(_loss(logits, iou[:, 0], targets))
+        if several:
+            loss, facts["multimask_1"] = loss_of_best(masks[:, 1:], iou[:, 1:], targets)
+            losses.append(loss)
+        if is_graded and network.config.finer_channels and prepared.detail is not None:
+            marked = targets + MARKED_WEIGHT * (logits.detach() > 0)
+            boxes = draw_boxes(marked, network.config.low_res_size, generator)
+            finer = network.sharpen_boxes(
+                boxes, low_res, volume, prepared.detail, points_roi, labels
+            )
+            loss, facts[f"finer_{click + 1}"] = _loss_in(boxes, finer, logits, targets)
+            losses.append(loss)
         low_res = low_res.detach()
         threshold = mask_threshold(low_res, network.config.mask_threshold)
         logits = logits.detach() - threshold[:, None, None, None]
@@ -122,11 +123,13 @@ def draw_boxes(weights: Tensor, size: int, generator: torch.Generator) -> list[B
 def _loss_in(
     boxes: list[Box], finer: Tensor, logits: Tensor, targets: Tensor
 ) -> tuple[Tensor, float]:
-    """The loss of the finer masks, and by how much their Dice is above that of the others."""
+    """The loss of the finer masks, and by how much their Dice is above that of the others.
+
+    The cells of logits and targets are the finer ones.
+    """
 
     def cut(cells: Tensor) -> Tensor:
-        per_cell = FINER  # the targets' cells are the finer ones
-        return torch.cat([box.of(cells[n, None, None], per_cell) for n, box in enumerate(boxes)])
+        return torch.cat([box.of(cells[n, None, None], FINER) for n, box in enumerate(boxes)])
 
     wanted, before = cut(targets)[:, 0], cut(logits.detach())[:, 0]
     gain = overlaps(finer[:, 0].detach(), wanted)[1] - overlaps(before, wanted)[1]

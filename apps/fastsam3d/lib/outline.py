@@ -1,9 +1,9 @@
 """The edges of a mask, from the image and the clicks.
 
-The networks see patches of 24 mm and answer on cells of 6 mm. How likely a cell belongs to the
-object they know better than where exactly it ends. So their answer is taken as the prior of a
-random walker (Grady, Multilabel Random Walker Image Segmentation Using Prior Models, CVPR 2005, doi
-10.1109/CVPR.2005.239): of all probabilities x on the ROI's cells the one that minimises
+The networks see patches of 24 mm and answer on cells of 6 mm, or of 3 mm. How likely a cell belongs
+to the object they know better than where exactly it ends. So their answer is taken as the prior of
+a random walker (Grady, Multilabel Random Walker Image Segmentation Using Prior Models, CVPR 2005,
+doi 10.1109/CVPR.2005.239): of all probabilities x on the ROI's cells the one that minimises
 
     sum over neighbours of w_ij (x_i - x_j)² + sum over cells of g_i (x_i - p_i)²
 
@@ -30,9 +30,8 @@ EDGE_WEIGHT = 50.0
 
 LEAST_WEIGHT = 1e-3
 
-TRUST, LEAST_TRUST = 0.05, 0.01
-"""g after one click. The more clicks there are, the more they say themselves: it falls as 1 / n,
-down to where a click reaches about 10 cells far in a uniform image (1 / √g)."""
+TRUST = 0.0125
+"""g: in a uniform image a click reaches about 9 cells far (1 / √g)."""
 
 CERTAIN = 1e3
 """g of clicked cells."""
@@ -71,7 +70,7 @@ def outline(
     """
     low_res = torch.from_numpy(logits)[None, None]
     prior = F.interpolate(low_res, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
-    trust = torch.full_like(prior, max(LEAST_TRUST, TRUST / max(1, len(labels))))
+    trust = torch.full_like(prior, TRUST)
     cells = ((points_roi + 0.5) * CELLS / roi_size).astype(int).clip(0, CELLS - 1)
     for cell, label in zip(cells.tolist(), labels.tolist(), strict=True):
         prior[tuple(cell)], trust[tuple(cell)] = float(label), CERTAIN

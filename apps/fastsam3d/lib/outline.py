@@ -24,9 +24,9 @@ CELLS = 64
 BRIGHTEST = 4.0
 """Of a normalised image, in standard deviations: beyond it nothing is an edge."""
 
-EDGE_WEIGHT = 50.0
-"""w = exp(-EDGE_WEIGHT d² / s) for a step d of the image, whose standard deviation in the box is s
-(as scikit-image scales it, whose beta is ten times this), and at least LEAST_WEIGHT."""
+EDGE_WEIGHT = 10.0
+"""w = exp(-EDGE_WEIGHT d² / m) for a step d of the image, m the mean square of those in the box,
+and at least LEAST_WEIGHT: contrast and noise of a scan have no say."""
 
 LEAST_WEIGHT = 1e-3
 
@@ -89,10 +89,10 @@ def _around(cells: Tensor) -> tuple[slice, ...]:
 
 def _edge_weights(image: Tensor) -> list[Tensor]:
     """Along each axis, between neighbours: [i - 1, j, k], [i, j - 1, k] and [i, j, k - 1]."""
-    scale = EDGE_WEIGHT / image.std().clamp(min=1e-6)
-    return [
-        torch.exp(-scale * torch.diff(image, dim=axis) ** 2) + LEAST_WEIGHT for axis in range(3)
-    ]
+    squares = [torch.diff(image, dim=axis).square_() for axis in range(3)]
+    mean = torch.cat([square.flatten() for square in squares]).mean()
+    scale = -EDGE_WEIGHT / mean.clamp(min=1e-12)
+    return [torch.exp(scale * square) + LEAST_WEIGHT for square in squares]
 
 
 def _walk(prior: Tensor, trust: Tensor, weights: list[Tensor]) -> Tensor:

@@ -179,9 +179,9 @@ weights: check-data install-dev ## rebuild the default weights from DATA, teache
 	    --out '$(WEIGHTS_BUILD)/student.safetensors'
 	.venv/bin/python -m training.studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'
 	.venv/bin/python apps/fastsam3d/train.py --studies '$(WEIGHTS_BUILD)/studies' $(DISTILLATION) \
-	    --conf weights '$(CURDIR)/$(WEIGHTS_BUILD)/student.safetensors' \
+	    --conf weights '$(abspath $(WEIGHTS_BUILD))/student.safetensors' \
 	    --conf teacher_weights '$(TEACHER_FILE)' \
-	    --conf model_dir '$(CURDIR)/$(WEIGHTS_BUILD)/model'
+	    --conf model_dir '$(abspath $(WEIGHTS_BUILD))/model'
 	@echo 'The student: $(WEIGHTS_BUILD)/model/fastsam3d/published; measure and publish both: docs/model-card.md'
 
 pack-weights: MINUTES = 25

@@ -30,8 +30,8 @@ and at least LEAST_WEIGHT: contrast and noise of a scan have no say."""
 
 LEAST_WEIGHT = 1e-3
 
-TRUST = 0.0125
-"""g: in a uniform image a click reaches about 9 cells far (1 / √g)."""
+TRUST = 0.02
+"""g: in a uniform image a click reaches about 7 cells far (1 / √g)."""
 
 CERTAIN = 1e3
 """g of clicked cells."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.networks import FastSAM3D, mask_threshold
-from lib.networks.finer import ALIGNED, FINER, Box
+from lib.networks.finer import ALIGNED, BOX_CELLS, FINER, Box
 from lib.trainers.clicks import draw_cells, next_clicks
 from lib.trainers.losses import mask_loss, overlaps
 
@@ -18,9 +18,6 @@ FORGET_MASK = 0.1
 OTHERS_WEIGHT = 0.1
 """Of the masks that fit less, so that each keeps learning (relaxed winner-takes-all, Rupprecht et
 al., Learning in an Uncertain World, arXiv 1612.00197)."""
-
-BOX_CELLS = 16
-"""Low-resolution cells along the side of the box in which a mask is refined: 96 of 192 mm."""
 
 MARKED_WEIGHT = 0.5
 """How much likelier than nothing, with 1 for the target's cells, such a box is about a place that

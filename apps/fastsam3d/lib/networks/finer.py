@@ -39,6 +39,10 @@ LIKELY = 0.03
 
 MARGIN = 2
 
+BOX_CELLS = 16
+"""Low-resolution cells along the side of a box in training, and at least when served: 96 of 192 mm.
+In a smaller box the U-Net would see less around the object than it has learnt to expect."""
+
 
 class Box(NamedTuple):
     """Low-resolution cells, half-open, along each axis of the ROI."""
@@ -108,7 +112,11 @@ def box_around(low_res: Tensor) -> Box | None:
     if not len(places):
         return None
     size = low_res.shape[-1]
-    low = (places.amin(dim=0) - MARGIN) // ALIGNED * ALIGNED
-    high = -((places.amax(dim=0) + 1 + MARGIN) // -ALIGNED) * ALIGNED
-    start, stop = (x.clamp(0, size).tolist() for x in (low, high))
+    least = min(BOX_CELLS, size)
+    low, high = places.amin(dim=0) - MARGIN, places.amax(dim=0) + 1 + MARGIN
+    short = (least - (high - low)).clamp(min=0)
+    low = ((low - short // 2) // ALIGNED * ALIGNED).clamp(0, size - least)
+    high = -((high + short // 2) // -ALIGNED) * ALIGNED
+    high = torch.maximum(high, low + least).clamp(max=size)
+    start, stop = low.tolist(), high.tolist()
     return Box(tuple(start), tuple(stop))

@@ -15,6 +15,10 @@ import torch
 
 Value = TypeVar("Value")
 
+# oneDNN keeps code for each shape that it convolved, and boxes around objects have many: 1024 of
+# them, its default, are some 100 MB. It reads this at its first convolution.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 M_TRIM_THRESHOLD = -1  # of malloc.h
 TRIM_BYTES = 2**20
 

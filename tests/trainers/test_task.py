@@ -9,7 +9,7 @@ import torch
 from small_site import SHORT, STUDENT, TEACHER, Site, numbers
 
 from lib.errors import InputError
-from lib.networks import build_untrained, save_checkpoint
+from lib.networks import build_untrained, load_checkpoint, save_checkpoint
 from lib.trainers.options import TrainOptions
 from lib.trainers.schedule import active_pairs
 from lib.trainers.task import DistillationTask
@@ -274,6 +274,18 @@ def test_a_worse_student_is_not_published(site):
     assert result["published"] is False and "but 0.9 is needed" in result["reason"]
     assert task.stats()["published"] is False
     assert not list(folder.rglob("published/*/*.safetensors"))
+
+
+def test_what_was_trained_replaces_what_never_was(site, monkeypatch):
+    """However well the parts do that an untrained student has from its teacher."""
+    untrained = site.folder / "untrained.safetensors"
+    save_checkpoint(load_checkpoint(site.student), untrained, {"trained": "false"})
+    monkeypatch.setattr(site, "student", untrained)
+    task = site.task("untrained")
+    result = task({**SHORT, "max_epochs": 1, "min_gain": 0.9}, site.datastore)
+    assert result["published"] and result["version"] == 1
+    assert "but 0.9 is needed; published, as that one was never trained" in result["reason"]
+    assert task._served().info()["trained"]
 
 
 def test_what_is_published_says_where_it_comes_from(site, monkeypatch):

@@ -321,6 +321,8 @@ class Run:
         self.progress.facts["dice_served"] = found.dice
         ours = torch.tensor(self.progress.best["per_roi"])
         verdict = judge(ours, found.per_roi, self.options.min_gain)
+        if not (verdict.is_better or served.trained):
+            verdict = Verdict(True, f"{verdict.reason}; published, as that one was never trained")
         if self.data.by_roi:
             return Verdict(
                 verdict.is_better, f"{verdict.reason}; of one study, which was trained on as well"

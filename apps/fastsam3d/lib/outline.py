@@ -1,6 +1,6 @@
 """The edges of a mask, from the image and the clicks.
 
-The networks see patches of 24 mm and answer on cells of 6 mm, or of 3 mm. How likely a cell belongs
+The networks see patches of 24 mm and answer on cells of 6 mm. How likely a cell belongs
 to the object they know better than where exactly it ends. So their answer is taken as the prior of
 a random walker (Grady, Multilabel Random Walker Image Segmentation Using Prior Models, CVPR 2005,
 doi 10.1109/CVPR.2005.239): of all probabilities x on the ROI's cells the one that minimises
@@ -96,35 +96,48 @@ def _edge_weights(image: Tensor) -> list[Tensor]:
 
 
 def _walk(prior: Tensor, trust: Tensor, weights: list[Tensor]) -> Tensor:
-    """The minimum, by conjugate gradients with the diagonal as preconditioner."""
-    diagonal = trust.clone()
+    """The minimum, by conjugate gradients on the system scaled to a diagonal of ones."""
+    squares = trust.clone()
     for axis, weight in enumerate(weights):
-        count = weight.shape[axis]
-        diagonal.narrow(axis, 0, count).add_(weight)
-        diagonal.narrow(axis, 1, count).add_(weight)
-    x = prior.clone()
-    residual = trust * prior - _apply(x, trust, weights)
-    scaled = residual / diagonal
-    direction = scaled.clone()
-    size = (residual * scaled).sum()
+        _before(squares, axis).add_(weight)
+        _after(squares, axis).add_(weight)
+    scale = squares.sqrt_()
+    weights = [
+        weight / (_before(scale, axis) * _after(scale, axis)) for axis, weight in enumerate(weights)
+    ]
+    x = prior * scale
+    residual = trust * prior / scale - _apply(x, weights)
+    direction = residual.clone()
+    size = _dot(residual, residual)
     for _ in range(ITERATIONS):
         if size < RESIDUAL:
             break
-        applied = _apply(direction, trust, weights)
-        step = size / (direction * applied).sum()
-        x += step * direction
-        residual -= step * applied
-        scaled = residual / diagonal
-        before, size = size, (residual * scaled).sum()
-        direction = scaled + size / before * direction
-    return x
+        applied = _apply(direction, weights)
+        step = size / _dot(direction, applied)
+        x.addcmul_(direction, step)
+        residual.addcmul_(applied, step, value=-1)
+        before, size = size, _dot(residual, residual)
+        direction.mul_(size / before).add_(residual)
+    return x / scale
 
 
-def _apply(x: Tensor, trust: Tensor, weights: list[Tensor]) -> Tensor:
-    """The graph's Laplacian and `trust` of the cells."""
-    result = trust * x
+def _apply(x: Tensor, weights: list[Tensor]) -> Tensor:
+    """The scaled Laplacian of the cells: less of each neighbour, by the weight between the two."""
+    result = x.clone()
     for axis, weight in enumerate(weights):
-        flow = weight * torch.diff(x, dim=axis)
-        result.narrow(axis, 0, flow.shape[axis]).sub_(flow)
-        result.narrow(axis, 1, flow.shape[axis]).add_(flow)
+        _before(result, axis).addcmul_(weight, _after(x, axis), value=-1)
+        _after(result, axis).addcmul_(weight, _before(x, axis), value=-1)
     return result
+
+
+def _before(cells: Tensor, axis: int) -> Tensor:
+    """All cells that have a neighbour further along the axis; :func:`_after` gives those."""
+    return cells.narrow(axis, 0, cells.shape[axis] - 1)
+
+
+def _after(cells: Tensor, axis: int) -> Tensor:
+    return cells.narrow(axis, 1, cells.shape[axis] - 1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.flatten(), b.flatten())

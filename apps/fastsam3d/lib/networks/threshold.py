@@ -21,7 +21,18 @@ def mask_threshold(logits: Tensor, kind: MaskThreshold) -> Tensor:
     """
     if kind == "zero":
         return torch.zeros(len(logits), device=logits.device)
-    likely = logits.detach().flatten(1).float().sigmoid().sort(dim=1, descending=True).values
-    marked = torch.arange(1, likely.shape[1] + 1, device=logits.device)
-    expected = 2 * likely.cumsum(dim=1) / (marked + likely.sum(dim=1, keepdim=True))
-    return (expected.amax(dim=1) / 2).clamp(LEAST_PROBABILITY, 0.5).logit()
+    cuts = [_best_cut(likely) for likely in logits.detach().flatten(1).float().sigmoid()]
+    return torch.stack(cuts).logit()
+
+
+def _best_cut(likely: Tensor) -> Tensor:
+    """The probability (,) at which to cut those of a mask's voxels (N,).
+
+    Only those above the least one are sorted, which most are not: the best mask ends at half of its
+    expected Dice, so were it to hold others, it would be cut at the least one anyway.
+    """
+    marked = likely[likely > LEAST_PROBABILITY].sort(descending=True).values
+    count = torch.arange(1, len(marked) + 1, device=likely.device)
+    expected = 2 * marked.cumsum(dim=0) / (count + likely.sum())
+    best = torch.cat([expected.new_zeros(1), expected]).amax()
+    return (best / 2).clamp(LEAST_PROBABILITY, 0.5)

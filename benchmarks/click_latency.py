@@ -157,7 +157,6 @@ def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
         "crop": "Crop",
         "encode": "Encode",
         "decode": "Decode",
-        "sharpen": "Sharpen",
         "outline": "Outline",
     }
     names |= {"paste": "PasteRoid", "write": "Write", "http": "http", "wait": "Wait"}

@@ -1,10 +1,10 @@
 """What patches of 8³ voxels bring: `python -m benchmarks.patch_size --data DIR --json FILE`.
 
-Three networks learn from the same samples for the same time of the processor: patches of 16³ voxels
-(masks on cells of 6 mm), patches of 8³ (3 mm, eight times as many tokens, with the sparse
-operator), and 16³ with masks refined to cells of 3 mm in a box. Each is then clicked on held-out
-scans. So that this takes minutes, they learn and are measured on a cube of 96 mm, an eighth of the
-ROI; what a click costs is measured on the whole ROI of 192 mm.
+Two networks learn from the same samples for the same time of the processor: patches of 16³ voxels
+(masks on cells of 6 mm) and patches of 8³ (3 mm, eight times as many tokens, with the sparse
+operator). Each is then clicked on held-out scans. So that this takes minutes, they learn and are
+measured on a cube of 96 mm, an eighth of the ROI; what a click costs is measured on the whole ROI
+of 192 mm.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from training.student import student_of
 
 from lib.networks import FastSAM3D, FastSAM3DConfig, mask_threshold
 from lib.networks.fastsam3d import build_untrained
-from lib.networks.finer import FINER, Box
 from lib.trainers.clicks import next_clicks
 from lib.trainers.losses import overlaps
 
@@ -41,13 +40,12 @@ CUBE = SampleOptions(roi_size=64, extents_mm=(9.0, 75.0))
 HELD_OUT = 4
 """Every so many cases is not trained on."""
 
-_PLAIN = dataclasses.replace(student_of(TEACHER), finer_channels=0)
+_PLAIN = student_of(TEACHER)
 NETWORKS: dict[str, FastSAM3DConfig] = {
     "16³ patches": _PLAIN,
     "8³ patches, sparse": dataclasses.replace(
         _PLAIN, patch_size=8, sparsity="lattice", segment_length=512
     ),
-    "16³ patches, refined in a box": student_of(TEACHER),
 }
 
 
@@ -85,20 +83,15 @@ def _series(network: FastSAM3D, batch: dict[str, Tensor], generator: torch.Gener
     """Dice (CLICKS, B · T) of one batch, as ClickSamples gives it."""
     config, per_roi = network.config, batch["targets"].shape[1]
     targets = batch["targets"].flatten(0, 1)
-    volume = batch["image"].repeat_interleave(per_roi, dim=0)
     prepared = network.prepare(network.encode(batch["image"]).repeat_interleave(per_roi, dim=0))
     points = batch["clicks_roi"].flatten(0, 1)[:, None]
     labels = torch.ones(points.shape[:2], dtype=torch.long)
     low_res = torch.zeros(len(targets), 1, *(config.low_res_size,) * 3)
-    whole = [Box((0, 0, 0), (config.low_res_size,) * 3)] * len(targets)
     dice = []
     for _ in range(CLICKS):
         low_res, _ = network.decode(prepared, points, labels, low_res)
-        finest = low_res
-        if config.finer_channels and prepared.detail is not None:
-            finest = network.sharpen_boxes(whole, low_res, volume, prepared.detail, points, labels)
-        shown = F.interpolate(finest, size=targets.shape[1:], mode="trilinear")[:, 0]
-        shown = shown - mask_threshold(finest, config.mask_threshold)[:, None, None, None]
+        shown = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]
+        shown = shown - mask_threshold(low_res, config.mask_threshold)[:, None, None, None]
         dice.append(overlaps(shown, targets)[1])
         point, label = next_clicks(shown, targets, generator, config.roi_size // targets.shape[-1])
         points, labels = torch.cat([points, point], dim=1), torch.cat([labels, label], dim=1)
@@ -107,21 +100,16 @@ def _series(network: FastSAM3D, batch: dict[str, Tensor], generator: torch.Gener
 
 @torch.inference_mode()
 def stage_times(config: FastSAM3DConfig, runs: int) -> dict[str, Timing]:
-    """What a click costs on the whole ROI: the encoder, one step of the decoder, the refinement."""
+    """What a click costs on the whole ROI: the encoder, one step of the decoder."""
     network = build_untrained(config, seed=0)
     volume = torch.randn(1, 1, *(config.roi_size,) * 3)
     prepared = network.prepare(network.encode(volume))
     points, labels = torch.full((1, 1, 3), config.roi_size / 2), torch.ones(1, 1, dtype=torch.long)
-    low_res = torch.full((1, 1, *(config.low_res_size,) * 3), -8.0)
-    third = config.low_res_size // 3
-    box = Box((third,) * 3, (2 * third,) * 3)
-    box.of(low_res, 1).fill_(4)
+    low_res = torch.zeros(1, 1, *(config.low_res_size,) * 3)
     calls: dict[str, Call] = {
         "encode": lambda: network.prepare(network.encode(volume)),
         "decode": lambda: network.decode(prepared, points, labels, low_res),
     }
-    if config.finer_channels:
-        calls["refine"] = lambda: network.sharpen(low_res, volume, prepared, points, labels)
     return time_calls(calls, torch.device("cpu"), runs)
 
 
@@ -141,12 +129,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, config in NETWORKS.items():
         network, steps = train(on_cube(config), training, train_options)
         dice = dice_after_clicks(network, testing, options.samples, options.seed)
-        finer = FINER if config.finer_channels else 1
         rows.append(
             {
                 "network": name,
                 "tokens": config.grid_size**3,
-                "cell_mm": CUBE.spacing_mm * config.roi_size / (config.low_res_size * finer),
+                "cell_mm": CUBE.spacing_mm * config.roi_size / config.low_res_size,
                 "times_ms": {stage: round(each.median, 1) for stage, each in times[name].items()},
                 "steps": steps,
                 "dice": [round(float(x), 3) for x in dice],
@@ -162,11 +149,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def to_markdown(result: dict[str, Any]) -> str:
-    head = ["network", "tokens", "cell, mm", "encode, ms", "decode, ms", "refine, ms", "steps"]
+    head = ["network", "tokens", "cell, mm", "encode, ms", "decode, ms", "steps"]
     head += [f"{count} click{'s' if count > 1 else ''}" for count in range(1, CLICKS + 1)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in result["rows"]:
-        times = [row["times_ms"].get(stage, "") for stage in ("encode", "decode", "refine")]
+        times = [row["times_ms"].get(stage, "") for stage in ("encode", "decode")]
         cells = [row["network"], row["tokens"], row["cell_mm"], *times, row["steps"], *row["dice"]]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     machine = result["machine"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.networks import FastSAM3D
 from lib.networks.detail import PROMPT_MAPS
@@ -64,8 +64,6 @@ def initialise(network: FastSAM3D, images: Tensor) -> None:
     if network.config.detail_channels:
         _show_prompt(network)
         spread_keys(network, images)
-    if network.config.finer_channels:
-        spread_finer_keys(network, images)
 
 
 def _spread_embedding(network: FastSAM3D, images: Tensor) -> None:
@@ -105,19 +103,10 @@ def _show_prompt(network: FastSAM3D) -> None:
 @torch.no_grad()
 def spread_keys(network: FastSAM3D, images: Tensor) -> None:
     """Scale what the refiner compares cells by, so that most cells of `images` are unlike."""
-    _spread(network.mask_decoder.refiner.key, network.detail_stem(images))
-
-
-@torch.no_grad()
-def spread_finer_keys(network: FastSAM3D, images: Tensor) -> None:
-    """The same for the comparison on finer cells."""
-    _spread(network.finer_mask.key, network.finer_mask.see(images, network.detail_stem(images)))
-
-
-def _spread(key: nn.Conv3d, cells: Tensor) -> None:
-    bias: Any = key.bias
-    bias.zero_()
-    key.weight.mul_(KEY_SPREAD / key(cells).std(dim=(0, 2, 3, 4))[:, None, None, None, None])
+    key: Any = network.mask_decoder.refiner.key
+    key.bias.zero_()
+    seen = key(network.detail_stem(images))
+    key.weight.mul_(KEY_SPREAD / seen.std(dim=(0, 2, 3, 4))[:, None, None, None, None])
 
 
 @torch.no_grad()

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.networks import FastSAM3D, mask_threshold
-from lib.networks.finer import ALIGNED, BOX_CELLS, FINER, Box
-from lib.trainers.clicks import draw_cells, next_clicks
+from lib.trainers.clicks import next_clicks
 from lib.trainers.losses import mask_loss, overlaps
 
 IOU_WEIGHT = 0.5
@@ -18,10 +17,6 @@ FORGET_MASK = 0.1
 OTHERS_WEIGHT = 0.1
 """Of the masks that fit less, so that each keeps learning (relaxed winner-takes-all, Rupprecht et
 al., Learning in an Uncertain World, arXiv 1612.00197)."""
-
-MARKED_WEIGHT = 0.5
-"""How much likelier than nothing, with 1 for the target's cells, such a box is about a place that
-was marked: what was added wrongly far away is to be taken away."""
 
 
 def interactive_loss(
@@ -43,7 +38,6 @@ def interactive_loss(
     labels = torch.ones(points_roi.shape[:2], dtype=torch.long, device=image.device)
     embedding = network.encode(image).repeat_interleave(per_roi, dim=0)
     prepared = network.prepare(embedding)
-    volume = image.repeat_interleave(per_roi, dim=0)
 
     low_res = embedding.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
     cell = network.config.roi_size // targets.shape[-1]
@@ -59,14 +53,6 @@ def interactive_loss(
             losses.append(_loss(logits, iou[:, 0], targets))
         if several:
             loss, facts["multimask_1"] = loss_of_best(masks[:, 1:], iou[:, 1:], targets)
-            losses.append(loss)
-        if is_graded and network.config.finer_channels and prepared.detail is not None:
-            marked = targets + MARKED_WEIGHT * (logits.detach() > 0)
-            boxes = draw_boxes(marked, network.config.low_res_size, generator)
-            finer = network.sharpen_boxes(
-                boxes, low_res, volume, prepared.detail, points_roi, labels
-            )
-            loss, facts[f"finer_{click + 1}"] = _loss_in(boxes, finer, logits, targets)
             losses.append(loss)
         low_res = low_res.detach()
         threshold = mask_threshold(low_res, network.config.mask_threshold)
@@ -98,36 +84,3 @@ def loss_of_best(masks: Tensor, iou: Tensor, targets: Tensor) -> tuple[Tensor, f
     found, dice = (torch.stack(values, dim=1) for values in zip(*overlap, strict=True))
     best = loss.amin(dim=1) + OTHERS_WEIGHT * loss.mean(dim=1)
     return best.mean() + IOU_WEIGHT * F.mse_loss(iou, found), float(dice.amax(dim=1).mean())
-
-
-def draw_boxes(weights: Tensor, size: int, generator: torch.Generator) -> list[Box]:
-    """A box about a random place of each of `weights` (B, c, c, c), among `size` low-resolution
-    cells a side.
-    """
-    numbers = torch.rand(len(weights), 4, generator=generator, dtype=torch.float64)
-    numbers = numbers.to(weights.device)
-    chosen = draw_cells(weights, numbers[:, 0])
-    places = torch.stack(torch.unravel_index(chosen, weights.shape[1:]), dim=-1)
-    starts = places * size / weights.shape[-1] - BOX_CELLS * (0.2 + 0.6 * numbers[:, 1:])
-    starts = (starts / ALIGNED).round().long() * ALIGNED
-    boxes = []
-    for start in starts.clamp(0, size - BOX_CELLS).tolist():
-        i, j, k = start
-        boxes.append(Box((i, j, k), (i + BOX_CELLS, j + BOX_CELLS, k + BOX_CELLS)))
-    return boxes
-
-
-def _loss_in(
-    boxes: list[Box], finer: Tensor, logits: Tensor, targets: Tensor
-) -> tuple[Tensor, float]:
-    """The loss of the finer masks, and by how much their Dice is above that of the others.
-
-    The cells of logits and targets are the finer ones.
-    """
-
-    def cut(cells: Tensor) -> Tensor:
-        return torch.cat([box.of(cells[n, None, None], FINER) for n, box in enumerate(boxes)])
-
-    wanted, before = cut(targets)[:, 0], cut(logits.detach())[:, 0]
-    gain = overlaps(finer[:, 0].detach(), wanted)[1] - overlaps(before, wanted)[1]
-    return mask_loss(finer[:, 0], wanted).mean(), float(gain.mean())

@@ -30,7 +30,6 @@ from .initial import (
     clip_each,
     initialise,
     learn_to_mark_clicks,
-    spread_finer_keys,
     spread_keys,
     take_weights,
 )
@@ -47,7 +46,6 @@ TEACHER = dataclasses.replace(
     out_channels=192,
     position_bias="none",  # the absolute one is enough, and attention is faster without
     detail_channels=32,
-    finer_channels=12,
     mask_threshold="expected_dice",
     mask_edges="image",
 )
@@ -66,7 +64,7 @@ class TrainOptions:
     call_minutes: float = math.inf
     max_steps: int = 1 << 40
     rois: int = 2
-    clicks: int = 8
+    clicks: int = 10
     peak_rate: float = 4e-4
     warm_up: int = 60
     weight_decay: float = 0.03
@@ -229,8 +227,6 @@ def main(arguments: list[str] | None = None) -> None:
             new = take_weights(network, read_checkpoint(start).state)
             if any("refiner.key" in name for name in new):
                 spread_keys(network, images)
-            if any("finer_mask.key" in name for name in new):
-                spread_finer_keys(network, images)
         else:
             learn_to_mark_clicks(network, images, options.click_steps, options.seed)
     run, average = pretrain(network, samples, out, options, begun)

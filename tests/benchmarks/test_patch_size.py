@@ -23,11 +23,10 @@ class Balls(torch.utils.data.Dataset):
 
 
 def test_the_networks_differ_in_what_is_compared() -> None:
-    plain, patches8, finer = NETWORKS.values()
-    assert (plain.grid_size, patches8.grid_size, finer.grid_size) == (8, 16, 8)
+    plain, patches8 = NETWORKS.values()
+    assert (plain.grid_size, patches8.grid_size) == (8, 16)
     assert (plain.low_res_size, patches8.low_res_size) == (32, 64)
     assert plain.sparsity == "dense" and patches8.sparsity == "lattice"
-    assert dataclasses.replace(finer, finer_channels=0) == plain
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -37,7 +36,7 @@ def test_each_is_clicked_and_measured(name: str) -> None:
     dice = dice_after_clicks(build_untrained(config, seed=0), Balls(), count=2, seed=0)
     assert dice.shape == (5,) and ((dice >= 0) & (dice <= 1)).all()
     times = stage_times(config, runs=1)
-    assert set(times) == {"encode", "decode"} | ({"refine"} if config.finer_channels else set())
+    assert set(times) == {"encode", "decode"}
 
 
 def test_right_answers_get_the_best_dice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +60,5 @@ def test_the_table_has_a_row_for_each_network() -> None:
     machine = {"threads": 2, "device_name": "a processor", "torch": "2"}
     result = {"minutes": 5.0, "samples": 48, "seed": 0, "machine": machine, "rows": [row]}
     table = to_markdown(result)
-    assert (
-        "| 16³ patches | 512 | 6.0 | 53.0 | 37.0 |  | 100 | 0.1 | 0.2 | 0.3 | 0.4 | 0.5 |" in table
-    )
+    assert "| 16³ patches | 512 | 6.0 | 53.0 | 37.0 | 100 | 0.1 | 0.2 | 0.3 | 0.4 | 0.5 |" in table
     assert "5 minutes of one core each, 48 held-out ROIs" in table and "a processor" in table

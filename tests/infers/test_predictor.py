@@ -1,6 +1,7 @@
 """The predictor's caches never change an answer, and save what they promise to save."""
 
 import dataclasses
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -62,44 +63,6 @@ def test_masks_of_published_networks_are_their_logits_above_0(network):
     assert values is low_res and threshold == 0 and embedding.guide is None
 
 
-def test_masks_are_refined_before_they_follow_the_image():
-    config = FastSAM3DConfig(
-        roi_size=64,
-        width=24,
-        depth=1,
-        num_heads=3,
-        out_channels=48,
-        detail_channels=4,
-        finer_channels=4,
-        mask_edges="image",
-    )
-    network = build_untrained(config, seed=0)
-    torch.nn.init.normal_(network.finer_mask.out.weight, generator=torch.Generator().manual_seed(0))
-    ours = predictor(CapturedNetwork(network))
-    embedding = ours.encode("roi", roi_image)
-    volume = torch.from_numpy(roi_image())[None, None]
-    assert torch.equal(embedding.volume, volume)
-    parts = (embedding.prepared, embedding.volume, embedding.guide)
-    assert embedding.nbytes == sum(part.nbytes for part in parts)
-
-    low_res, stages = segment(ours), Stopwatch()
-    values, _ = ours.cut(embedding, low_res, POINTS_ROI, LABELS, stages)
-    with torch.no_grad():
-        refined = network.sharpen(
-            torch.from_numpy(low_res)[None, None],
-            volume,
-            embedding.prepared,
-            torch.from_numpy(POINTS_ROI)[None].float(),
-            torch.from_numpy(LABELS)[None],
-        )[0, 0].numpy()
-    assert refined.shape == (32, 32, 32)
-    expected = outline(refined, embedding.guide, POINTS_ROI, LABELS, roi_size=64)
-    np.testing.assert_array_equal(values, expected)
-    assert stages["Sharpen"] > 0 and stages["Outline"] > 0
-    unrefined = outline(low_res, embedding.guide, POINTS_ROI, LABELS, roi_size=64)
-    assert not np.allclose(values, unrefined, atol=1e-3)
-
-
 def test_masks_are_cut_as_the_weights_ask_for(network):
     network.config = dataclasses.replace(
         network.config, mask_threshold="expected_dice", mask_edges="image"
@@ -114,6 +77,26 @@ def test_masks_are_cut_as_the_weights_ask_for(network):
     np.testing.assert_array_equal(values, expected)
     assert threshold == float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
     assert stages["Outline"] > 0
+
+
+def test_masks_are_cut_one_at_a_time(network, monkeypatch):
+    """Two walks at once would only share the same cores."""
+    network.config = dataclasses.replace(network.config, mask_edges="image")
+    ours = predictor(network)
+    embedding, low_res = ours.encode("roi", roi_image), segment(ours)
+    at_work, most = [], []
+
+    def slow(logits, *_):
+        at_work.append(1)
+        time.sleep(0.02)
+        most.append(len(at_work))
+        at_work.pop()
+        return logits
+
+    monkeypatch.setattr("lib.infers.predictor.outline", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: ours.cut(embedding, low_res, POINTS_ROI, LABELS), range(8)))
+    assert most == [1] * 8
 
 
 def test_answers_do_not_depend_on_what_was_asked_before(network):

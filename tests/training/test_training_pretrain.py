@@ -15,18 +15,15 @@ from training.initial import (
     initialise,
     learn_to_mark_clicks,
     lowest_frequencies,
-    spread_finer_keys,
     spread_keys,
     take_weights,
 )
-from training.interaction import IOU_WEIGHT, draw_boxes, interactive_loss, loss_of_best
+from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best
 from training.pretrain import TrainOptions, averaged_network, make_optimizer, pretrain
 from training.state import AveragedWeights, learning_rate
 
 from lib.networks import FastSAM3D, FastSAM3DConfig
 from lib.networks.fastsam3d import build_untrained
-from lib.networks.finer import Box
-from lib.trainers.losses import mask_loss, overlaps
 
 ENDLESS = 1e9
 """Minutes: the learning rate then depends on the step alone."""
@@ -35,15 +32,12 @@ ENDLESS = 1e9
 class BallSamples(Dataset):
     """A bright ball at the clicked place; sample n is a pure function of n."""
 
-    def __init__(self, size: int = 32) -> None:
-        self.size = size
-
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         draw = torch.Generator().manual_seed(number)
-        click = torch.randint(8, self.size - 8, (3,), generator=draw)
-        grid = torch.stack(torch.meshgrid(*[torch.arange(self.size)] * 3, indexing="ij"))
+        click = torch.randint(8, 24, (3,), generator=draw)
+        grid = torch.stack(torch.meshgrid(*[torch.arange(32)] * 3, indexing="ij"))
         ball = ((grid - click[:, None, None, None]) ** 2).sum(dim=0) < 36
-        noise = torch.randn(*[self.size] * 3, generator=draw)
+        noise = torch.randn(32, 32, 32, generator=draw)
         target = torch.nn.functional.avg_pool3d(ball[None, None].float(), 2)[0]
         return {
             "image": (3 * ball + 0.3 * noise)[None],
@@ -166,65 +160,6 @@ def test_the_iou_expected_of_each_mask_is_learnt() -> None:
         loss_of_best(masks, torch.tensor([iou]), targets)[0] for iou in ([1.0, 0.0], [0.0, 1.0])
     )
     assert wrong - right == pytest.approx(IOU_WEIGHT, rel=1e-4)
-
-
-FINER = {"detail_channels": 4, "finer_channels": 4, "roi_size": 64, "patch_size": 16}
-
-
-def test_boxes_lie_in_the_roi_around_likely_places() -> None:
-    weights = torch.zeros(200, 64, 64, 64)
-    weights[:100, 5, 60, 30] = 1
-    weights[100:, 40:44, 10, 20:24] = 1
-    boxes = draw_boxes(weights, 32, torch.Generator().manual_seed(0))
-    held = []
-    for n, box in enumerate(boxes):
-        assert all(b - a == 16 and a % 2 == 0 for a, b in zip(box.start, box.stop, strict=True))
-        assert min(box.start) >= 0 and max(box.stop) <= 32
-        held.append(float(box.of(weights[n, None, None], 2).sum()))
-    assert held[:100] == [1.0] * 100 and min(held[100:]) > 0
-    assert len({box.start for box in boxes[100:]}) > 20
-
-
-def test_masks_on_finer_cells_are_learnt(tiny_network: FastSAM3D) -> None:
-    """The network is given the right answer, but blurred by its cells."""
-    network = build_untrained(dataclasses.replace(tiny_network.config, **FINER), seed=0)
-    batch = torch.utils.data.default_collate([BallSamples(64)[n] for n in range(4)])
-    targets, volume = batch["targets"], batch["image"]
-    low_res = 8 * torch.nn.functional.avg_pool3d(targets, 2) - 4
-    labels = torch.ones(4, 1, dtype=torch.long)
-    with torch.no_grad():
-        spread_finer_keys(network, volume)
-        detail = network.detail_stem(volume)
-    optimizer = torch.optim.Adam(network.finer_mask.parameters(), lr=1e-2)
-
-    def learn() -> float:
-        whole = [Box((0, 0, 0), (16, 16, 16))] * 4
-        logits = network.sharpen_boxes(whole, low_res, volume, detail, batch["clicks_roi"], labels)
-        optimizer.zero_grad()
-        mask_loss(logits[:, 0], targets[:, 0]).mean().backward()
-        optimizer.step()
-        return float(overlaps(logits[:, 0], targets[:, 0])[1].mean())
-
-    dice = [learn() for _ in range(40)]
-    assert dice[0] < 0.9 and dice[-1] > dice[0] + 0.05
-
-
-def test_graded_clicks_teach_the_finer_masks(tiny_network: FastSAM3D) -> None:
-    network = build_untrained(dataclasses.replace(tiny_network.config, **FINER), seed=0)
-    batch = torch.utils.data.default_collate([BallSamples(64)[n] for n in range(2)])
-    loss, facts = interactive_loss(network, batch, 2, {1}, torch.Generator().manual_seed(1))
-    loss.backward()
-    assert facts["finer_2"] == 0.0 and "finer_1" not in facts
-    assert network.finer_mask.out.weight.grad.abs().sum() > 0
-
-
-def test_keys_of_finer_cells_are_spread(tiny_network: FastSAM3D) -> None:
-    network = build_untrained(dataclasses.replace(tiny_network.config, **FINER), seed=0)
-    images = 5 * torch.randn(2, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
-    spread_finer_keys(network, images)
-    with torch.no_grad():
-        keys = network.finer_mask.key(network.finer_mask.see(images, network.detail_stem(images)))
-    torch.testing.assert_close(keys.std(dim=(0, 2, 3, 4)), torch.full((8,), 0.7))
 
 
 def test_frequencies_are_orthonormal_and_start_with_the_mean() -> None:

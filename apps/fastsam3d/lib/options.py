@@ -46,7 +46,7 @@ class Options:
     device: str = ""
     spacing_mm: float = 1.5
     volume_cache_mb: int = 0
-    embedding_cache_mb: int = 48
+    embedding_cache_mb: int = 24
     model_dir: str = ""
 
     @classmethod

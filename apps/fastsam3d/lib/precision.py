@@ -94,8 +94,6 @@ def lowered(network: FastSAM3D, number_type: NumberType) -> FastSAM3D:
     if number_type == "bfloat16":
         network.image_encoder.bfloat16()
         network.mask_decoder.bfloat16()
-        if network.config.finer_channels:
-            network.finer_mask.bfloat16()
         return network
     for parent in list(network.image_encoder.blocks.modules()):
         for name, child in list(parent.named_children()):
@@ -144,17 +142,12 @@ def lowest_dice(ours: FastSAM3D, expected: FastSAM3D, device: torch.device) -> f
     embeddings = [network.prepare(network.encode(volume)) for network in (ours, expected)]
     worst = 1.0
     for click in range(points.shape[1]):
-        finest = list(masks)
         for n, network in enumerate((ours, expected)):
             shown = slice(click, click + 1)
             masks[n] = network.decode(embeddings[n], points[:, shown], labels[:, shown], masks[n])[
                 0
             ].float()
-            finest[n] = masks[n]
-            if network.config.finer_channels:
-                so_far = points[:, : click + 1], labels[:, : click + 1]
-                finest[n] = network.sharpen(masks[n], volume, embeddings[n], *so_far)
-        a, b = (mask > mask_threshold(mask, expected.config.mask_threshold) for mask in finest)
+        a, b = (mask > mask_threshold(mask, expected.config.mask_threshold) for mask in masks)
         total = float(a.sum() + b.sum())
         worst = min(worst, 2 * float((a & b).sum()) / total if total else 1.0)
     return worst

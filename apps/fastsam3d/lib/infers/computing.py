@@ -15,11 +15,6 @@ import torch
 
 Value = TypeVar("Value")
 
-# oneDNN keeps code for each shape that it convolved, by default 1024 of them, and boxes around
-# objects have many: 40 such boxes took 52 MB, and take 28 MB so. It reads this at its first
-# convolution.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-
 M_TRIM_THRESHOLD = -1  # of malloc.h
 TRIM_BYTES = 2**20
 

@@ -22,19 +22,16 @@ class ImageEmbedding:
     """What the encoder made of a ROI, and the decoder of that before any click; and a key for all
     that it was made of.
 
-    volume: [1, 1, S, S, S], for networks that look at it again at each click. guide: the image of
-    :func:`lib.outline.guide_of`, for networks that leave edges to it.
+    guide: the image of :func:`lib.outline.guide_of`, for networks that leave edges to it.
     """
 
     key: Hashable
     prepared: PreparedImage
-    volume: Tensor | None = None
     guide: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
-        volume, guide = (0 if x is None else x.nbytes for x in (self.volume, self.guide))
-        return self.prepared.nbytes + volume + guide
+        return self.prepared.nbytes + (0 if self.guide is None else self.guide.nbytes)
 
 
 class FastSAM3DPredictor:
@@ -60,6 +57,7 @@ class FastSAM3DPredictor:
         self._embeddings = embeddings
         self._masks = masks
         self._computing = Computing.on(device)
+        self._cutting = Computing.on(torch.device("cpu"))
 
     def encode(
         self,
@@ -86,13 +84,8 @@ class FastSAM3DPredictor:
     def _encode(self, key: Hashable, roi_image: np.ndarray) -> ImageEmbedding:
         volume = self._on_device(roi_image)
         prepared = self._network.prepare(self._network.encode(volume))
-        config = self._network.config
-        return ImageEmbedding(
-            key,
-            prepared,
-            volume=volume if config.finer_channels else None,
-            guide=guide_of(roi_image) if config.mask_edges == "image" else None,
-        )
+        has_guide = self._network.config.mask_edges == "image"
+        return ImageEmbedding(key, prepared, guide_of(roi_image) if has_guide else None)
 
     def decode(
         self,
@@ -142,19 +135,25 @@ class FastSAM3DPredictor:
         """The mask of low-resolution logits (s, s, s): logits (c, c, c) on the ROI, and the
         threshold above which they are inside.
 
-        points_roi, labels: all clicks, as for ``decode``. stages: is told how long Wait, Sharpen
-        and Outline took.
+        points_roi, labels: all clicks, as for ``decode``. stages: is told how long Wait and Outline
+        took.
         """
-        config, values = self._network.config, low_res
         stages = stages if stages is not None else Stopwatch()
-        if embedding.volume is not None:
-            values = self._computing.run(
-                stages, "Sharpen", self._sharpen, embedding, low_res, points_roi, labels
-            )
-        with stages.measure("Outline"):
-            if embedding.guide is not None:
-                values = outline(values, embedding.guide, points_roi, labels, config.roi_size)
-            threshold = mask_threshold(torch.from_numpy(values)[None], config.mask_threshold)
+        return self._cutting.run(
+            stages, "Outline", self._cut, embedding, low_res, points_roi, labels
+        )
+
+    def _cut(
+        self,
+        embedding: ImageEmbedding,
+        low_res: np.ndarray,
+        points_roi: np.ndarray,
+        labels: np.ndarray,
+    ) -> tuple[np.ndarray, float]:
+        config, values = self._network.config, low_res
+        if embedding.guide is not None:
+            values = outline(low_res, embedding.guide, points_roi, labels, config.roi_size)
+        threshold = mask_threshold(torch.from_numpy(values)[None], config.mask_threshold)
         return values, float(threshold)
 
     @torch.inference_mode()
@@ -169,23 +168,6 @@ class FastSAM3DPredictor:
         )
         # a copy: what is kept must not hold on to the other masks that were computed
         return logits[0, 0].float().cpu().numpy().copy()
-
-    @torch.inference_mode()
-    def _sharpen(
-        self,
-        embedding: ImageEmbedding,
-        low_res: np.ndarray,
-        points_roi: np.ndarray,
-        labels: np.ndarray,
-    ) -> np.ndarray:
-        logits = self._network.sharpen(
-            self._on_device(low_res),
-            embedding.volume,
-            embedding.prepared,
-            points=torch.tensor(points_roi, dtype=torch.float32, device=self._device)[None],
-            labels=torch.tensor(labels, device=self._device)[None],
-        )
-        return logits[0, 0].float().cpu().numpy()
 
     def _on_device(self, array: np.ndarray) -> Tensor:
         """(s, s, s) -> [1, 1, s, s, s]."""

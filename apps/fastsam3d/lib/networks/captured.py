@@ -100,17 +100,6 @@ class CapturedNetwork:
         return logits, iou
 
     @torch.inference_mode()
-    def sharpen(
-        self,
-        low_res: Tensor,
-        volume: Tensor,
-        prepared: PreparedImage,
-        points: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
-        """As :meth:`FastSAM3D.sharpen`; not recorded, for its boxes have too many shapes."""
-        return self.network.sharpen(low_res, volume, prepared, points, labels)
-
     def _decode_tensors(
         self, points: Tensor, labels: Tensor, mask: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:

@@ -44,8 +44,6 @@ class FastSAM3DConfig:
     detail_channels: of the image at the resolution of the low-resolution mask, which the mask and
         the clicks then see besides the embedding; 0, as published: none
         (:mod:`lib.networks.detail`).
-    finer_channels: of the network that refines a mask on cells half as wide, where there is detail;
-        0, as published: none (:mod:`lib.networks.finer`).
     swap_dense_axes: coordinate 0 of the dense positional encoding runs along grid axis 1, as
         published, instead of axis 0.
     click_history: which clicks the weights expect in each call of a series: ``all`` so far
@@ -82,7 +80,6 @@ class FastSAM3DConfig:
     iou_head_depth: int = 3
     iou_head_width: int = 256
     detail_channels: int = 0
-    finer_channels: int = 0
     swap_dense_axes: bool = True
     click_history: ClickHistory = "all"
     mask_threshold: MaskThreshold = "zero"
@@ -97,8 +94,6 @@ class FastSAM3DConfig:
         self._check_divides("roi_size", "patch_size")
         self._check_divides("width", "num_heads")
         self._check_divides("out_channels", "decoder_heads")
-        if self.finer_channels and not self.detail_channels:
-            raise ValueError(f"finer_channels {self.finer_channels} need detail_channels, not 0")
         if self.interval < 1 or self.segment_length < 1:
             raise ValueError(
                 f"interval {self.interval}, segment_length {self.segment_length} must be positive"
@@ -164,7 +159,6 @@ DECODER_OPTIONS = (
     "iou_head_depth",
     "iou_head_width",
     "detail_channels",
-    "finer_channels",
     "swap_dense_axes",
 )
 

@@ -173,35 +173,26 @@ def unfold(folded: Tensor, side: int) -> Tensor:
     return detail.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
-def sample(detail: Tensor, points: Tensor, extent: int | Tensor) -> Tensor:
-    """Detail at clicks: [B or 1, D, i, j, k] and [B, N, 3] (i, j, k) voxels -> [B, N, D].
-
-    extent: voxels that the detail covers, along every axis or (3,) along each.
-    """
-    place = (points + 0.5) * (2 / extent) - 1
+def sample(detail: Tensor, points: Tensor, roi_size: int) -> Tensor:
+    """Detail at clicks: [B or 1, D, s, s, s] and [B, N, 3] (i, j, k) ROI voxels -> [B, N, D]."""
+    place = (points + 0.5) * (2 / roi_size) - 1
     grid = place.flip(-1)[:, :, None, None]  # grid_sample wants (k, j, i)
     detail = detail.expand(len(points), -1, -1, -1, -1)
     found = F.grid_sample(detail, grid, padding_mode="border", align_corners=False)
     return found[..., 0, 0].transpose(1, 2)
 
 
-def draw_prompt(points: Tensor, labels: Tensor, mask: Tensor, extent: int | Tensor) -> Tensor:
-    """[B, 3, i, j, k]: the previous mask in (-1, 1), and a blob at each click, by its kind.
+def draw_prompt(points: Tensor, labels: Tensor, mask: Tensor, roi_size: int) -> Tensor:
+    """[B, 3, s, s, s]: the previous mask in (-1, 1), and a blob at each click, by its kind.
 
-    points: [B, N, 3] voxels; labels: [B, N]; mask: [B, 1, i, j, k] logits; extent: voxels that the
-    mask covers, along every axis or (3,) along each.
+    points: [B, N, 3] ROI voxels; labels: [B, N]; mask: [B, 1, s, s, s] logits.
     """
-    shape = torch.tensor(mask.shape[2:], device=points.device)
-    cells = (points + 0.5) * (shape / extent) - 0.5  # [B, N, 3]
-    waves = [_waves(cells[..., axis], size, mask.dtype) for axis, size in enumerate(shape.tolist())]
+    size = mask.shape[-1]
+    cells = (points + 0.5) * (size / roi_size) - 0.5  # [B, N, 3]
+    line = torch.arange(size, device=points.device, dtype=mask.dtype)
+    waves = torch.exp(-((line - cells[..., None]) ** 2) / (2 * CLICK_SIGMA**2))  # [B, N, 3, s]
     maps = [torch.tanh(mask[:, 0] / 4)]
     for kind in (1, 0):
-        i, j, k = (wave * (labels == kind)[..., None] for wave in waves)
+        i, j, k = (waves * (labels == kind)[..., None, None]).unbind(dim=2)
         maps.append(torch.einsum("bni,bnj,bnk->bijk", i, j, k).clamp(max=1))
     return torch.stack(maps, dim=1)
-
-
-def _waves(cells: Tensor, size: int, number_type: torch.dtype) -> Tensor:
-    """Bumps at places [B, N] of a line of `size` cells: [B, N, size]."""
-    line = torch.arange(size, device=cells.device, dtype=number_type)
-    return torch.exp(-((line - cells[..., None]) ** 2) / (2 * CLICK_SIGMA**2))

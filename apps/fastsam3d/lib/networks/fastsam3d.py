@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .config import CONFIGS, FastSAM3DConfig
 from .detail import DetailStem, fold, unfold
-from .finer import FINER, Box, FinerMask, box_around
 from .image_encoder import ImageEncoder3D
 from .mask_decoder import MaskDecoder3D, Multimask, PreparedImage
 from .prompt_encoder import PromptEncoder3D
@@ -28,8 +26,6 @@ class FastSAM3D(nn.Module):
         self.mask_decoder = MaskDecoder3D(config)
         if config.detail_channels:
             self.detail_stem = DetailStem(config)
-        if config.finer_channels:
-            self.finer_mask = FinerMask(config)
 
     @property
     def has_decoder(self) -> bool:
@@ -117,56 +113,6 @@ class FastSAM3D(nn.Module):
             no_mask=self.prompt_encoder.no_mask_embed.weight.to(number_type),
             multimask=multimask,
             prompt_maps=None if maps is None else maps.to(number_type),
-        )
-
-    def sharpen(
-        self,
-        low_res: Tensor,
-        volume: Tensor,
-        prepared: PreparedImage,
-        points: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
-        """A mask on cells half as wide, for a network with ``finer_channels``.
-
-        low_res: [1, 1, 4g, 4g, 4g] logits, the last answer; volume: [1, 1, S, S, S] and what
-        ``prepare`` made of it; points, labels: all clicks so far, as for ``decode``.
-        -> logits [1, 1, 8g, 8g, 8g].
-        """
-        logits = F.interpolate(low_res, scale_factor=FINER, mode="trilinear")
-        box = box_around(low_res[0, 0])
-        if box is not None and prepared.detail is not None:
-            found = self.sharpen_boxes([box], low_res, volume, prepared.detail, points, labels)
-            box.of(logits, FINER).copy_(found)
-        return logits
-
-    def sharpen_boxes(
-        self,
-        boxes: Sequence[Box],
-        low_res: Tensor,
-        volume: Tensor,
-        detail: Tensor,
-        points: Tensor,
-        labels: Tensor,
-    ) -> Tensor:
-        """``sharpen`` within a box of each ROI, all of one shape, and with gradients.
-
-        -> logits [B, 1, …], two along the side of each of a box's cells.
-        """
-        cell = self.config.roi_size // self.config.low_res_size
-        number_type = self.finer_mask.out.weight.dtype
-
-        def cut(cells: Tensor, per_cell: int) -> Tensor:
-            parts = [box.of(cells[n, None], per_cell) for n, box in enumerate(boxes)]
-            return torch.cat(parts).to(number_type)
-
-        starts = torch.tensor([box.start for box in boxes], device=points.device)
-        return self.finer_mask(
-            low_res=cut(low_res, 1),
-            image=cut(volume, cell),
-            detail=cut(detail, 1),
-            points=points - cell * starts[:, None],
-            labels=labels,
         )
 
     def _draw(

@@ -43,5 +43,13 @@ def test_nothing_is_marked_where_nothing_is_likely() -> None:
     assert not (logits > threshold).any()
 
 
+def test_all_that_can_be_inside_counts() -> None:
+    """Of n voxels with probability p each, the expected Dice is 2 p n / (n + p n)."""
+    logits = torch.full((1, 8, 8, 8), 0.15).logit()
+    threshold = mask_threshold(logits, "expected_dice")
+    assert threshold.sigmoid() == pytest.approx(0.15 / 1.15)
+    assert (logits > threshold).all()
+
+
 def test_published_networks_are_cut_at_0() -> None:
     assert mask_threshold(torch.randn(3, 4, 4, 4), "zero").tolist() == [0, 0, 0]

@@ -48,14 +48,14 @@ def test_detail_is_seen_where_the_click_is() -> None:
     detail = torch.zeros(1, 1, 8, 8, 8)
     detail[0, 0, 1, 6, 3] = 1
     centre = torch.tensor([[[1.5 + 4, 1.5 + 24, 1.5 + 12], [1.5 + 24, 1.5 + 4, 1.5 + 12]]])
-    assert sample(detail, centre, extent=32)[0, :, 0].tolist() == pytest.approx([1, 0], abs=1e-5)
+    assert sample(detail, centre, roi_size=32)[0, :, 0].tolist() == pytest.approx([1, 0], abs=1e-5)
 
 
 def test_clicks_are_drawn_by_their_kind() -> None:
     points = torch.tensor([[[5.5, 25.5, 13.5], [30.0, 1.0, 1.0], [9.0, 9.0, 9.0]]])
     labels = torch.tensor([[1, 0, -1]])
     mask = torch.full((1, 1, 8, 8, 8), -8.0)
-    drawn = draw_prompt(points, labels, mask, extent=32)
+    drawn = draw_prompt(points, labels, mask, roi_size=32)
     assert drawn.shape == (1, 3, 8, 8, 8)
     assert float(drawn[0, 0].max()) == pytest.approx(-0.964, abs=1e-3)  # tanh(-2)
     for channel, cell in ((1, (1, 6, 3)), (2, (7, 0, 0))):

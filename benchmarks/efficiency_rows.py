@@ -151,7 +151,8 @@ class Candidates3D:
             encode=lambda: served.encode(self.volume),
             prepare=lambda: served.prepare(embedding()),
             decode=lambda: served.decode(prepared(), clicks.points, clicks.labels, clicks.mask)[0],
-            reference=reference,
+            # the published networks know no image detail
+            reference=None if network.config.detail_channels else reference,
             float32=(
                 lambda: network.encode(self.volume),
                 lambda: network.decode(
@@ -198,10 +199,11 @@ def fill_position_tables(network: FastSAM3D) -> None:
 
 
 def _weights(network: FastSAM3D) -> dict[str, list[Tensor]]:
-    encoder = _tensors(network.image_encoder)
+    parts = dict(network.named_children())
+    encoder = _tensors(parts.pop("image_encoder"))
     return {
         "encoder_weights": encoder,
-        "decoder_weights": [*_tensors(network.prompt_encoder), *_tensors(network.mask_decoder)],
+        "decoder_weights": [tensor for part in parts.values() for tensor in _tensors(part)],
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 Call = Callable[[], object]
 
@@ -96,16 +96,24 @@ def _sdpa_flops(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(q, k, v)
 
 
+def _conv_flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return conv_flop_count(x, weight, out_shape)
+
+
 def count_flops(call: Call) -> int:
     """Floating-point operations of one call, two for each multiply-add.
 
     Counted: matrix products, convolutions (transposed ones too) and attention, both halves of it;
-    the CPU's fused attention is one that torch's own counter leaves out. Not counted, as usual:
+    the CPU's fused attention and oneDNN's convolutions are some that torch's own counter leaves
+    out. Not counted, as usual:
     sums, norms, activations, softmax and moving data. A compiled kernel of another package or an
     int8 product is invisible to it: count the same network in float32.
     """
     aten = torch.ops.aten
-    mapping = {aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops}
+    mapping = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops,
+        aten.mkldnn_convolution: _conv_flops,
+    }
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()
     return counter.get_total_flops()

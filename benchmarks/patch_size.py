@@ -83,7 +83,7 @@ def _series(network: FastSAM3D, batch: dict[str, Tensor], generator: torch.Gener
     """Dice (CLICKS, B · T) of one batch, as ClickSamples gives it."""
     config, per_roi = network.config, batch["targets"].shape[1]
     targets = batch["targets"].flatten(0, 1)
-    prepared = network.prepare(network.encode(batch["image"]).repeat_interleave(per_roi, dim=0))
+    prepared = network.prepare(network.encode(batch["image"])).for_each(per_roi)
     points = batch["clicks_roi"].flatten(0, 1)[:, None]
     labels = torch.ones(points.shape[:2], dtype=torch.long)
     low_res = torch.zeros(len(targets), 1, *(config.low_res_size,) * 3)

@@ -36,10 +36,9 @@ def interactive_loss(
     targets = targets.flatten(0, 1)
     points_roi = batch["clicks_roi"].flatten(0, 1)[:, None]
     labels = torch.ones(points_roi.shape[:2], dtype=torch.long, device=image.device)
-    embedding = network.encode(image).repeat_interleave(per_roi, dim=0)
-    prepared = network.prepare(embedding)
+    prepared = network.prepare(network.encode(image)).for_each(per_roi)
 
-    low_res = embedding.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
+    low_res = image.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
     cell = network.config.roi_size // targets.shape[-1]
     losses, facts = [], {}
     for click in range(clicks):

@@ -9,7 +9,8 @@ from benchmarks.published import PublishedNetwork
 from torch.nn import functional as F
 
 from benchmarks import efficiency, efficiency_report, efficiency_rows, growth, measure, sam2d
-from lib.networks import CONFIGS, build_untrained
+from lib.networks import CONFIGS, build_untrained, save_checkpoint
+from lib.networks.common import Conv3d
 
 CPU = torch.device("cpu")
 SMALL = {"width": 48, "depth": 3, "num_heads": 3, "out_channels": 48, "decoder_mlp_width": 64}
@@ -25,6 +26,8 @@ def test_flops_of_products_convolutions_and_attention():
     volume, kernel = torch.randn(1, 3, 8, 8, 8), torch.randn(5, 3, 2, 2, 2)
     conv = measure.count_flops(lambda: F.conv3d(volume, kernel, stride=2))
     assert conv == 2 * 4**3 * 5 * 3 * 8
+    ours = Conv3d(3, 5, kernel_size=2, stride=2)
+    assert measure.count_flops(lambda: ours(volume)) == conv
     q, k = torch.randn(1, 2, 9, 16), torch.randn(1, 2, 11, 16)
     plain = measure.count_flops(lambda: (q @ k.mT).softmax(-1) @ k)
     assert plain == 2 * 2 * 2 * 9 * 11 * 16
@@ -43,6 +46,19 @@ def test_flops_of_an_encoder_are_those_of_its_formula():
     neck = width * out + 27 * out**2
     expected = 2 * tokens * (16**3 * width + blocks + attention + neck)
     assert measure.count_flops(lambda: network.encode(volume)) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_file_of_default_weights_can_be_measured(tmp_path):
+    network = build_untrained(replace(STUDENT, detail_channels=4), seed=0)
+    save_checkpoint(network, tmp_path / "file.safetensors", {})
+    files = {"fastsam3d": str(tmp_path / "file.safetensors")}
+    row = efficiency_rows.Candidates3D(CPU, files).make("fastsam3d_float32")
+    assert row.reference is None  # nothing published gives the same
+    assert row.encode().shape[1] == network.config.embedding_channels
+    held = sum(x.numel() for x in (*row.encoder_weights, *row.decoder_weights))
+    assert held == sum(x.numel() for x in network.parameters()) + sum(
+        x.numel() for x in network.buffers()
+    )
 
 
 def test_memory_is_weights_and_what_a_call_holds():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.networks import FastSAM3D, FastSAM3DConfig, load_checkpoint, save_checkpoint
-from lib.networks.detail import PROMPT_MAPS, draw_prompt, fold, likeness, sample, unfold
+from lib.networks.detail import PROMPT_MAPS, draw_prompt, likeness, sample
 from lib.networks.fastsam3d import build_untrained
 
 CONFIG = FastSAM3DConfig(
@@ -33,15 +33,6 @@ def network() -> FastSAM3D:
 @pytest.fixture(scope="module")
 def volume() -> torch.Tensor:
     return torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def test_unfolding_restores_every_cell() -> None:
-    detail = torch.arange(2 * 3 * 8**3, dtype=torch.float32).reshape(2, 3, 8, 8, 8)
-    folded = fold(detail, grid_size=2)
-    assert folded.shape == (2, 3 * 64, 2, 2, 2)
-    assert torch.equal(unfold(folded, side=4), detail)
-    # a token holds the detail of its own part of the ROI
-    assert set(folded[0, :64, 0, 1, 0].tolist()) == set(detail[0, 0, :4, 4:, :4].flatten().tolist())
 
 
 def test_detail_is_seen_where_the_click_is() -> None:
@@ -104,23 +95,36 @@ def test_coarser_levels_begin_as_nothing_and_carry_far(network: FastSAM3D) -> No
         refiner.coarser.load_state_dict(trained)
 
 
-def test_the_embedding_is_the_necks_and_then_the_detail(
+def test_the_embedding_is_the_necks_and_what_makes_the_detail(
     network: FastSAM3D, volume: torch.Tensor
 ) -> None:
     embedding = network.encode(volume)
     assert embedding.shape == (1, CONFIG.embedding_channels, 4, 4, 4)
     assert torch.equal(embedding[:, :48], network.image_encoder(volume))
-    assert torch.equal(unfold(embedding[:, 48:], 4), network.detail_stem(volume))
+    detail = network.prepare(embedding).detail
+    assert detail is not None
+    assert torch.equal(detail, network.detail_stem(volume))
+
+
+def test_an_embedding_in_half_precision_has_detail_too(
+    network: FastSAM3D, volume: torch.Tensor
+) -> None:
+    """Trainers keep them so."""
+    embedding = network.encode(volume)
+    expected, ours = (network.prepare(x).detail for x in (embedding, embedding.half()))
+    assert expected is not None and ours is not None
+    torch.testing.assert_close(ours, expected, atol=5e-3, rtol=5e-3)
 
 
 @pytest.mark.parametrize("part", ["mask", "click"])
 def test_masks_depend_on_the_detail(network: FastSAM3D, volume: torch.Tensor, part: str) -> None:
     embedding = network.encode(volume)
     other = embedding.clone()
+    patches = other[:, 48:].view(1, 5, 16, 16, 16)
     if part == "mask":  # far from the click, so that only the refiner can see it
-        other[:, 48:, 3, 3, 3] += 1
+        patches[:, :, 12:, 12:, 12:] += 1
     else:
-        other[:, 48:, 0, 1, 0] += 1
+        patches[:, :, :4, 4:8, :4] += 1
     points, labels = torch.tensor([[[3.0, 12.0, 3.0]]]), torch.ones(1, 1)
     first, _ = network.decode(embedding, points, labels)
     second, _ = network.decode(other, points, labels)

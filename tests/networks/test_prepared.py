@@ -96,6 +96,15 @@ def test_several_prompts_on_one_image_are_each_their_own(network, embedding):
             torch.testing.assert_close(iou[one], expected_iou)
 
 
+def test_each_image_can_stand_for_several_prompts(network, embedding):
+    points, labels, mask = prompts(4, with_mask=True)
+    both = torch.cat([embedding[:1], embedding[:1].flip(2)])
+    with torch.inference_mode():
+        ours, _ = network.decode(network.prepare(both).for_each(2), points, labels, mask)
+        expected, _ = network.decode(both.repeat_interleave(2, dim=0), points, labels, mask)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_prepared_image_counts_its_bytes(network, embedding):
     with torch.inference_mode():
         prepared = network.prepare(embedding[:1])

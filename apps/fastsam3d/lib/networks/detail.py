@@ -9,12 +9,11 @@ memory attention; RITM, arXiv 2102.06583: previous mask and discs of clicks as c
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .common import Conv3d
 from .config import FastSAM3DConfig
 
 PROMPT_MAPS = 5
@@ -35,7 +34,7 @@ CLICK_SIGMA = 1.0
 
 
 class DetailStem(nn.Module):
-    """ROI [B, 1, S, S, S] -> detail [B, D, 4g, 4g, 4g]."""
+    """ROI [B, 1, S, S, S] -> detail [B, D, 4g, 4g, 4g], which is ``mix`` of ``patches``."""
 
     def __init__(self, config: FastSAM3DConfig) -> None:
         super().__init__()
@@ -45,24 +44,11 @@ class DetailStem(nn.Module):
         self.mix = ResidualConv3d(channels)
 
     def forward(self, volume: Tensor) -> Tensor:
-        return self.mix(self.proj(volume.clamp(-BRIGHTEST, BRIGHTEST)))
+        return self.mix(self.patches(volume))
 
-
-class Conv3d(nn.Conv3d):
-    """As PyTorch's, but through oneDNN for a single small volume on a CPU too.
-
-    PyTorch takes oneDNN only from a size on that it measures without the last axis; what it does
-    below is five times slower.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        is_plain = x.device.type == "cpu" and x.dtype == torch.float32
-        if torch.is_grad_enabled() or not is_plain or not torch.backends.mkldnn.is_available():
-            return super().forward(x)
-        convolve: Any = torch.mkldnn_convolution
-        return convolve(
-            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
-        )
+    def patches(self, volume: Tensor) -> Tensor:
+        """What the encoder hands on, [B, D, 4g, 4g, 4g]: a cell knows its own voxels only."""
+        return self.proj(volume.clamp(-BRIGHTEST, BRIGHTEST))
 
 
 class ResidualConv3d(nn.Module):
@@ -157,20 +143,6 @@ def likeness(keys: Tensor, clicked: Tensor, labels: Tensor) -> Tensor:
         torch.cat([none, alike * (labels == kind)[..., None]], dim=1).amax(dim=1) for kind in (1, 0)
     ]
     return torch.stack(both, dim=1).unflatten(2, keys.shape[2:])
-
-
-def fold(detail: Tensor, grid_size: int) -> Tensor:
-    """[B, D, 4g, 4g, 4g] -> [B, 64 D, g, g, g], so that it can be part of the embedding."""
-    side = detail.shape[-1] // grid_size
-    for axis in (2, 4, 6):
-        detail = detail.unflatten(axis, (grid_size, side))
-    return detail.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-
-
-def unfold(folded: Tensor, side: int) -> Tensor:
-    """The inverse of :func:`fold`; side: 4, cells of the low-resolution mask along a token."""
-    detail = folded.unflatten(1, (-1, side, side, side))  # [B, D, a, b, c, i, j, k]
-    return detail.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def sample(detail: Tensor, points: Tensor, roi_size: int) -> Tensor:

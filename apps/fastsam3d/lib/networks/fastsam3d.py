@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import CONFIGS, FastSAM3DConfig
-from .detail import DetailStem, fold, unfold
+from .detail import DetailStem
 from .image_encoder import ImageEncoder3D
 from .mask_decoder import MaskDecoder3D, Multimask, PreparedImage
 from .prompt_encoder import PromptEncoder3D
@@ -35,7 +35,8 @@ class FastSAM3D(nn.Module):
     def encode(self, volume: Tensor) -> Tensor:
         """volume: [B, 1, S, S, S] normalised ROI in RAS+ order -> image embedding [B, C, g, g, g].
 
-        C is ``config.embedding_channels``: first the neck's ``out_channels``, then any detail.
+        C is ``config.embedding_channels``: first the neck's ``out_channels``, then as many as the
+        patches of any detail fill, in a row; those are not where their token is.
         Raises ValueError for a volume of another shape.
         """
         return self.encode_intermediates(volume, ())[0]
@@ -54,8 +55,9 @@ class FastSAM3D(nn.Module):
             volume.to(number_type), blocks
         )
         if self.config.detail_channels:
-            folded = fold(self.detail_stem(volume), self.config.grid_size)
-            embedding = torch.cat([embedding, folded], dim=1)
+            patches = self.detail_stem.patches(volume)
+            in_a_row = patches.reshape(len(patches), -1, *embedding.shape[2:])
+            embedding = torch.cat([embedding, in_a_row], dim=1)
         return embedding, outputs
 
     def prepare(self, embedding: Tensor) -> PreparedImage:
@@ -68,7 +70,9 @@ class FastSAM3D(nn.Module):
             raise ValueError("only the image encoder was loaded; load it with its teacher's file")
         detail = None
         if self.config.detail_channels:
-            detail = unfold(embedding[:, self.config.out_channels :], side=4)
+            cells = (self.config.detail_channels, *(self.config.low_res_size,) * 3)
+            patches = embedding[:, self.config.out_channels :].reshape(-1, *cells)
+            detail = self.detail_stem.mix(patches.to(self.detail_stem.proj.weight.dtype))
         number_type = self.mask_decoder.mask_tokens.weight.dtype
         return self.mask_decoder.prepare(
             image=embedding[:, : self.config.out_channels].to(number_type),

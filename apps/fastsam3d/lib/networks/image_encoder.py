@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Backend, attention, sparse_attention
-from .common import LayerNorm3d, MLPBlock
+from .common import Conv3d, LayerNorm3d, MLPBlock
 from .config import FastSAM3DConfig
 from .position_bias import BiasTerms, bias_terms
 from .sparsity import TokenGroups, lattice_groups, segment_groups
@@ -179,7 +179,7 @@ class ImageEncoder3D(nn.Module):
         self.neck = nn.Sequential(
             nn.Conv3d(config.width, config.out_channels, kernel_size=1, bias=False),
             LayerNorm3d(config.out_channels),
-            nn.Conv3d(config.out_channels, config.out_channels, 3, padding=1, bias=False),
+            Conv3d(config.out_channels, config.out_channels, 3, padding=1, bias=False),
             LayerNorm3d(config.out_channels),
         )
 

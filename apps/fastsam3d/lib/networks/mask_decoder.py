@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,14 @@ class PreparedImage:
         """All of them in one row, for :meth:`of`."""
         own = (self.image, self.position, self.projected, self.of_mask, self.of_mask_bias)
         return (*own, *self.upscaling, *(() if self.detail is None else (self.detail,)))
+
+    def for_each(self, count: int) -> PreparedImage:
+        """Each image ``count`` times in a row, for as many prompts on each."""
+        image, projected = (x.repeat_interleave(count, dim=0) for x in (self.image, self.projected))
+        detail = self.detail
+        if detail is not None:
+            detail = detail.repeat_interleave(count, dim=0)
+        return replace(self, image=image, projected=projected, detail=detail)
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> PreparedImage:

@@ -105,7 +105,7 @@ class ClickSeries:
 
     def __init__(self, network: FastSAM3D, embedding: Tensor) -> None:
         self._network = network
-        self._embedding = embedding
+        self._prepared = network.prepare(embedding)
         self._threshold = embedding.new_zeros(len(embedding))
         # the networks were trained with zeros, not with "no mask", in the first step
         size = network.config.low_res_size
@@ -115,7 +115,7 @@ class ClickSeries:
         """All clicks so far, (B, N, 3) and (B, N), -> low-resolution logits (B, s, s, s)."""
         if self._network.config.click_history == "newest":
             points_roi, labels = points_roi[:, -1:], labels[:, -1:]
-        logits, _ = self._network.decode(self._embedding, points_roi, labels, self._previous)
+        logits, _ = self._network.decode(self._prepared, points_roi, labels, self._previous)
         self._previous = logits.detach()
         self._threshold = mask_threshold(logits, self._network.config.mask_threshold)
         return logits[:, 0]

@@ -14,6 +14,9 @@ from .store import TensorStore
 
 HALF_MAX = 65504.0
 
+LAYOUT = 2
+"""Of what is kept; raised whenever the same weights give another embedding."""
+
 Features = tuple[dict[int, Tensor], Tensor]
 """The outputs [B, i, j, k, W] of some blocks by their number, and the embedding [B, C, g, g, g]."""
 
@@ -38,7 +41,8 @@ class TeacherFeatures:
         self.blocks = tuple(blocks)
         self.computed = 0
         named = "-".join(str(block) for block in self.blocks)
-        self._store = TensorStore(folder / f"{teacher_hash[:16]}-{named}", max_bytes)
+        name = f"{teacher_hash[:16]}-{named}-v{LAYOUT}"
+        self._store = TensorStore(folder / name, max_bytes)
 
     @torch.no_grad()
     def get(self, keys: Sequence[str], images: Tensor) -> Features:

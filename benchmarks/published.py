@@ -119,7 +119,10 @@ class PublishedNetwork(nn.Module):
             x = x + block.attn(block.norm1(x)) if block.attend else x
             normed = block.norm2(x)
             x = (normed if block.residual == "normed" else x) + block.mlp(normed)
-        return encoder.neck(x.movedim(-1, 1))
+        x = x.movedim(-1, 1)
+        for layer in encoder.neck:  # with torch's own choice of an algorithm
+            x = nn.Conv3d.forward(layer, x) if isinstance(layer, nn.Conv3d) else layer(x)
+        return x
 
     def decode(self, image: Tensor, points: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """The one mask of :meth:`FastSAM3D.decode`, [B, 1, 4g, 4g, 4g]."""

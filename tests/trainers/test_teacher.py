@@ -88,6 +88,16 @@ def test_another_teacher_has_its_own_features(tmp_path: Path) -> None:
     assert other.computed == 1
 
 
+def test_features_of_an_earlier_layout_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features_in(tmp_path).get(["a"], images(1))
+    monkeypatch.setattr("lib.trainers.teacher.LAYOUT", 1_000)
+    later = features_in(tmp_path)
+    later.get(["a"], images(1))
+    assert later.computed == 1
+
+
 @pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "folder"])
 def test_damaged_entries_are_made_anew(tmp_path: Path, damage: str) -> None:
     volumes = images(1)

@@ -104,10 +104,9 @@ def count_flops(call: Call) -> int:
     """Floating-point operations of one call, two for each multiply-add.
 
     Counted: matrix products, convolutions (transposed ones too) and attention, both halves of it;
-    the CPU's fused attention and oneDNN's convolutions are some that torch's own counter leaves
-    out. Not counted, as usual:
-    sums, norms, activations, softmax and moving data. A compiled kernel of another package or an
-    int8 product is invisible to it: count the same network in float32.
+    torch's own counter leaves out the CPU's fused attention and oneDNN's convolutions. Not counted,
+    as usual: sums, norms, activations, softmax and moving data. A compiled kernel of another
+    package or an int8 product is invisible to it: count the same network in float32.
     """
     aten = torch.ops.aten
     mapping = {

@@ -153,7 +153,7 @@ def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: i
         logits, _ = network.decode(embeddings[of_prompt], points_roi, labels, blank)
         loss = mask_loss(logits[:, 0], targets).mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward(inputs=parameters)
         clip_each(parameters, 0.5)
         optimizer.step()
     return float(loss.detach())

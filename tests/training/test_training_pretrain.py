@@ -74,6 +74,14 @@ def test_the_decoder_learns_clicks_and_the_encoder_stays(tiny_network: FastSAM3D
         assert torch.equal(before, after)
 
 
+def test_learning_clicks_leaves_the_image_detail_alone(tiny_network: FastSAM3D) -> None:
+    config = dataclasses.replace(tiny_network.config, detail_channels=4)
+    network = build_untrained(config, seed=0)
+    learn_to_mark_clicks(network, batch_of(0, 1)["image"], steps=1, seed=0)
+    assert all(weight.grad is None for weight in network.detail_stem.parameters())
+    assert network.mask_decoder.mask_tokens.weight.grad is not None
+
+
 def test_balls_lie_at_positive_clicks_and_spare_later_negative_ones(
     tiny_network: FastSAM3D,
 ) -> None:

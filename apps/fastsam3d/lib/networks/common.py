@@ -28,7 +28,7 @@ class Conv3d(nn.Conv3d):
     """As PyTorch's, but through oneDNN for a single small volume on a CPU too.
 
     PyTorch takes oneDNN only from a size on that it measures without the last axis; what it does
-    below is five times slower.
+    below is two to five times slower.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class FastSAM3DConfig:
 
     @property
     def embedding_channels(self) -> int:
-        """Channels of what ``FastSAM3D.encode`` returns: the neck's, then the folded detail."""
+        """Channels of what ``FastSAM3D.encode`` returns: the neck's, then patches of the detail."""
         return self.out_channels + self.detail_channels * (self.low_res_size // self.grid_size) ** 3
 
     def window_of(self, block: int) -> int:

@@ -170,7 +170,8 @@ class Stage2(nn.Module):
         if features is None:
             return None
         _, embedding = features.get(batch["key"], batch["image"])
-        return ClickSeries(features.teacher, embedding)
+        with torch.no_grad():
+            return ClickSeries(features.teacher, embedding)
 
 
 def _parts(

@@ -74,8 +74,10 @@ def test_masks_are_cut_as_the_weights_ask_for(network):
     assert embedding.nbytes == embedding.prepared.nbytes + embedding.guide.nbytes
     values, threshold = ours.cut(embedding, low_res, POINTS_ROI, LABELS, stages)
     expected = outline(low_res, embedding.guide, POINTS_ROI, LABELS, roi_size=64)
-    np.testing.assert_array_equal(values, expected)
-    assert threshold == float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
+    # the queue's thread may sum with another number of threads than this one
+    np.testing.assert_allclose(values, expected, atol=1e-4)
+    cut = float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
+    assert threshold == pytest.approx(cut, abs=1e-4)
     assert stages["Outline"] > 0
 
 

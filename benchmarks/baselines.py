@@ -13,9 +13,9 @@ from scipy import ndimage
 from skimage.segmentation import random_walker
 
 from lib.errors import InputError
-from lib.intensity import normalize
-from lib.roi import Roi
-from lib.volume import Volume
+from lib.imaging.intensity import normalize
+from lib.imaging.roi import Roi
+from lib.imaging.volume import Volume
 
 Box = tuple[slice, ...]
 

@@ -12,11 +12,11 @@ import numpy as np
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
 from lib.errors import InputError
+from lib.imaging.volume import Volume
 from lib.infers import Caches
 from lib.networks.checkpoint import CheckpointError
 from lib.options import Options
-from lib.volume import Volume
-from lib.weights import WeightsError
+from lib.weights.files import WeightsError
 
 from .baselines import Ball, RandomWalker, RegionGrowing
 from .protocols import Model, Protocol, Series, click_series

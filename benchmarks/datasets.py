@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lib.errors import InputError
-from lib.volume import Volume, read_volume
+from lib.imaging.volume import Volume, read_volume
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
 LABEL_WORDS = ("dseg", "label", "mask")

@@ -27,8 +27,8 @@ import psutil
 from monailabel.client import MONAILabelClient
 
 from lib.errors import InputError
+from lib.imaging.volume import read_volume
 from lib.trainers.schedule import active_pairs
-from lib.volume import read_volume
 
 from .click_clients import MODEL, Ohif, Server, running_server
 from .click_report import machine

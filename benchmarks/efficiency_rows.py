@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from benchmarks import sam2d
 from benchmarks.published import PublishedNetwork
+from lib.infers.cuda_graphs import CapturedNetwork
+from lib.infers.precision import choose
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint
-from lib.networks.captured import CapturedNetwork
-from lib.precision import choose
 
 SEED = 0
 SLICES = 128  # of a 128³ volume, each an image of its own to a 2D network
@@ -31,7 +31,7 @@ ROWS_3D = {
     "fastsam3d": ("fastsam3d", False),
     "fastsam3d_sparse": ("fastsam3d_sparse", False),
 }
-# rows that may use a lower number type than float32, as the server does (lib.precision)
+# rows that may use a lower number type than float32, as the server does (lib.infers.precision)
 AS_SERVED = {"fastsam3d", "fastsam3d_sparse"}
 ROWS_2D = ("sam", "mobile_sam", "tiny_sam", "medsam", "sam_med2d")
 ROWS = (*ROWS_3D, *ROWS_2D)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.errors import InputError
-from lib.volume import Volume
+from lib.imaging.volume import Volume
 
 from .contestants import Scan
 from .protocols import Protocol, Series, dice_of, surface_dice

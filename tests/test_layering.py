@@ -1,79 +1,37 @@
-"""Imports inside `apps/fastsam3d/lib` go one way, and the networks need nothing but torch."""
+"""Imports in `apps/fastsam3d/lib` go down from floor to floor; networks need nothing but torch."""
 
 import ast
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 LIB = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d" / "lib"
 
-# Each module or package of lib, and the others that it may import; a new one needs a row here.
-MAY_IMPORT: dict[str, set[str]] = {
-    "__init__": set(),
-    "errors": set(),
-    "options": {"errors"},
-    "networks": set(),
-    "intensity": {"errors"},
-    "prompts": {"errors"},
-    "roi": {"errors"},
-    "cache": {"errors"},
-    "mask": set(),
-    "reply": {"mask"},
-    "dicom": {"errors"},
-    "volume": {"dicom", "errors", "intensity"},
-    "weights": {"errors", "networks"},
-    "precision": {"networks"},
-    "outline": set(),
-    "transforms": {"cache", "errors", "intensity", "mask", "prompts", "roi", "volume"},
-    "infers": {
-        "cache",
-        "errors",
-        "intensity",
-        "networks",
-        "outline",
-        "precision",
-        "prompts",
-        "reply",
-        "roi",
-        "transforms",
-        "volume",
-        "weights",
+# The rooms of lib from the top floor down, with the rooms below that each one uses.
+FLOORS: tuple[dict[str, set[str]], ...] = (
+    {
+        "configs": {"infers", "options", "trainers", "weights"},
+        "server": {"datastore", "errors", "imaging", "infers", "weights"},
     },
-    "published": {"errors", "networks", "weights"},
-    "served": {"errors", "networks", "published", "weights"},
-    "trainers": {
-        "cache",
-        "errors",
-        "intensity",
-        "networks",
-        "prompts",
-        "published",
-        "roi",
-        "served",
-        "transforms",
-        "volume",
-        "weights",
+    {
+        "infers": {"cache", "errors", "imaging", "networks", "weights"},
+        "trainers": {"cache", "errors", "imaging", "networks", "weights"},
+        "datastore": {"errors", "imaging"},
     },
-    "configs": {
-        "errors",
-        "infers",
-        "networks",
-        "options",
-        "published",
-        "served",
-        "trainers",
-        "weights",
+    {
+        "imaging": {"errors"},
+        "weights": {"errors", "networks"},
     },
-    "datastore": {"dicom", "errors"},
-    "ohif": set(),
-    "images": {"errors"},
-    "opening": {"images"},
-    "trainings": {"errors", "published"},
-    "server": {"datastore", "errors", "images", "infers", "ohif", "opening", "reply", "trainings"},
-}
+    {
+        "networks": set(),
+        "errors": set(),
+        "options": set(),
+        "cache": set(),
+    },
+)
+MAY_IMPORT = {room: below for floor in FLOORS for room, below in floor.items()}
 
 # `networks` must import with torch alone; the others are for what not everyone does with it.
 NETWORKS_NEED = {"torch"}
@@ -87,8 +45,8 @@ def relative_name(path: Path) -> str:
     return path.relative_to(LIB).as_posix()
 
 
-def unit_of(path: Path) -> str:
-    """Row of MAY_IMPORT that a file belongs to: `networks/config.py` -> `networks`."""
+def room_of(path: Path) -> str:
+    """Room that a file lies in: `networks/config.py` -> `networks`."""
     return path.relative_to(LIB).with_suffix("").parts[0]
 
 
@@ -114,22 +72,32 @@ def foreign(names: list[str]) -> set[str]:
     return {name.split(".")[0] for name in names} - {"lib"} - sys.stdlib_module_names
 
 
-def test_every_module_has_a_row() -> None:
-    assert FILES, f"no modules in {LIB}"
-    assert {unit_of(path) for path in FILES} <= MAY_IMPORT.keys()
+def rooms_used_by(path: Path) -> set[str]:
+    """Other rooms that a file imports from."""
+    ours = {name.split(".")[1] for name in all_imports(path) if name.startswith("lib.")}
+    return ours - {room_of(path)}
 
 
-def test_the_table_goes_one_way() -> None:
-    assert set().union(*MAY_IMPORT.values()) <= MAY_IMPORT.keys()
-    assert list(TopologicalSorter(MAY_IMPORT).static_order())  # raises CycleError
+def test_every_file_lies_in_a_room() -> None:
+    assert {room_of(path) for path in FILES} == MAY_IMPORT.keys() | {"__init__"}
+
+
+def test_rooms_use_lower_floors_only() -> None:
+    for number, floor in enumerate(FLOORS):
+        lower = {room for below in FLOORS[number + 1 :] for room in below}
+        assert all(uses <= lower for uses in floor.values()), f"floor {number}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative_name)
 def test_imports_follow_the_table(path: Path) -> None:
-    names = all_imports(path)
-    ours = {name.split(".")[1] for name in names if name.startswith("lib.")}
-    assert ours - {unit_of(path)} <= MAY_IMPORT.get(unit_of(path), set())
-    assert "main" not in {name.split(".")[0] for name in names}
+    assert rooms_used_by(path) <= MAY_IMPORT.get(room_of(path), set())
+    assert "main" not in {name.split(".")[0] for name in all_imports(path)}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_every_permission_is_used(room: str) -> None:
+    used = [rooms_used_by(path) for path in FILES if room_of(path) == room]
+    assert set().union(*used) == MAY_IMPORT[room]
 
 
 @pytest.mark.parametrize("path", NETWORK_FILES, ids=relative_name)

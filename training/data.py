@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from lib.errors import InputError
-from lib.intensity import normalize
-from lib.roi import Roi, crop_labels
+from lib.imaging.intensity import normalize
+from lib.imaging.roi import Roi, crop_labels
 
 from . import synthesis
 from .fields import log_uniform

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lib.networks import FastSAM3D
-from lib.networks.detail import PROMPT_MAPS
+from lib.networks.mask_refiner import PROMPT_MAPS
 from lib.trainers.losses import mask_loss
 
 SHARPNESS = 4.0

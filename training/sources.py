@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import find_objects
 
-from lib.volume import read_volume
+from lib.imaging.volume import read_volume
 
 TRAINING_PARTS = ("train", "labelmaps")
 """Parts of the data that anything may be trained on; all others are for measuring or testing."""

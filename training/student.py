@@ -14,7 +14,7 @@ import torch
 
 from lib.networks import FastSAM3DConfig, load_checkpoint, save_checkpoint
 from lib.networks.fastsam3d import build_untrained
-from lib.trainers.initial import start_student
+from lib.trainers.student_start import start_student
 
 
 def student_of(teacher: FastSAM3DConfig) -> FastSAM3DConfig:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lib.errors import InputError
-from lib.intensity import normalize
+from lib.imaging.intensity import normalize
 
 from .data import ClickSamples, SampleOptions
 from .pretrain import ATLASES
@@ -48,7 +48,7 @@ def write_painted(folder: Path, samples: ClickSamples, count: int) -> None:
         image, is_ct, labels, _ = samples.draw_roi(generator)
         while not _is_plausible(image, is_ct):
             image, is_ct, labels, _ = samples.draw_roi(generator)
-        # a CT is told by its air (lib.intensity), others by the lack of anything below 0
+        # a CT is told by its air (lib.imaging.intensity), others by the lack of anything below 0
         stored = np.clip(image, -1024, 3071) if is_ct else 1000 * image / max(image.max(), 1e-6)
         write_study(folder, f"painted_{number:04}", stored.astype(np.int16), labels, affine_mm)
 

@@ -15,7 +15,7 @@ import torch
 
 from lib.networks import describe_checkpoint, load_checkpoint, save_checkpoint
 from lib.networks.checkpoint import CheckpointError, read_checkpoint
-from lib.weights import file_sha256
+from lib.weights.files import file_sha256
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,13 +17,13 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
-from lib.datastore import CheckedDICOMWebDatastore
+from lib.datastore.dicomweb import CheckedDICOMWebDatastore
 from lib.errors import InputError
-from lib.images import ReadAhead
 from lib.infers import Caches
+from lib.infers.transforms import LoadVolumed
 from lib.options import Options
-from lib.trainers.launch import end_with_parent
-from lib.transforms import LoadVolumed
+from lib.server.read_ahead import ReadAhead
+from lib.trainers.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class MyApp(MONAILabelApp):
         """Runs in the server only, once its web application is there."""
         from monailabel.app import app
 
-        from lib.server import install
+        from lib.server.install import install
 
         self.is_server = True
         install(app)

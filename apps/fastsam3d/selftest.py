@@ -28,8 +28,8 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from tqdm import tqdm
 
 from lib.errors import InputError
-from lib.reply import write_mask
-from lib.volume import read_volume
+from lib.imaging.mask_file import write_mask
+from lib.imaging.volume import read_volume
 
 FORMATS = (".nii.gz", ".nrrd")
 ORIENTATIONS = [

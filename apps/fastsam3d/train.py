@@ -27,9 +27,9 @@ from lib.configs import FastSAM3D
 from lib.errors import InputError
 from lib.networks.checkpoint import CheckpointError
 from lib.options import OptionError, Options
-from lib.published import published_facts
-from lib.trainers.options import TrainOptions
-from lib.weights import WeightsError
+from lib.trainers.train_options import TrainOptions
+from lib.weights.files import WeightsError
+from lib.weights.versions import published_facts
 
 APP = Path(__file__).resolve().parent
 MODEL = "fastsam3d"

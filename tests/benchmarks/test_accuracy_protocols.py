@@ -14,7 +14,7 @@ from benchmarks.protocols import (
 )
 
 from lib.errors import InputError
-from lib.volume import Volume
+from lib.imaging.volume import Volume
 
 SPACING_MM = (1.5, 2.0, 3.0)
 AFFINE_MM = np.array([[0, 2.0, 0, -7], [-1.5, 0, 0, 4], [0, 0, 3.0, 11], [0, 0, 0, 1]])

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.model_card import BLOCK, FILES, RESULTS, WEIGHTS, dice_in_words, fill, make_blocks
 from training.publish import measured
 
-from lib.weights import file_weights
+from lib.weights.files import file_weights
 
 REPORT = json.loads((RESULTS / "accuracy-eval.json").read_text(encoding="utf-8"))
 DEFAULTS = sorted(WEIGHTS.glob("*_default.safetensors"))

@@ -11,7 +11,7 @@ from benchmarks.slicewise import Slicewise
 from torch import Tensor
 
 from lib.errors import InputError
-from lib.volume import Volume
+from lib.imaging.volume import Volume
 
 # axis 0 of the array runs along the patient's head-foot axis, flipped
 AFFINE_MM = np.array([[0, 0, 1.5, 0], [0, 2.0, 0, 0], [-3.0, 0, 0, 0], [0, 0, 0, 1]])

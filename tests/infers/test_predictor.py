@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from lib.cache import ByteCache, array_nbytes
-from lib.infers.computing import Stopwatch
+from lib.infers.cuda_graphs import CapturedNetwork
+from lib.infers.precision import lowered
 from lib.infers.predictor import FastSAM3DPredictor
+from lib.infers.random_walker import guide_of, outline
+from lib.infers.stopwatch import Stopwatch
 from lib.networks import FastSAM3DConfig, build_untrained, mask_threshold
-from lib.networks.captured import CapturedNetwork
-from lib.outline import guide_of, outline
-from lib.precision import lowered
 
 POINTS_ROI = np.array([[30.0, 20, 10], [12, 50, 33], [5, 6, 60], [40, 41, 42]])
 LABELS = np.array([1, 1, 0, 0])

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from lib.networks import CONFIGS, build_untrained
-from lib.networks.blocks import from_blocks, to_blocks
 from lib.networks.mask_decoder import Upscaling3D
+from lib.networks.token_blocks import from_blocks, to_blocks
 
 TINY = replace(
     CONFIGS["fastsam3d"],

@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 
 from lib.networks import FastSAM3DConfig, build_untrained, save_checkpoint
-from lib.published import PublishedVersions
-from lib.served import ServedWeights
-from lib.trainers.task import DistillationTask
-from lib.weights import file_weights
+from lib.trainers.distillation import DistillationTask
+from lib.weights.files import file_weights
+from lib.weights.served import ServedWeights
+from lib.weights.versions import PublishedVersions
 
 TEACHER = FastSAM3DConfig(
     roi_size=16,

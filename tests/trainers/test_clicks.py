@@ -8,7 +8,7 @@ import tiny
 import torch
 from scipy.ndimage import distance_transform_cdt
 
-from lib.roi import Roi
+from lib.imaging.roi import Roi
 from lib.trainers.clicks import (
     ClickSeries,
     depth,

@@ -10,7 +10,7 @@ import torch
 from small_site import SHORT, Site
 
 from lib.trainers import run as run_module
-from lib.trainers.launch import is_under_torchrun, own_device, wanted_processes
+from lib.trainers.processes import is_under_torchrun, own_device, wanted_processes
 
 SMALL = {**SHORT, "start": "served", "threads": 1}
 

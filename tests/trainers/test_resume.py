@@ -160,7 +160,7 @@ def test_a_student_that_cannot_be_written_is_not_lost(site, undisturbed, monkeyp
 
     task = site.task("unwritten")
     with monkeypatch.context() as patch:
-        patch.setattr("lib.published.save_checkpoint", full)
+        patch.setattr("lib.weights.versions.save_checkpoint", full)
         with pytest.raises(InputError, match="make room on the disk and train again"):
             task(SMALL, site.datastore)
     result = task(SMALL, site.datastore)

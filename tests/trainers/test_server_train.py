@@ -1,17 +1,12 @@
 """From the client's button to the new student, over HTTP: train, watch, stop, resume, roll back."""
 
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import requests
-from small_site import SHORT, SPACING_MM, Site
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
+from small_site import SHORT, SPACING_MM, Site
 
 from serving import running_server
 from slicer import Slicer

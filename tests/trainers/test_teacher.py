@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from lib.trainers.store import TensorStore
+from lib.trainers.data.tensor_store import TensorStore
 from lib.trainers.teacher import TeacherFeatures
 
 BLOCKS = (1, 3)
@@ -155,10 +155,11 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lib.trainers.store.save_file", fail)
+    monkeypatch.setattr("lib.trainers.data.tensor_store.save_file", fail)
     # not through caplog, which stays empty when the whole suite ran before
     monkeypatch.setattr(
-        "lib.trainers.store.logger.warning", lambda text, *facts: said.append(text % facts)
+        "lib.trainers.data.tensor_store.logger.warning",
+        lambda text, *facts: said.append(text % facts),
     )
     store = TensorStore(tmp_path, 1 << 20)
     store.put("a", tensors(1))

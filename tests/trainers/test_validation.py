@@ -7,11 +7,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from lib.trainers.initial import start_student
+from lib.trainers.data.roi_pool import RoiOptions, RoiPool
+from lib.trainers.data.studies import examine
 from lib.trainers.losses import overlaps
-from lib.trainers.samples import RoiOptions, RoiPool
 from lib.trainers.schedule import layer_pairs
-from lib.trainers.studies import examine
+from lib.trainers.student_start import start_student
 from lib.trainers.teacher import TeacherFeatures
 from lib.trainers.validation import CLICKS, dice_of, pair_errors, validate
 

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 
 from lib.networks import FastSAM3D, FastSAM3DConfig, build_untrained
-from lib.trainers.studies import Study
+from lib.trainers.data.studies import Study
 
 STUDENT = FastSAM3DConfig(
     roi_size=32,

@@ -1,18 +1,13 @@
 """Tests of the `training` package, which lies beside `tests` in the repository."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
+from training.sources import Case
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from training.sources import Case  # noqa: E402
-
-from lib.networks import FastSAM3D, FastSAM3DConfig  # noqa: E402
-from lib.networks.fastsam3d import build_untrained  # noqa: E402
+from lib.networks import FastSAM3D, FastSAM3DConfig
+from lib.networks.fastsam3d import build_untrained
 
 TINY = FastSAM3DConfig(
     roi_size=32,

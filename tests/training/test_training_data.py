@@ -19,7 +19,7 @@ from training.data import (
 )
 from training.sources import Case, load_cases, may_train
 
-from lib.roi import Roi
+from lib.imaging.roi import Roi
 
 SMALL = SampleOptions(roi_size=32, scenes=2)
 PLAIN = SampleOptions(

@@ -9,7 +9,7 @@ from training.data import ClickSamples, SampleOptions
 from training.sources import MAX_STRUCTURES, Case, load_atlases
 from training.studies import PAINTED, write_painted, write_real
 
-from lib.volume import read_volume
+from lib.imaging.volume import read_volume
 
 
 def test_a_real_scan_is_written_on_its_own_grid(

@@ -10,10 +10,10 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
-from lib.published import PublishedVersions
-from lib.served import ServedWeights
-from lib.trainers.task import DistillationTask
-from lib.weights import choose_weights
+from lib.trainers.distillation import DistillationTask
+from lib.weights.files import choose_weights
+from lib.weights.served import ServedWeights
+from lib.weights.versions import PublishedVersions
 
 from .sam_med3d import teacher_weights
 

@@ -10,7 +10,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
-from lib.weights import Weights, choose_weights
+from lib.weights.files import Weights, choose_weights
 
 DEFAULT_TEACHER = Path(__file__).parents[2] / "weights" / "sam_med3d_default.safetensors"
 

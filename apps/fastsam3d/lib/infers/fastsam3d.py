@@ -18,13 +18,14 @@ from monailabel.utils.others.generic import device_list, name_to_device
 
 from lib.cache import ByteCache
 from lib.errors import InputError
-from lib.infers.computing import Stopwatch
+from lib.imaging.intensity import normalize
+from lib.imaging.mask_file import DTYPES, EXTENSIONS, MaskForm, write_temporary
+from lib.imaging.volume import Volume
+from lib.infers.cuda_graphs import CapturedNetwork
+from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
-from lib.intensity import normalize
-from lib.networks.captured import CapturedNetwork
-from lib.precision import choose
-from lib.reply import DTYPES, EXTENSIONS, MaskForm, write_temporary
-from lib.transforms import (
+from lib.infers.stopwatch import Stopwatch
+from lib.infers.transforms import (
     HonourClicksd,
     LoadVolumed,
     ParsePromptsd,
@@ -32,8 +33,7 @@ from lib.transforms import (
     PlaceRoid,
     Transforms,
 )
-from lib.volume import Volume
-from lib.weights import Weights
+from lib.weights.files import Weights
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from lib.cache import ByteCache
-from lib.infers.computing import Computing, Stopwatch
+from lib.infers.cuda_graphs import CapturedNetwork
+from lib.infers.device_queue import Computing
+from lib.infers.precision import FLOAT32, Precision
+from lib.infers.random_walker import guide_of, outline
+from lib.infers.stopwatch import Stopwatch
 from lib.networks import FastSAM3D, PreparedImage, mask_threshold
-from lib.networks.captured import CapturedNetwork
-from lib.outline import guide_of, outline
-from lib.precision import FLOAT32, Precision
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ImageEmbedding:
     """What the encoder made of a ROI, and the decoder of that before any click; and a key for all
     that it was made of.
 
-    guide: the image of :func:`lib.outline.guide_of`, for networks that leave edges to it.
+    guide: the image of :func:`~lib.infers.random_walker.guide_of`, where masks follow edges.
     """
 
     key: Hashable

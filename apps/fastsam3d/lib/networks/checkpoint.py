@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .config import DECODER_OPTIONS, FastSAM3DConfig
 from .fastsam3d import FastSAM3D
-from .shapes import ConfigError, infer_config
+from .infer_config import ConfigError, infer_config
 
 FORMAT = "fastsam3d-monailabel-1"
 ENCODER = "image_encoder."

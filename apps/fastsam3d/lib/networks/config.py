@@ -51,7 +51,7 @@ class FastSAM3DConfig:
     mask_threshold: where a mask is cut out of its logits: at ``zero``, as published, or where its
         ``expected_dice`` is largest (:mod:`lib.networks.threshold`).
     mask_edges: a mask ends where the ``logits`` cross the threshold, as published, or follows the
-        ``image`` and the clicks, with the logits as prior (:mod:`lib.outline`).
+        ``image`` and the clicks, with the logits as prior (:mod:`lib.infers.random_walker`).
     """
 
     roi_size: int = 128

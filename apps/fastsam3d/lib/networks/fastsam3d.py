@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import CONFIGS, FastSAM3DConfig
-from .detail import DetailStem
 from .image_encoder import ImageEncoder3D
 from .mask_decoder import MaskDecoder3D, Multimask, PreparedImage
+from .mask_refiner import DetailStem
 from .prompt_encoder import PromptEncoder3D
 
 

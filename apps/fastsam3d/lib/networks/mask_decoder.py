@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Backend, attention, sparse_attention
-from .blocks import from_blocks
 from .common import MLP, LayerNorm3d, MLPBlock
 from .config import FastSAM3DConfig
-from .detail import MaskRefiner
+from .mask_refiner import MaskRefiner
 from .sparsity import segment_groups
+from .token_blocks import from_blocks
 
 Multimask = Literal[False, True, "all"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import to_blocks
 from .common import LayerNorm3d
 from .config import FastSAM3DConfig
-from .detail import sample
+from .mask_refiner import sample
+from .token_blocks import to_blocks
 
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1
 

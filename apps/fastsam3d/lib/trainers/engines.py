@@ -16,7 +16,7 @@ from monai.handlers import (
 from monailabel.tasks.train.basic_train import Context
 
 from .run import Run
-from .updates import Schedule
+from .schedule import Schedule
 
 KEY_METRIC = "val_mean_dice"
 

@@ -19,22 +19,22 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.tensorboard import SummaryWriter
 
 from lib.networks import FastSAM3D, build_untrained
-from lib.weights import Weights
+from lib.weights.files import Weights
 
-from . import launch
+from . import processes as launch
 from .curves import draw_curves
-from .distillation import to_device
-from .initial import start_student
-from .options import TrainOptions
-from .progress import Clock, Progress, RunFolder, duration
-from .samples import RoiOptions, RoiPool
+from .data.batches import Batches
+from .data.roi_pool import RoiOptions, RoiPool
+from .data.studies import Split
+from .data.tensor_store import TensorStore
+from .run_state import Clock, Progress, RunFolder, duration
 from .schedule import LayerPairs, layer_pairs
-from .store import TensorStore
-from .studies import Split
+from .stages import to_device
+from .student_start import start_student
 from .teacher import TeacherFeatures
-from .updates import Batches, Updates
-from .validation import Validation, pair_errors, validate
-from .verdict import Verdict, judge
+from .train_options import TrainOptions
+from .updates import Updates
+from .validation import Validation, Verdict, judge, pair_errors, validate
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lib.networks import FastSAM3D
 
-from .store import TensorStore
+from .data.tensor_store import TensorStore
 
 HALF_MAX = 65504.0
 

@@ -1,111 +1,25 @@
-"""The updates of a run: which stage and pairs each belongs to, its learning rate, its batch."""
+"""The updates of a run: the student and its optimizer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import Sampler
 
 from lib.errors import InputError
 from lib.networks import FastSAM3D
 
-from .distillation import Batch, Stage1, Stage2, step_seed
-from .options import TrainOptions
-from .schedule import LayerPairs, active_pairs
+from .schedule import LayerPairs, Schedule
+from .stages import Batch, Stage1, Stage2, step_seed
 from .teacher import TeacherFeatures
-
-FALL = 0.25
-"""Share of each stage at whose end the learning rate falls to 0."""
-
+from .train_options import TrainOptions
 
 RMS_FLOOR = 0.1
 """Of weights that are smaller, in :func:`clip_updates`."""
-
-
-class Schedule:
-    """What happens in update 0, 1, … of a run; nothing else decides it, so a resumed run agrees."""
-
-    def __init__(self, options: TrainOptions, pairs: int) -> None:
-        self._options = options
-        self._pairs = pairs
-        self.per_epoch = options.iterations_per_epoch
-        self.stage1_updates = options.stage1_epochs * self.per_epoch
-        self.updates = options.max_epochs * self.per_epoch
-
-    def stage(self, update: int) -> int:
-        return 1 if update < self.stage1_updates else 2
-
-    def k(self, update: int) -> int:
-        """Pairs that take part: Eq. 2, counted in epochs or in updates of stage 1; all after it."""
-        if self.stage(update) == 2:
-            return self._pairs
-        if self._options.schedule_unit == "iteration":
-            return active_pairs(update + 1, self.stage1_updates, self._pairs)
-        return active_pairs(update // self.per_epoch + 1, self._options.stage1_epochs, self._pairs)
-
-    def rate(self, update: int) -> float:
-        """The learning rate."""
-        is_first = self.stage(update) == 1
-        return (self._options.lr if is_first else self._options.lr_stage2) * self.share(update)
-
-    def share(self, update: int) -> float:
-        """Of the peak: rises over `warm_up` of its stage, stays, and falls over the last `FALL`."""
-        if self.stage(update) == 1:
-            place, length = update, self.stage1_updates
-        else:
-            place, length = update - self.stage1_updates, self.updates - self.stage1_updates
-        rise = (place + 1) / max(1.0, self._options.warm_up * length)
-        fall = (length - place) / max(1.0, FALL * length)
-        return min(1.0, rise, fall)
-
-    def is_validated(self, epoch: int) -> bool:
-        """Epochs count from 1: every few, and the last one of each stage."""
-        ends = (self._options.stage1_epochs, self._options.max_epochs)
-        return epoch % self._options.val_interval == 0 or epoch in ends
-
-
-class Batches(Sampler[list[int]]):
-    """The ROIs of each update, of which every process takes its share; an epoch at a time.
-
-    They are dealt from one sequence of passes over the pool, each in an order of its own.
-    position: the next update; set it to go on elsewhere.
-    """
-
-    def __init__(self, rois: int, options: TrainOptions, rank: int = 0, world: int = 1) -> None:
-        if options.train_batch_size % world:
-            raise InputError(
-                f"train_batch_size {options.train_batch_size} cannot be shared evenly by {world} "
-                "processes; choose a multiple"
-            )
-        self.position = 0
-        self._rois, self._options, self._rank, self._world = rois, options, rank, world
-
-    def __len__(self) -> int:
-        return self._options.iterations_per_epoch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        end = (self.position // len(self) + 1) * len(self)
-        for update in range(self.position, end):
-            self.position = update + 1
-            yield self.batch(update)[self._rank :: self._world]
-
-    def batch(self, update: int) -> list[int]:
-        """Of all processes together."""
-        size = self._options.train_batch_size
-        places = (divmod(place, self._rois) for place in range(update * size, (update + 1) * size))
-        return [int(_order(self._options.seed, turn, self._rois)[n]) for turn, n in places]
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, turn: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, 2, turn]).permutation(count)
 
 
 class Updates:

@@ -1,0 +1,216 @@
+"""What is trained on: ROIs as served, with a first click and, where there is a label, a target."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nibabel.orientations import io_orientation
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lib.cache import ByteCache, array_nbytes
+from lib.errors import InputError
+from lib.imaging.intensity import normalize
+from lib.imaging.roi import Roi, crop_labels
+from lib.imaging.volume import Volume, read_volume
+from lib.networks import FastSAM3DConfig
+
+from .studies import ExaminedStudy, read_label
+from .tensor_store import TensorStore
+
+POOLING = 2
+"""ROI voxels along the side of a target's cell."""
+
+TRIES = 8
+"""Clicks tried in a study until the ROI around one has contrast."""
+
+
+VOLUME_BYTES = 1 << 30
+HALF_MAX = 65504.0
+
+VERSION = 2
+"""Of how ROIs are made; a change makes stored ones of other versions useless."""
+
+
+@dataclass(frozen=True)
+class RoiOptions:
+    """How much ROIs vary. All 0: as a user who clicks would have them.
+
+    flip: probability of mirroring, for each axis. shift: how far the click may lie from where
+    serving would have it, as a share of the ROI. scale: standard deviation of the logarithm of the
+    scale, per axis. intensity: 1 changes a CT by up to 10 % and 20 HU, others by a gamma of up to
+    1.2, which fractions of it do less.
+    """
+
+    spacing_mm: float = 1.5
+    flip: float = 0.5
+    shift: float = 0.15
+    scale: float = 0.08
+    intensity: float = 1.0
+
+    @classmethod
+    def plain(cls, spacing_mm: float = 1.5) -> RoiOptions:
+        """Without augmentation, for validation."""
+        return cls(spacing_mm, flip=0, shift=0, scale=0, intensity=0)
+
+
+class RoiPool(Dataset):
+    """`count` ROIs, the same in every epoch and every process; the studies take turns.
+
+    Item n: image (1, S, S, S) float32, normalised as served (and rounded to half precision, in
+    which it is kept); target (c, c, c) float32, the share of each cell of `POOLING`³ voxels that
+    belongs to the structure clicked on, zeros without a label; has_label, bool; click_roi (3,)
+    float32, the first click; key, text, which changes with anything that the item depends on.
+
+    store: keeps items on disk, so that later epochs need no volumes. volume_bytes: of decoded
+    images that are kept in memory.
+    """
+
+    def __init__(
+        self,
+        studies: Sequence[ExaminedStudy],
+        count: int,
+        config: FastSAM3DConfig,
+        options: RoiOptions,
+        seed: int,
+        store: TensorStore | None = None,
+        volume_bytes: int = VOLUME_BYTES,
+    ) -> None:
+        if not studies:
+            raise InputError("there are no studies to train on; add images to the datastore")
+        self.studies = list(studies)
+        self.count = count
+        self.size = config.roi_size
+        self.options = options
+        self.seed = seed
+        self._order = np.random.default_rng([seed, 0]).permutation(len(self.studies))
+        self._store = store
+        self._volumes: ByteCache[Volume] = ByteCache(volume_bytes, array_nbytes)
+        self._labels: ByteCache[np.ndarray] = ByteCache(volume_bytes, array_nbytes)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Raises IndexError beyond the last ROI, and InputError where a study that was examined
+        cannot be read any more.
+        """
+        if not 0 <= number < self.count:
+            raise IndexError(f"ROI {number} of a pool of {self.count}")
+        study = self.studies[self._order[number % len(self.studies)]]
+        key = self._key(study, number)
+        kept = self._store.get(key) if self._store else None
+        if kept is None:
+            kept = self._make(study, number)
+            if self._store:
+                self._store.put(key, kept)
+        return {
+            "image": kept["image"].float()[None],
+            "target": kept["share"].float() / POOLING**3,
+            "has_label": torch.tensor(study.is_labelled),
+            "click_roi": kept["click_roi"],
+            "key": key,
+        }
+
+    def _key(self, study: ExaminedStudy, number: int) -> str:
+        facts = (study.key, self.options, self.size, self.seed, number, VERSION)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def _make(self, study: ExaminedStudy, number: int) -> dict[str, Tensor]:
+        """image (S, S, S) half, share (c, c, c) uint8, voxels of each cell, and click_roi (3,)."""
+        generator = np.random.default_rng([self.seed, 1, number])
+        volume = self._volumes.get_or_make(study.name, lambda: read_volume(study.study.image))
+        for attempt in range(TRIES):
+            click = draw_click(study, generator)
+            roi = place(volume, click.place_ijk, self.size, self.options, generator)
+            try:
+                image = make_image(roi, volume, self.options, generator)
+                break
+            except InputError:  # no contrast
+                if attempt == TRIES - 1:
+                    raise
+        cells = self.size // POOLING
+        share = np.zeros((cells,) * 3, dtype=np.uint8)
+        if click.structure is not None:
+            share = voxels_of_cells(crop_labels(roi, self._label(study, volume)) == click.structure)
+        return {
+            "image": torch.from_numpy(np.clip(image, -HALF_MAX, HALF_MAX)).half(),
+            "share": torch.from_numpy(share),
+            "click_roi": torch.from_numpy(roi.to_roi(click.place_ijk)[0]).float(),
+        }
+
+    def _label(self, study: ExaminedStudy, volume: Volume) -> np.ndarray:
+        path = study.study.label
+        if path is None:
+            raise ValueError(f"{study.name} has structures, but no label")
+        return self._labels.get_or_make(study.name, lambda: read_label(path, volume))
+
+
+class Click(NamedTuple):
+    """A first click: place_ijk (3,) integers, and the structure (label value) meant, or None."""
+
+    place_ijk: np.ndarray
+    structure: int | None
+
+
+def draw_click(study: ExaminedStudy, generator: np.random.Generator) -> Click:
+    """Anywhere in a structure, each as likely as others; without any, anywhere in the body."""
+    structure = int(generator.choice(list(study.structures))) if study.structures else None
+    places = study.body if structure is None else study.structures[structure]
+    return Click(places[generator.integers(len(places))], structure)
+
+
+def place(
+    volume: Volume,
+    click_ijk: np.ndarray,
+    size: int,
+    options: RoiOptions,
+    generator: np.random.Generator,
+) -> Roi:
+    """The ROI that serving places around a click, then mirrored, scaled and shifted."""
+    orientation = io_orientation(volume.affine_mm)
+    axes, signs = orientation[:, 0].astype(int), orientation[:, 1]
+    signs = np.where(generator.random(3) < options.flip, -signs, signs)
+    scales = np.exp(generator.normal(0, 1, 3) * options.scale)
+    affine_mm = np.zeros((4, 4))
+    affine_mm[axes, range(3)] = signs * scales * np.linalg.norm(volume.affine_mm[:3, :3], axis=0)
+    affine_mm[3, 3] = 1
+    roi = Roi.place(
+        volume.shape_ijk, affine_mm, click_ijk[None], size=size, spacing_mm=options.spacing_mm
+    )
+    shifts = generator.uniform(-1, 1, 3) * options.shift * size
+    starts = (
+        start + shift * step
+        for start, shift, step in zip(roi.starts, shifts, roi.steps, strict=True)
+    )
+    return dataclasses.replace(roi, starts=tuple(starts))
+
+
+def make_image(
+    roi: Roi, volume: Volume, options: RoiOptions, generator: np.random.Generator
+) -> np.ndarray:
+    """The normalised ROI image (S, S, S) float32; raises InputError where it has no contrast."""
+    image = roi.crop(volume.array)
+    gain, offset, gamma = generator.uniform(-1, 1, 3) * options.intensity
+    if volume.is_ct:
+        # outside of the scan all is 0; raised above 0 it would be most of what sets the scale
+        image = np.where(image == 0, 0, image * (1 + 0.1 * gain) + 20 * offset)
+    elif gamma:
+        top = max(float(image.max()), 1e-6)
+        image = np.sign(image) * top * (np.abs(image) / top) ** np.exp(0.2 * gamma)
+    return normalize(image.astype(np.float32, copy=False), volume.is_ct)
+
+
+def voxels_of_cells(mask: np.ndarray) -> np.ndarray:
+    """Voxels in the mask of each cell of `POOLING`³: (S, S, S) bool -> (c, c, c) uint8."""
+    counts = mask.view(np.uint8)
+    for axis in range(3):
+        starts = np.arange(0, counts.shape[axis], POOLING)
+        counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.uint8)
+    return counts

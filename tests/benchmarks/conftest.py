@@ -1,6 +1,0 @@
-"""Tests of the `benchmarks` package, which lies beside `tests` in the repository."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

@@ -1,0 +1,413 @@
+"""Volume: every format gives the same voxels in the same place, and bad files an honest refusal."""
+
+import gzip
+import struct
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.pixel_data_handlers.util import apply_modality_lut
+
+from lib.errors import InputError
+from lib.imaging.volume import read_volume
+
+SHAPE = (10, 14, 19)
+AFFINE_MM = np.eye(4)
+AFFINE_MM[:3] = [[-0.7, 0.1, 0.3, 12], [0.1, 1.2, -0.4, -31], [0.2, 0.3, 2.5, 88]]
+LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+
+
+def random_array(dtype=np.int16, shape=SHAPE, low=0):
+    return np.random.default_rng(0).integers(low, 900, shape).astype(dtype)
+
+
+def write_nifti(path, array, affine_mm=AFFINE_MM, image_class=nibabel.Nifti1Image):
+    image_class(array, affine_mm, dtype=array.dtype).to_filename(path)
+    return path
+
+
+def write_sitk(path, array, affine_mm, **options):
+    """Write (I, J, K) `array` with an affine whose axes are orthogonal."""
+    image = sitk.GetImageFromArray(array.transpose())
+    affine_lps = LPS_TO_RAS @ affine_mm
+    spacing_mm = np.linalg.norm(affine_lps[:3, :3], axis=0)
+    image.SetSpacing(spacing_mm.tolist())
+    image.SetDirection((affine_lps[:3, :3] / spacing_mm).ravel().tolist())
+    image.SetOrigin(affine_lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(path), **options)
+    return path
+
+
+def orthogonal_affine():
+    """Oblique, left-handed and anisotropic."""
+    axes, _ = np.linalg.qr(AFFINE_MM[:3, :3])
+    axes[:, 0] *= -np.sign(np.linalg.det(axes))
+    affine_mm = AFFINE_MM.copy()
+    affine_mm[:3, :3] = axes * (0.7, 1.25, 2.5)
+    return affine_mm
+
+
+def refusal(path):
+    """The sentence with which `path` is refused; it never names the folder."""
+    with pytest.raises(InputError) as caught:
+        read_volume(path)
+    assert str(path.parent) not in str(caught.value)
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "SCAN.NII.GZ"])
+@pytest.mark.parametrize("image_class", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+def test_nifti(tmp_path, name, image_class):
+    array = random_array()
+    volume = read_volume(write_nifti(tmp_path / name, array, image_class=image_class))
+    assert np.array_equal(volume.array, array)
+    assert volume.array.dtype == np.int16
+    assert volume.affine_mm == pytest.approx(AFFINE_MM, abs=1e-5)
+    assert volume.affine_mm.dtype == np.float64
+    assert volume.shape_ijk == SHAPE
+    assert volume.nbytes == array.size * 2
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha", "scan.mhd", "scan.gipl"])
+def test_other_formats(tmp_path, name):
+    if name.endswith("gipl"):  # knows no direction
+        affine_mm = LPS_TO_RAS @ np.diag([0.75, 1.25, 2.5, 1])
+    else:
+        affine_mm = orthogonal_affine()
+        assert np.linalg.det(affine_mm[:3, :3]) < 0
+    array = random_array()
+    volume = read_volume(write_sitk(tmp_path / name, array, affine_mm))
+    assert np.array_equal(volume.array, array)
+    assert volume.array.dtype == np.int16
+    assert volume.affine_mm == pytest.approx(affine_mm, abs=1e-5)
+
+
+def test_nifti_and_nrrd_of_one_scan_agree(tmp_path):
+    array, affine_mm = random_array(), orthogonal_affine()
+    nifti = read_volume(write_sitk(tmp_path / "scan.nii.gz", array, affine_mm))
+    nrrd = read_volume(write_sitk(tmp_path / "scan.nrrd", array, affine_mm))
+    assert np.array_equal(nifti.array, nrrd.array)
+    assert nifti.affine_mm == pytest.approx(nrrd.affine_mm, abs=1e-4)
+
+
+def write_series(folder, array, series="1.2.3"):
+    """A DICOM series of axial slices, 0.75 × 1.25 × 2.5 mm, whose file names run against z."""
+    folder.mkdir(exist_ok=True)
+    for k in range(array.shape[2]):
+        image = sitk.GetImageFromArray(array[:, :, k].transpose())
+        image.SetSpacing((0.75, 1.25))
+        image.SetMetaData("0008|0060", "CT")
+        image.SetMetaData("0020|000e", series)
+        image.SetMetaData("0020|0013", str(k))
+        image.SetMetaData("0020|0032", f"5\\6\\{7 + 2.5 * k}")
+        image.SetMetaData("0020|0037", "1\\0\\0\\0\\1\\0")
+        image.SetMetaData("0020|0052", "1.2.3")
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{series}-{99 - k}.dcm"))
+        writer.Execute(image)
+    return folder
+
+
+def test_a_dicom_folder(tmp_path):
+    array = random_array(low=-1024)
+    volume = read_volume(write_series(tmp_path / "series", array))
+    expected_mm = np.diag([-0.75, -1.25, 2.5, 1])
+    expected_mm[:3, 3] = (-5, -6, 7)
+    assert np.array_equal(volume.array, array)
+    assert volume.affine_mm == pytest.approx(expected_mm)
+    assert volume.is_ct
+
+
+@pytest.mark.parametrize("series", ["STS_003_dicom_CT/image", "ProstateX-0000_t2w_dicom"])
+def test_a_real_series_lies_where_its_slices_say(shared_dir, series):
+    folder = shared_dir / "data" / "dicom" / series
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    volume = read_volume(folder)
+    assert volume.is_ct == ("CT" in series)
+    slices = [pydicom.dcmread(path) for path in folder.glob("*.dcm")]
+    slices.sort(key=lambda s: np.dot(s.ImagePositionPatient, volume.affine_mm[:3, 2] * (-1, -1, 1)))
+    for k, stored in enumerate(slices):
+        pixels = apply_modality_lut(stored.pixel_array, stored)
+        assert np.array_equal(volume.array[:, :, k], pixels.transpose())
+        corner_mm = volume.affine_mm @ (0, 0, k, 1) @ LPS_TO_RAS
+        assert corner_mm[:3] == pytest.approx(np.array(stored.ImagePositionPatient), abs=0.01)
+    assert len(slices) == volume.shape_ijk[2]
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.nrrd"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+def test_integers_stay_and_floats_are_float32(tmp_path, name, dtype):
+    array = random_array(dtype)
+    write = write_sitk if name.endswith("nrrd") else write_nifti
+    volume = read_volume(write(tmp_path / name, array, orthogonal_affine()))
+    assert volume.array.dtype == ("float32" if dtype == "float64" else dtype)
+    assert np.array_equal(volume.array, array)
+
+
+def test_a_big_endian_file_becomes_native(tmp_path):
+    header = nibabel.Nifti1Header(endianness=">")
+    header.set_data_dtype(">i2")
+    path = tmp_path / "scan.nii"
+    nibabel.Nifti1Image(random_array(">i2"), AFFINE_MM, header).to_filename(path)
+    assert path.read_bytes()[:4] == struct.pack(">i", 348)
+    volume = read_volume(path)
+    assert volume.array.dtype.isnative and volume.array.dtype == np.int16
+    assert np.array_equal(volume.array, random_array())
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(2.0, -1000.0), (1.0, -1000.0), (0.5, 0.0)])
+def test_a_scale_is_applied_in_float32(tmp_path, slope, inter):
+    array = random_array()
+    path = tmp_path / "scan.nii"
+    image = nibabel.Nifti1Image(array, AFFINE_MM)
+    image.header.set_slope_inter(slope, inter)
+    content = bytearray(image.to_bytes())
+    content[112:120] = struct.pack("<2f", slope, inter)
+    content[352:] = array.tobytes(order="F")
+    path.write_bytes(content)
+    volume = read_volume(path)
+    assert volume.array.dtype == np.float32
+    assert volume.array == pytest.approx(array * slope + inter)
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd"])
+def test_the_array_is_in_memory_read_only_and_runs_fastest_along_i(tmp_path, name):
+    write = write_sitk if name.endswith("nrrd") else write_nifti
+    array = read_volume(write(tmp_path / name, random_array(), orthogonal_affine())).array
+    assert array.flags.f_contiguous and not array.flags.writeable
+    assert not isinstance(array, np.memmap)
+
+
+@pytest.mark.parametrize("shape", [(*SHAPE, 1), (*SHAPE, 1, 1)])
+def test_trailing_axes_of_length_one_are_dropped(tmp_path, shape):
+    array = random_array(shape=shape)
+    volume = read_volume(write_nifti(tmp_path / "scan.nii", array))
+    assert np.array_equal(volume.array, array.reshape(SHAPE))
+
+
+def test_a_series_of_one_volume_is_3d(tmp_path):
+    image = sitk.JoinSeries([sitk.GetImageFromArray(random_array().transpose())])
+    image.SetOrigin((1, 2, 3, 4))
+    sitk.WriteImage(image, str(tmp_path / "scan.mha"))
+    volume = read_volume(tmp_path / "scan.mha")
+    assert np.array_equal(volume.array, random_array())
+    assert volume.affine_mm[:3, 3] == pytest.approx([-1, -2, 3])
+
+
+@pytest.mark.parametrize(("low", "is_ct"), [(-1024, True), (0, False)])
+def test_a_ct_is_known(tmp_path, low, is_ct):
+    assert read_volume(write_nifti(tmp_path / "scan.nii", random_array(low=low))).is_ct is is_ct
+
+
+# What is refused
+
+
+def test_a_missing_file(tmp_path):
+    assert refusal(tmp_path / "gone.nii.gz") == (
+        'image "gone.nii.gz" does not exist; check its name and that it was not moved'
+    )
+
+
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd", "scan.txt"])
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(400)], ids=["empty", "text", "zeros"])
+def test_what_is_no_image(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") and content else content)
+    assert "cannot be read: it is damaged, cut off, or not of the format" in refusal(path)
+
+
+@pytest.mark.parametrize("stop", [200, -2000, -9, -8, -4, -1])
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii"])
+def test_a_cut_nifti(tmp_path, name, stop):
+    path = write_nifti(tmp_path / name, random_array())
+    path.write_bytes(path.read_bytes()[:stop])
+    assert "cannot be read: it is damaged, cut off" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha"])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_cut_file_of_another_format(tmp_path, name, compressed):
+    path = write_sitk(
+        tmp_path / name, random_array(), orthogonal_affine(), useCompression=compressed
+    )
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "cannot be read: it is damaged, cut off" in refusal(path)
+
+
+@pytest.mark.parametrize("length", [1, 200])
+def test_a_damaged_gzip(tmp_path, length):
+    array = np.sort(random_array(), axis=0)  # some structure, so that it is compressed
+    path = write_nifti(tmp_path / "scan.nii.gz", array)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + length] = (255 - byte for byte in content[middle : middle + length])
+    path.write_bytes(content)
+    assert "cannot be read: it is damaged" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("format", "offset", "value"),
+    [("<h", 70, 9999), ("<f", 256, 5.0), ("<h", 40, 9), ("<f", 108, -8.0)],
+    ids=["unknown type", "impossible rotation", "nine dimensions", "voxels before the header"],
+)
+def test_a_damaged_header(tmp_path, format, offset, value):
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, 1, 0)  # the qform counts, not the sform
+    struct.pack_into(format, content, offset, value)
+    path.write_bytes(content)
+    assert "cannot be read: it is damaged" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "does not fit into the memory of the server; crop or resample it"),
+        (PermissionError(), "may not be read by the server; change its permissions"),
+    ],
+)
+def test_what_the_server_cannot_do_is_not_blamed_on_the_file(
+    tmp_path, monkeypatch, error, expected
+):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(nibabel, "load", fail)
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    assert refusal(path) == f'image "scan.nii" {expected}'
+
+
+def test_a_header_that_claims_more_than_there_is_memory(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    content = bytearray(path.read_bytes())
+    content[40:48] = struct.pack("<4h", 3, 32000, 32000, 32000)
+    path.write_bytes(content)
+    assert refusal(path).startswith('image "scan.nii" ')
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((5, 6), "has 2 dimensions (5 × 6), not 3; give the whole scan, not one slice"),
+        ((5, 6, 7, 2), "has 4 dimensions (5 × 6 × 7 × 2), not 3; export one volume of it"),
+        ((5, 6, 7, 1, 3), "has 5 dimensions (5 × 6 × 7 × 1 × 3), not 3; export one volume of it"),
+        ((50, 60, 1), "has only 50 × 60 × 1 voxels; a 3D scan needs at least 4 along each axis"),
+        ((3, 60, 70), "has only 3 × 60 × 70 voxels; a 3D scan needs at least 4 along each axis"),
+        ((5, 0, 6), "has only 5 × 0 × 6 voxels; a 3D scan needs at least 4 along each axis"),
+    ],
+)
+def test_other_shapes(tmp_path, shape, expected):
+    path = write_nifti(tmp_path / "scan.nii", random_array(shape=shape))
+    assert refusal(path) == f'image "scan.nii" {expected}'
+
+
+def test_four_voxels_along_an_axis_are_enough(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", random_array(shape=(4, 6, 5)))
+    assert read_volume(path).shape_ijk == (4, 6, 5)
+
+
+def test_a_picture(tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(random_array(np.uint8)[0]), str(tmp_path / "scan.png"))
+    assert "has 2 dimensions (19 × 14), not 3" in refusal(tmp_path / "scan.png")
+
+
+def test_several_volumes_in_another_format(tmp_path):
+    volumes = [sitk.GetImageFromArray(random_array().transpose())] * 2
+    sitk.WriteImage(sitk.JoinSeries(volumes), str(tmp_path / "scan.mha"))
+    assert "has 4 dimensions (10 × 14 × 19 × 2), not 3" in refusal(tmp_path / "scan.mha")
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, [("R", "u1"), ("G", "u1"), ("B", "u1")]])
+def test_nifti_voxels_that_are_no_real_numbers(tmp_path, dtype):
+    path = write_nifti(tmp_path / "scan.nii", np.zeros(SHAPE, dtype=dtype))
+    assert "complex, colour or vector voxels; export it with one real number" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha"])
+@pytest.mark.parametrize(("dtype", "is_vector"), [(np.complex64, False), (np.uint8, True)])
+def test_other_voxels_that_are_no_real_numbers(tmp_path, name, dtype, is_vector):
+    array = np.zeros((*SHAPE, 3) if is_vector else SHAPE, dtype=dtype)
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=is_vector), str(tmp_path / name))
+    assert "complex, colour or vector voxels" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(tmp_path, name, value):
+    array = random_array(np.float32)
+    array[2, 3, 4:7] = value
+    write = write_sitk if name.endswith("nrrd") else write_nifti
+    assert refusal(write(tmp_path / name, array, orthogonal_affine())) == (
+        f'3 of {array.size} voxels of image "{name}" are NaN or infinite; '
+        "replace them by the background value"
+    )
+
+
+def test_values_beyond_float32(tmp_path):
+    array = random_array(np.float64)
+    array[2, 3, 4] = 1e300
+    assert "1 of 2660 voxels" in refusal(write_nifti(tmp_path / "scan.nii", array))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_one_value_only(tmp_path, dtype):
+    path = write_nifti(tmp_path / "scan.nii", np.full(SHAPE, -7, dtype=dtype))
+    assert refusal(path) == 'image "scan.nii" is empty: every voxel is -7; export it again'
+
+
+@pytest.mark.parametrize(("qform_code", "sform_code"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("spacing_mm", "expected"),
+    [(0, "has a voxel spacing of 0 × 1.5 × 2 mm; repair"), (np.nan, "holds NaN or infinity")],
+)
+def test_a_spacing_that_is_none(tmp_path, qform_code, sform_code, spacing_mm, expected):
+    path = write_nifti(tmp_path / "scan.nii", random_array(), np.diag([1, 1.5, 2, 1]))
+    header = bytearray(path.read_bytes())
+    struct.pack_into("<f", header, 80, spacing_mm)  # pixdim[1]
+    struct.pack_into("<2h", header, 252, qform_code, sform_code)
+    struct.pack_into("<f", header, 280, spacing_mm)  # srow_x[0]
+    path.write_bytes(header)
+    assert expected in refusal(path)
+
+
+def test_a_spacing_of_zero_that_the_sform_overrules(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, 0, 1)
+    struct.pack_into("<f", content, 80, 0)
+    path.write_bytes(content)
+    assert read_volume(path).affine_mm == pytest.approx(AFFINE_MM, abs=1e-5)
+
+
+def test_a_spacing_of_zero_in_another_format(tmp_path):
+    affine_mm = LPS_TO_RAS @ np.diag([4, 5, 6, 1])
+    path = write_sitk(tmp_path / "scan.nrrd", random_array(), affine_mm)
+    content = path.read_bytes()
+    assert b"(4,0,0)" in content
+    path.write_bytes(content.replace(b"(4,0,0)", b"(0,0,0)"))
+    assert "has a voxel spacing of 0 mm; repair the geometry" in refusal(path)
+
+
+@pytest.mark.parametrize("third", [(1, 1, 0), (1, 1, 1e-5)])
+def test_axes_in_one_plane(tmp_path, third):
+    affine_mm = np.eye(4)
+    affine_mm[:3, 2] = third
+    path = write_nifti(tmp_path / "scan.nii", random_array(), affine_mm)
+    assert "is singular: its axes lie in one plane; repair the geometry" in refusal(path)
+
+
+def test_folders_without_one_series(tmp_path):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    assert 'folder "study" holds no DICOM images; give one with a series' in refusal(folder)
+    write_series(folder, random_array(), "1.2.3")
+    write_series(folder, random_array(), "1.2.4")
+    assert "mixes 2 values of SeriesInstanceUID" in refusal(folder)

@@ -1,0 +1,72 @@
+"""Recorded calls give what the calls themselves give."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.infers.cuda_graphs import Captured, CapturedNetwork
+from lib.networks import CONFIGS, PreparedImage, build_untrained
+
+TINY = replace(
+    CONFIGS["fastsam3d"],
+    roi_size=64,
+    width=48,
+    depth=3,
+    num_heads=3,
+    out_channels=48,
+    decoder_mlp_width=64,
+    iou_head_width=32,
+)
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.mark.parametrize("detail", [0, 4])
+def test_prepared_image_survives_a_row_of_tensors(detail):
+    network = build_untrained(replace(TINY, detail_channels=detail), seed=0)
+    with torch.inference_mode():
+        prepared = network.prepare(network.encode(torch.randn(1, 1, 64, 64, 64)))
+    again = PreparedImage.of(prepared.tensors())
+    assert len(prepared.tensors()) == (8 if detail else 7)
+    assert (again.detail is None) == (not detail)
+    for a, b in zip(again.tensors(), prepared.tensors(), strict=True):
+        assert a is b
+
+
+@pytest.mark.parametrize("detail", [0, 4])
+def test_replayed_network_is_the_network(device, detail):
+    """Several images and numbers of clicks, the earlier ones again after the later ones."""
+    network = build_untrained(replace(TINY, detail_channels=detail), seed=0).to(device)
+    captured = CapturedNetwork(network)
+    generator = torch.Generator().manual_seed(0)
+    results = []
+    for clicks in (1, 3, 1):
+        volume = torch.randn(1, 1, 64, 64, 64, generator=generator).to(device)
+        points = 60 * torch.rand(1, clicks, 3, generator=generator).to(device)
+        labels = torch.ones(1, clicks, dtype=torch.long, device=device)
+        mask = torch.randn(1, 1, 16, 16, 16, generator=generator).to(device)
+        with torch.inference_mode():
+            expected = network.decode(network.encode(volume), points, labels, mask)
+        prepared = captured.prepare(captured.encode(volume))
+        results.append((captured.decode(prepared, points, labels, mask), expected))
+    for ours, expected in results:
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_graphs_are_bounded():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    doubled = Captured(lambda x: (2 * x,), limit=2)
+    for length in (1, 2, 3, 1):
+        x = torch.arange(float(length), device="cuda")
+        assert torch.equal(doubled(x)[0], 2 * x)
+    assert len(doubled._graphs) == 2

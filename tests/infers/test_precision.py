@@ -1,0 +1,118 @@
+"""A lower number type is used where the hardware has it and the masks keep, else float32."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.infers import precision
+from lib.infers.precision import (
+    Int8Linear,
+    candidate,
+    choose,
+    lowered,
+    lowest_dice,
+    synthetic_clicks,
+)
+from lib.networks import CONFIGS, build_untrained
+
+CPU = torch.device("cpu")
+TINY = replace(
+    CONFIGS["fastsam3d"],
+    roi_size=64,
+    width=96,
+    depth=3,
+    num_heads=3,
+    out_channels=48,
+    decoder_mlp_width=64,
+    iou_head_width=32,
+)
+
+needs_int8 = pytest.mark.skipif(
+    not torch.cpu._is_vnni_supported(),
+    reason="this CPU has no 8-bit dot products",
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return build_untrained(TINY, seed=0)
+
+
+@needs_int8
+def test_int8_linear_is_close_and_keeps_small_outputs():
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(64, 32)
+    x = torch.randn(2, 5, 64, generator=generator)
+    with torch.no_grad():
+        linear.weight.normal_(generator=generator)
+        linear.weight[3] *= 1e-3  # with one scale for all outputs this one would be lost
+        ours, expected = Int8Linear(linear)(x), linear(x)
+    assert ours.shape == expected.shape
+    difference = (ours - expected).flatten(0, 1).norm(dim=0) / expected.flatten(0, 1).norm(dim=0)
+    assert difference.max() < 0.03
+
+
+@needs_int8
+def test_lowered_network_leaves_the_original_alone(network):
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    low = lowered(network, "int8")
+    assert any(isinstance(module, Int8Linear) for module in low.modules())
+    assert not any(isinstance(module, Int8Linear) for module in network.modules())
+    assert not any(x.requires_grad for x in low.parameters())
+    assert all(torch.equal(before[name], x) for name, x in network.state_dict().items())
+    assert all(x.requires_grad for x in network.parameters())
+    assert lowest_dice(low, network, CPU) > 0.97
+
+
+def test_bfloat16_keeps_clicks_in_float32(network):
+    low = lowered(network, "bfloat16")
+    volume, points, labels = synthetic_clicks(64)
+    with torch.inference_mode():
+        embedding = low.encode(volume)
+        logits = low.decode(low.prepare(embedding), points, labels, torch.zeros(1, 1, 16, 16, 16))[
+            0
+        ]
+    assert embedding.dtype == logits.dtype == torch.bfloat16
+    assert low.prompt_encoder.no_mask_embed.weight.dtype == torch.float32
+    assert lowest_dice(low, network, CPU) > 0.97
+
+
+def decide(monkeypatch, network, dice, number_type="bfloat16"):
+    monkeypatch.setattr(precision, "candidate", lambda device: number_type)
+    monkeypatch.setattr(precision, "lowest_dice", lambda *_: dice)
+    return choose(network, CPU)
+
+
+def test_a_type_that_keeps_the_masks_is_used(monkeypatch, network):
+    chosen, decision = decide(monkeypatch, network, dice=0.995)
+    assert chosen is not network
+    assert chosen.image_encoder.pos_embed.dtype == torch.bfloat16
+    assert decision.number_type == "bfloat16"
+    assert "0.9950" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("dice", "number_type", "reason"),
+    [(0.98, "bfloat16", "changes the masks: Dice 0.98"), (1.0, "int8", "too small to gain")],
+)
+def test_else_it_stays_float32(monkeypatch, network, dice, number_type, reason):
+    chosen, decision = decide(monkeypatch, network, dice, number_type)
+    assert chosen is network
+    assert decision.number_type == "float32"
+    assert reason in decision.reason
+
+
+def test_hardware_without_a_lower_type(monkeypatch, network):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert candidate(CPU) == "float32"
+    chosen, decision = choose(network, CPU)
+    assert chosen is network
+    assert "no faster type" in decision.reason
+
+
+def test_masks_that_differ_are_noticed(network):
+    other = build_untrained(TINY, seed=1)
+    assert lowest_dice(other, network, CPU) < 0.9
+    assert lowest_dice(network, network, CPU) == 1.0

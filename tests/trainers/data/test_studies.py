@@ -1,0 +1,186 @@
+"""Studies are found, examined, and set aside whole; what cannot be used is named with a reason."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import tiny
+from monailabel.datastore.local import LocalDatastore
+
+from lib.errors import InputError
+from lib.imaging.volume import read_volume
+from lib.trainers.data.studies import PLACES, Study, examine, examine_study, find_studies, split
+
+
+def datastore_in(folder: Path) -> LocalDatastore:
+    return LocalDatastore(str(folder), extensions=["*.nii.gz"], auto_reload=False)
+
+
+def save_label(study: Study, array: np.ndarray, affine_mm: np.ndarray = tiny.AFFINE_MM) -> None:
+    assert study.label is not None
+    nibabel.save(nibabel.Nifti1Image(array, affine_mm), study.label)
+
+
+def test_a_final_label_comes_before_an_original_one(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        tiny.make_study(tmp_path, name, labelled=False)
+    label = tiny.make_study(tmp_path, "elsewhere").label
+    assert label is not None
+    kept = {("b", "original"), ("c", "original"), ("c", "final")}
+    for name, tag in kept:
+        folder = tmp_path / "labels" / tag
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.nii.gz").write_bytes(label.read_bytes())
+    label.unlink()
+    (tmp_path / "elsewhere.nii.gz").unlink()
+
+    studies, skipped = find_studies(datastore_in(tmp_path))
+    assert [study.name for study in studies] == ["a", "b", "c"] and not skipped
+    assert all(study.image == tmp_path / f"{study.name}.nii.gz" for study in studies)
+    tags = [study.label.parent.name if study.label else None for study in studies]
+    assert tags == [None, "original", "final"]
+
+
+class Failing:
+    """A DICOM server of which one series is refused, and one is gone."""
+
+    def list_images(self) -> list[str]:
+        return ["refused", "gone", "fine"]
+
+    def get_image_uri(self, name: str) -> str:
+        if name == "refused":
+            raise InputError("its slices are not evenly spaced")
+        return "" if name == "gone" else "/images/fine.nii.gz"
+
+    def get_labels_by_image_id(self, name: str) -> dict[str, str]:
+        return {}
+
+
+def test_a_series_that_cannot_be_fetched_is_skipped_with_its_reason() -> None:
+    studies, skipped = find_studies(Failing())
+    assert [study.name for study in studies] == ["fine"]
+    assert skipped["refused"] == "its slices are not evenly spaced"
+    assert '"gone"' in skipped["gone"]
+
+
+def test_clicks_of_a_labelled_study_lie_in_its_structures(tmp_path: Path) -> None:
+    study = tiny.make_study(tmp_path, "a")
+    examined = examine_study(study)
+    assert study.label is not None
+    labels = read_volume(study.label).array
+    assert examined.is_labelled and set(examined.structures) == {2, 5}
+    for value, places in examined.structures.items():
+        assert places.shape == (PLACES, 3)  # of 864
+        assert set(labels[tuple(places.T)]) == {value}
+        assert len(np.unique(places, axis=0)) == PLACES
+
+
+def test_clicks_of_an_unlabelled_study_lie_in_the_body(tmp_path: Path) -> None:
+    examined = examine_study(tiny.make_study(tmp_path, "a", labelled=False))
+    assert not examined.is_labelled
+    image = read_volume(tmp_path / "a.nii.gz").array
+    values = image[tuple(examined.body.T)]
+    assert len(values) > 100
+    assert (values > 50).mean() > 0.95
+    assert np.ptp(examined.body, axis=0).min() > 10
+
+
+def test_the_key_is_of_the_voxels_of_image_and_label(tmp_path: Path) -> None:
+    study = tiny.make_study(tmp_path, "a")
+    first = examine_study(study)
+    again = tiny.make_study(tmp_path, "b")
+    assert examine_study(again).key == first.key
+    assert examine_study(tiny.make_study(tmp_path, "b", seed=1)).key != first.key
+    assert examine_study(dataclasses.replace(study, label=None)).key != first.key
+    assert study.label is not None
+    save_label(study, np.roll(np.asarray(nibabel.load(study.label).dataobj), 1, axis=0))
+    assert examine_study(study).key != first.key
+
+
+def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
+    good = tiny.make_study(tmp_path, "good")
+    broken = tiny.make_study(tmp_path, "broken", labelled=False)
+    broken.image.write_bytes(broken.image.read_bytes()[:400])
+    absent = Study("absent", tmp_path / "absent.nii.gz")
+    usable, skipped = examine([good, broken, absent])
+    assert [study.name for study in usable] == ["good"]
+    assert "damaged" in skipped["broken"] and "does not exist" in skipped["absent"]
+
+
+def shifted(by_mm: float) -> np.ndarray:
+    affine_mm = tiny.AFFINE_MM.copy()
+    affine_mm[0, 3] += by_mm
+    return affine_mm
+
+
+def one_voxel() -> np.ndarray:
+    label = np.zeros(tiny.SHAPE, dtype=np.uint8)
+    label[20, 20, 10] = 1
+    return label
+
+
+@pytest.mark.parametrize(
+    ("change", "affine_mm", "message"),
+    [
+        (lambda label: label[:-1], tiny.AFFINE_MM, "another grid"),
+        (lambda label: label, shifted(1.0), "another grid"),
+        (lambda label: (label / 2).astype(np.float32), tiny.AFFINE_MM, "fractions"),
+        (lambda label: label.astype(np.int16) - 1, tiny.AFFINE_MM, "from -1"),
+        (lambda label: one_voxel(), tiny.AFFINE_MM, "100 mm³"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_refused(
+    tmp_path: Path,
+    change: Callable[[np.ndarray], np.ndarray],
+    affine_mm: np.ndarray,
+    message: str,
+) -> None:
+    study = tiny.make_study(tmp_path, "a")
+    assert study.label is not None
+    save_label(study, change(np.asarray(nibabel.load(study.label).dataobj)), affine_mm)
+    with pytest.raises(InputError, match=message):
+        examine_study(study)
+
+
+def test_a_label_stored_as_whole_floats_a_little_off_is_used(tmp_path: Path) -> None:
+    study = tiny.make_study(tmp_path, "a")
+    assert study.label is not None
+    label = np.asarray(nibabel.load(study.label).dataobj).astype(np.float32)
+    save_label(study, label, shifted(0.01))
+    assert set(examine_study(study).structures) == {2, 5}
+
+
+def named(count: int, labelled: int = 0) -> list[Study]:
+    path = Path("x.nii.gz")
+    return [Study(f"s{n}", path, path if n < labelled else None) for n in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("count", "labelled"), [(2, 0), (2, 2), (2, 1), (7, 3), (20, 20), (3, 1)])
+def test_each_side_has_a_study_and_none_is_on_both(count: int, labelled: int, seed: int) -> None:
+    studies = named(count, labelled)
+    train, held_out, by_roi = split(studies, 0.2, seed)
+    assert train and held_out and not by_roi
+    assert sorted(x.name for x in train + held_out) == sorted(x.name for x in studies)
+    assert len(held_out) <= max(2, round(0.25 * count))
+    if labelled > 1:
+        assert any(x.is_labelled for x in held_out) and any(x.is_labelled for x in train)
+
+
+def test_the_split_depends_on_names_and_seed_alone() -> None:
+    studies = named(12)
+    held_out = {x.name for x in split(studies, 0.3, 1).held_out}
+    assert {x.name for x in split(studies[::-1], 0.3, 1).held_out} == held_out
+    assert len({frozenset(x.name for x in split(studies, 0.3, n).held_out) for n in range(8)}) > 3
+
+
+def test_a_single_study_is_split_by_roi_and_none_is_an_error() -> None:
+    train, held_out, by_roi = split(named(1), 0.2, 0)
+    assert train == held_out and by_roi
+    with pytest.raises(InputError, match="no studies"):
+        split([], 0.2, 0)
+    with pytest.raises(InputError, match="val_split is 1"):
+        split(named(3), 1, 0)

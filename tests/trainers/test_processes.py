@@ -1,0 +1,47 @@
+"""A training that a server started does not outlive it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from lib.trainers import processes as launch
+
+CHILD = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from lib.trainers.processes import end_with_parent
+end_with_parent(interval=0.1)
+print("ready", flush=True)
+time.sleep(300)
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_it_ends_with_the_process_that_started_it():
+    app = str(Path(launch.__file__).parents[2])
+    command = [sys.executable, "-c", PARENT, CHILD, app]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.5)
+        assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+        parent.kill()
+    child.wait(timeout=30)
+
+
+def test_only_one_run_in_a_folder(tmp_path):
+    with launch.only_run(tmp_path):
+        code = (
+            "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path / "lock")]
+        assert subprocess.run(command, capture_output=True).returncode != 0
+    assert subprocess.run(command, capture_output=True).returncode == 0, "it ends with the run"

@@ -124,12 +124,12 @@ def test_flash_attn_is_refused_on_the_cpu():
         choose_backend(q, None, "flash_attn")
 
 
-def small_attention(window=0, **options):
+def small_attention(window=0, window_path="closed_form", **options):
     config = replace(
         CONFIGS["sam_med3d"], width=24, num_heads=3, roi_size=64, patch_size=16, **options
     )
     torch.manual_seed(1)
-    module = Attention3D(config, window).double()
+    module = Attention3D(config, window, window_path).double()
     for name, table in module.named_parameters():
         if "rel_pos" in name:
             torch.nn.init.normal_(table)

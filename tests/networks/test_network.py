@@ -92,7 +92,7 @@ def test_sparse_decoder_attends_within_segments():
 
 
 def test_named_networks_and_options():
-    for name in ("fastsam3d_small", "sam_med3d_small"):
+    for name in ("fastsam3d_default", "sam_med3d_default"):
         assert build_network(name).config == CONFIGS[name]
     assert build_network(SMALL.to_dict()).config == SMALL
     with torch.device("meta"):

@@ -109,9 +109,25 @@ def test_prepared_image_counts_its_bytes(network, embedding):
     with torch.inference_mode():
         prepared = network.prepare(embedding[:1])
     tokens, width, inner, mask_channels = 64, 48, 24, 16
-    per_image = tokens * (2 * width + 3 * inner) + 4**3 * 64 * network.config.detail_channels
-    of_weights = (width + 3 * inner) * (mask_channels + 1) + 8 * (12 * 48 + 6 * 12)
-    assert prepared.nbytes == 8 * (per_image + of_weights)
+    per_image = tokens * (width + 3 * inner) + 4**3 * 64 * network.config.detail_channels
+    assert prepared.nbytes == 8 * per_image
+    position, weights = tokens * width, (width + 3 * inner) * (mask_channels + 1)
+    upscaling = 8 * (12 * 48 + 6 * 12)
+    everything = sum(x.nbytes for x in prepared.tensors())
+    assert everything == prepared.nbytes + 8 * (position + weights + upscaling)
+
+
+def test_images_share_the_constants_of_their_network(network, embedding):
+    """Constants made once give the same masks, bit for bit, as those made for each image."""
+    prompt = prompts(1, with_mask=True)
+    with torch.inference_mode():
+        constants = network.decoder_constants()
+        for n in range(2):
+            prepared = network.prepare(embedding[n : n + 1], constants)
+            assert prepared.constants is constants
+            ours = network.decode(prepared, *prompt)
+            theirs = network.decode(embedding[n : n + 1], *prompt)
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_a_click_uses_the_prepared_image_only(network, embedding):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib import atomic_file
 from lib.cache import ByteCache, array_nbytes
 from lib.errors import InputError, NotFoundError
 from lib.infers import Caches, FastSAM3DInfer
@@ -111,17 +112,20 @@ def test_a_version_rolled_back_to_stays_when_the_next_is_published(published):
     assert published.rollback() == 2
 
 
-# every call by which a byte reaches the disk, or a name changes
-WRITES = ("save_checkpoint", "_sync", "os.replace", "os.fsync")
+WRITES = {
+    "save_checkpoint": published_module,
+    "_sync": atomic_file,
+    "replace": os,
+    "fsync": os,
+}
+"""WRITES: the calls by which a byte reaches the disk or a name changes, with their modules."""
 
 
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("after", range(3))
 def test_a_full_disk_leaves_what_was_served(served, published, monkeypatch, name, after):
     first = published.publish(network(1), {}, keep=3)
-    owner = os if name.startswith("os.") else published_module
-    attribute = name.removeprefix("os.")
-    write, calls = getattr(owner, attribute), []
+    write, calls = getattr(WRITES[name], name), []
 
     def full(*arguments, **options):
         calls.append(arguments)
@@ -129,7 +133,7 @@ def test_a_full_disk_leaves_what_was_served(served, published, monkeypatch, name
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(*arguments, **options)
 
-    monkeypatch.setattr(owner, attribute, full)
+    monkeypatch.setattr(WRITES[name], name, full)
     failed = False
     try:
         published.publish(network(2), {}, keep=3)
@@ -189,7 +193,7 @@ def test_a_damaged_version_changes_nothing(served, published, caplog):
     path = published.path_of(second)
     path.write_bytes(path.read_bytes()[:-40])
     assert served().network_id == first.sha256
-    assert "is served still" in caplog.text
+    assert "is still served" in caplog.text
     assert published.rollback() == 1
     assert served().network_id == first.sha256
 

@@ -148,7 +148,7 @@ def lowest_dice(ours: FastSAM3D, expected: FastSAM3D, device: torch.device) -> f
             masks[n] = network.decode(embeddings[n], points[:, shown], labels[:, shown], masks[n])[
                 0
             ].float()
-        a, b = (mask > mask_threshold(mask, expected.config.mask_threshold) for mask in masks)
+        a, b = (mask > mask_threshold(mask, expected.policy.mask_threshold) for mask in masks)
         total = float(a.sum() + b.sum())
         worst = min(worst, 2 * float((a & b).sum()) / total if total else 1.0)
     return worst

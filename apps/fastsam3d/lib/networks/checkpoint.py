@@ -162,7 +162,7 @@ def _open_once(path: Path) -> Iterator[bytes | mmap.mmap]:
 
 
 def _begins_as_safetensors(content: bytes | mmap.mmap) -> bool:
-    """The format begins with the length of its JSON header in 8 bytes, then the header's brace."""
+    """Return whether the content begins as the format does: 8 bytes, then a JSON object."""
     return content[8:9] == b"{"
 
 

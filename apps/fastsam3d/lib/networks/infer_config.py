@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 def infer_config(shapes: Shapes) -> tuple[FastSAM3DConfig, MaskPolicy]:
     """Return the configuration that tensors of these shapes belong to, and their mask policy.
 
-    Where tensors disagree the majority counts; a single wrong tensor is then found on loading. No
+    If tensors disagree, the majority counts; loading then reports a single wrong tensor. No
     shape tells FastSAM3D's residual and click history: a network with attention-free blocks is
     taken for FastSAM3D's student. Raises ConfigError if the tensors leave a field open.
     """

@@ -1,6 +1,4 @@
-"""Fast paths against their definitions: backends, the sparse operator, windows, position bias;
-values and gradients.
-"""
+"""Fast paths equal their definitions in values and gradients: backends, sparsity, windows, bias."""
 
 from dataclasses import replace
 
@@ -209,9 +207,7 @@ def test_published_bias_refuses_grids_that_are_no_cube():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", GROUPS)
 def test_flash_attn_on_the_gpu(name):
-    """Error against float32 at most twice that of the plain reference in the same half
-    precision.
-    """
+    """The error against float32 is at most twice that of the reference in half precision."""
     pytest.importorskip("flash_attn")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -1,4 +1,4 @@
-"""Published files load, our own format rebuilds its network, all else is refused with a reason."""
+"""Published files and our own format rebuild their networks; other files are refused."""
 
 import argparse
 import pickle
@@ -21,7 +21,7 @@ from lib.networks import (
 )
 from lib.networks.checkpoint import CheckpointError
 
-# the published structure, small: window and grid differ, heads and widths are unlike
+# The published structures at a small size. Window and grid differ, and so do heads and widths.
 TEACHER = FastSAM3DConfig(
     roi_size=64,
     width=24,
@@ -188,7 +188,7 @@ class Malicious:
 
 
 def refusals(tmp_path, student, teacher):
-    """name -> (content, what the message must say)"""
+    """Map the name of a case to the content of a file and the patterns of the message."""
     state = student.state_dict()
     without = {k: v for k, v in state.items() if k != "image_encoder.blocks.1.attn.proj.bias"}
     misshapen = {**state, "image_encoder.neck.2.weight": torch.zeros(48, 48, 1, 1, 1)}
@@ -220,12 +220,12 @@ CASES += ["other network", "not tensors", "a list", "code"]
 
 @pytest.mark.parametrize("case", CASES)
 def test_refusals_name_the_file_and_the_tensors(tmp_path, student, teacher, capsys, case):
-    content, says = refusals(tmp_path, student, teacher)[case]
+    content, patterns = refusals(tmp_path, student, teacher)[case]
     path = write(tmp_path / "weights.pth", content)
     with pytest.raises(CheckpointError, match="weights.pth") as refused:
         load_checkpoint(path)
-    for words in says:
-        assert refused.match(words)
+    for pattern in patterns:
+        assert refused.match(pattern)
     assert capsys.readouterr().out == ""
 
 
@@ -273,7 +273,7 @@ def test_refusal_of_garbage(tmp_path, content):
 
 
 def test_a_decoder_keeps_its_own_options(tmp_path, student):
-    """Heads and axis order cannot be seen in shapes; the teacher's own file says them."""
+    """No shape tells heads and axis order; they come from the teacher's own file."""
     donor = build_untrained(replace(TEACHER, decoder_heads=4, swap_dense_axes=False), seed=6)
     save_checkpoint(donor, tmp_path / "teacher.safetensors")
     path = write(tmp_path / "encoder.pth", encoder_state(student))
@@ -295,15 +295,15 @@ def test_refusal_of_a_plain_pickle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"roi_size": 100}, "roi_size 100 is not divisible by patch_size 16"),
         ({"position_bias": "rotary"}, "position_bias is 'rotary'; choose one of published"),
         ({"global_blocks": (12,)}, r"global_blocks names \[12\], but there are 12 blocks"),
     ],
 )
-def test_configurations_that_cannot_be(options, says):
-    with pytest.raises(ValueError, match=says):
+def test_refusal_of_impossible_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
         FastSAM3DConfig(**options)
 
 
@@ -312,7 +312,7 @@ def test_unknown_network_name():
         build_network("sam2")
 
 
-def test_untrained_weights_follow_their_seed_and_leave_the_random_state():
+def test_random_weights_depend_on_the_seed_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

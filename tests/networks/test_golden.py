@@ -1,4 +1,4 @@
-"""Our networks against what the published ones compute, under weights that are filled by name."""
+"""Our networks equal the published ones on weights that are filled by name."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def teacher_file(golden_dir, tmp_path_factory):
-    """The teacher as it is published: tensors beside training state, under DDP's prefix."""
+    """A teacher's file as published: tensors beside training state, under DDP's prefix."""
     state, _ = golden_file(golden_dir, "sam_med3d_vit_b")
     path = tmp_path_factory.mktemp("weights") / "sam_med3d.pth"
     content = {
@@ -123,7 +123,7 @@ def test_student_encoder(golden_dir, student_file, teacher_file, inputs):
 @pytest.mark.slow
 @torch.no_grad()
 def test_closed_form_is_exact_and_fast(teacher, inputs):
-    """The whole teacher encoder, padded windows against the closed form; wants an idle machine."""
+    """Compare the teacher's encoder with padded windows; the timing needs an idle machine."""
     padded = ImageEncoder3D(CONFIGS["sam_med3d"], "padded")
     padded.load_state_dict(teacher.image_encoder.state_dict())
     seconds, outputs = {}, {}

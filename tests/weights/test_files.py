@@ -1,4 +1,4 @@
-"""Where weights come from: files, published names, a resumed download, and clear refusals."""
+"""Files of weights: finding, downloading, reading once, writing atomically, and refusals."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ STUDENT = FastSAM3DConfig(
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of Hugging Face's file server as a download needs; drops the first connection."""
+    """A minimal Hugging Face file server that drops the first connection."""
 
     protocol_version = "HTTP/1.1"
     content = b""
@@ -69,7 +69,7 @@ class Hub(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Quiet."""
+        """Do not log."""
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def hub(monkeypatch, tmp_path):
     Hub.content, Hub.drops, Hub.ranges = published.read_bytes(), 1, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    # what arrived is written chunk by chunk; the published files have many
+    # small chunks, as a download is resumed after the last complete chunk
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     yield server

@@ -11,12 +11,10 @@ import numpy as np
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
-from lib.errors import InputError
+from lib.errors import InputError, WeightsError
 from lib.imaging.volume import Volume
 from lib.infers import Caches
-from lib.networks.checkpoint import CheckpointError
 from lib.options import Options
-from lib.weights.files import WeightsError
 
 from .baselines import Ball, RandomWalker, RegionGrowing
 from .protocols import Model, Protocol, Series, click_series
@@ -148,7 +146,7 @@ def _make(name: str, weights: str, radius_mm: float) -> Contestant:
         raise InputError(f"{name} needs {published} in {MODEL_FOLDER}, or --weights {name}=FILE")
     try:
         return Served(kind, weights or published)
-    except (CheckpointError, WeightsError) as error:
+    except WeightsError as error:
         raise InputError(f"{name}: {error}") from error
 
 

@@ -9,7 +9,6 @@ click.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +104,7 @@ class PublishedNetwork(nn.Module):
     def __init__(self, network: FastSAM3D) -> None:
         super().__init__()
         # an own tree of modules around the same tensors, so that the fast one stays as it is
-        self.network = build_network(replace(network.config, window_path="padded"))
+        self.network = build_network(network.config)
         self.network.load_state_dict(network.state_dict(), assign=True)
         _replace(self.network, Attention3D, PublishedAttention3D)
         _replace(self.network, DecoderAttention, PublishedDecoderAttention)

@@ -17,17 +17,18 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
     },
     {
         "infers": {"cache", "errors", "imaging", "networks", "weights"},
-        "trainers": {"cache", "errors", "imaging", "networks", "weights"},
+        "trainers": {"atomic_file", "cache", "errors", "imaging", "networks", "weights"},
         "datastore": {"errors", "imaging"},
     },
     {
         "imaging": {"errors"},
-        "weights": {"errors", "networks"},
+        "weights": {"atomic_file", "errors", "networks"},
+        "options": {"errors"},
     },
     {
         "networks": set(),
         "errors": set(),
-        "options": set(),
+        "atomic_file": set(),
         "cache": set(),
     },
 )

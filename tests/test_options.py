@@ -2,7 +2,8 @@
 
 import pytest
 
-from lib.options import OptionError, Options
+from lib.errors import AppError, OptionError
+from lib.options import Options
 
 
 def test_defaults_and_values():
@@ -13,10 +14,12 @@ def test_defaults_and_values():
     assert options.labels == ("liver", "spleen")
     assert (options.spacing_mm, options.volume_cache_mb) == (2.0, 100)
     assert Options.from_conf({}).volume_cache_mb >= 512
+    assert Options.from_conf({}).embedding_cache_mb == 256
+    assert issubclass(OptionError, AppError)
 
 
 @pytest.mark.parametrize(
-    ("conf", "says"),
+    ("conf", "message"),
     [
         ({"weigths": "x.pth"}, "unknown --conf weigths; there are weights, teacher_weights"),
         ({"labels": " , "}, "--conf labels ' , ' cannot be used: holds no name"),
@@ -25,8 +28,8 @@ def test_defaults_and_values():
         ({"device": "tpu"}, "--conf device 'tpu' cannot be used: this machine has cpu"),
     ],
 )
-def test_refusals(conf, says):
-    with pytest.raises(OptionError, match=says):
+def test_refusals(conf, message):
+    with pytest.raises(OptionError, match=message):
         Options.from_conf(conf)
 
 

@@ -54,7 +54,7 @@ def interactive_loss(
             loss, facts["multimask_1"] = loss_of_best(masks[:, 1:], iou[:, 1:], targets)
             losses.append(loss)
         low_res = low_res.detach()
-        threshold = mask_threshold(low_res, network.config.mask_threshold)
+        threshold = mask_threshold(low_res, network.policy.mask_threshold)
         logits = logits.detach() - threshold[:, None, None, None]
         facts[f"dice_{click + 1}"] = float(overlaps(logits, targets)[1].mean())
         if click + 1 < clicks:

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, save_checkpoint
+from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, MaskPolicy, build_untrained
 from lib.networks.checkpoint import read_checkpoint
-from lib.networks.fastsam3d import build_untrained
+from lib.weights import save_weights
 
 from .data import ClickSamples, SampleOptions
 from .initial import (
@@ -39,16 +39,8 @@ from .state import AveragedWeights, RunState, learning_rate, load_state, save_st
 
 ATLASES = Path("/usr/share/mricron/templates")
 
-TEACHER = dataclasses.replace(
-    CONFIGS["sam_med3d_small"],
-    width=256,
-    num_heads=4,
-    out_channels=192,
-    position_bias="none",  # the absolute one is enough, and attention is faster without
-    detail_channels=32,
-    mask_threshold="expected_dice",
-    mask_edges="image",
-)
+NAME = "sam_med3d_default"
+TEACHER = CONFIGS[NAME]
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,7 @@ def pretrain(
     average = AveragedWeights(network, options.average_decay)
     optimizer = make_optimizer(network, options)
     generator = torch.Generator().manual_seed(options.seed)
-    config = network.config.to_dict()
+    config = {**network.config.to_dict(), **network.policy.to_dict()}
     run = RunState()
     if (folder / "state.pt").exists():
         run = load_state(folder / "state.pt", network, average, optimizer, generator, config)
@@ -191,9 +183,11 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def averaged_network(config: FastSAM3DConfig, average: AveragedWeights) -> FastSAM3D:
+def averaged_network(
+    config: FastSAM3DConfig, average: AveragedWeights, policy: MaskPolicy | None = None
+) -> FastSAM3D:
     """A network with the averaged weights, on the CPU, in eval mode."""
-    network = build_untrained(config, seed=0)
+    network = build_untrained(config, 0, policy)
     network.load_state_dict({name: x.cpu() for name, x in average.weights.items()})
     return network.eval()
 
@@ -219,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     samples = ClickSamples(
         [*load_cases(data), *load_atlases(atlases)], SampleOptions(), options.seed
     )
-    network = build_untrained(TEACHER, options.seed)
+    network = build_untrained(NAME, options.seed)
     if not (out / "state.pt").exists():
         images = torch.stack([samples[number]["image"] for number in range(8)])
         initialise(network, images)
@@ -230,8 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             learn_to_mark_clicks(network, images, options.click_steps, options.seed)
     run, average = pretrain(network, samples, out, options, begun)
-    save_checkpoint(
-        averaged_network(TEACHER, average),
+    save_weights(
+        averaged_network(TEACHER, average, network.policy),
         out / "weights.safetensors",
         {"steps": str(run.step), "minutes": f"{run.minutes:.1f}", "seed": str(options.seed)},
         dtype=torch.float16,

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from lib.networks import describe_checkpoint, load_checkpoint, save_checkpoint
+from lib.networks.checkpoint import read_checkpoint, rebuild_network
+from lib.weights import save_weights
 
 LICENCE = "Apache-2.0"
 
@@ -41,12 +42,13 @@ def publish(
     model: str = "fastsam3d",
 ) -> None:
     """Write `out`; what the file of `weights` says already is kept unless it is given anew."""
-    metadata = describe_checkpoint(weights)["metadata"] | {"trained": "true", "licence": LICENCE}
+    checkpoint = read_checkpoint(weights)
+    metadata = {**checkpoint.metadata, "trained": "true", "licence": LICENCE}
     if description:
         metadata["description"] = description
     if report is not None:
         metadata |= {"dice": measured(report, model), "measured_with": report["command"]}
-    save_checkpoint(load_checkpoint(weights), out, metadata, dtype=torch.float16)
+    save_weights(rebuild_network(checkpoint), out, metadata, dtype=torch.float16)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lib.atomic_file import write_atomically
 
 
 @dataclass
@@ -60,9 +61,8 @@ def save_state(
         "generator": generator.get_state(),
         "run": vars(run),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with write_atomically(path) as temporary:
+        torch.save(content, temporary)
 
 
 def load_state(
@@ -75,6 +75,7 @@ def load_state(
 ) -> RunState:
     """Restore everything; raises ValueError for the state of another network."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    content["config"].pop("window_path", None)  # in states of earlier releases
     if content["config"] != config:
         raise ValueError(f"{path} is the state of another network: {content['config']}")
     network.load_state_dict(content["network"])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from lib.networks import FastSAM3DConfig, load_checkpoint, save_checkpoint
-from lib.networks.fastsam3d import build_untrained
+from lib.networks import FastSAM3DConfig, build_untrained, load_checkpoint
 from lib.trainers.student_start import start_student
+from lib.weights import save_weights
 
 
 def student_of(teacher: FastSAM3DConfig) -> FastSAM3DConfig:
@@ -38,9 +38,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     teacher = load_checkpoint(options.teacher)
-    student = build_untrained(student_of(teacher.config), options.seed)
+    student = build_untrained(student_of(teacher.config), options.seed, teacher.policy)
     start_student(student, teacher)
-    save_checkpoint(student, options.out, {"trained": "false"}, dtype=torch.float16)
+    save_weights(student, options.out, {"trained": "false"}, dtype=torch.float16)
 
 
 if __name__ == "__main__":

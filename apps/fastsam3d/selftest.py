@@ -27,7 +27,7 @@ from nibabel.affines import apply_affine
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from tqdm import tqdm
 
-from lib.errors import InputError
+from lib.errors import AppError
 from lib.imaging.mask_file import write_mask
 from lib.imaging.volume import read_volume
 
@@ -44,7 +44,7 @@ OFF_CENTRE = (0.4, 0.45, 0.55)  # where a scan is clicked unless told otherwise:
 TIMEOUT_S = 600
 
 
-class SelftestError(Exception):
+class SelftestError(AppError):
     """The test cannot go on; the message says why."""
 
 
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.click:
             scan = Scan(scan.array_ijk, scan.affine_mm, np.array(options.click))
         dice, held = compare(client, scan)
-    except (SelftestError, InputError) as error:
+    except AppError as error:
         print(error, file=sys.stderr)
         return 1
     faults = find_faults(dice, held, len(scan.clicks_ijk))

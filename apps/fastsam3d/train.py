@@ -24,12 +24,10 @@ os.environ.setdefault("MONAI_LABEL_DATASTORE_AUTO_RELOAD", "false")
 os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
 
 from lib.configs import FastSAM3D
-from lib.errors import InputError
-from lib.networks.checkpoint import CheckpointError
-from lib.options import OptionError, Options
+from lib.errors import AppError
+from lib.options import Options
 from lib.trainers.train_options import TrainOptions
-from lib.weights.files import WeightsError
-from lib.weights.versions import published_facts
+from lib.weights import published_facts
 
 APP = Path(__file__).resolve().parent
 MODEL = "fastsam3d"
@@ -91,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
             result = train(given.studies, conf, options)
         else:
             result = versions(conf, given.rollback)
-    except (InputError, OptionError, CheckpointError, WeightsError) as error:
+    except AppError as error:
         sys.exit(str(error))
     print(json.dumps(result, indent=1))
 

@@ -61,6 +61,12 @@ def test_replayed_network_is_the_network(device, detail):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_prepared_images_share_the_constants_of_the_network():
+    captured = CapturedNetwork(build_untrained(TINY, seed=0))
+    first, second = (captured.prepare(torch.randn(1, 48, 4, 4, 4)) for _ in range(2))
+    assert first.constants is second.constants
+
+
 @pytest.mark.gpu
 def test_graphs_are_bounded():
     if not torch.cuda.is_available():

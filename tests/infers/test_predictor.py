@@ -14,7 +14,7 @@ from lib.infers.precision import lowered
 from lib.infers.predictor import FastSAM3DPredictor
 from lib.infers.random_walker import guide_of, outline
 from lib.infers.stopwatch import Stopwatch
-from lib.networks import FastSAM3DConfig, build_untrained, mask_threshold
+from lib.networks import FastSAM3DConfig, MaskPolicy, build_untrained, mask_threshold
 
 POINTS_ROI = np.array([[30.0, 20, 10], [12, 50, 33], [5, 6, 60], [40, 41, 42]])
 LABELS = np.array([1, 1, 0, 0])
@@ -26,10 +26,8 @@ def roi_image(seed=0):
 
 @pytest.fixture(params=["all", "newest"])
 def network(request):
-    config = FastSAM3DConfig(
-        roi_size=64, width=24, depth=2, num_heads=3, out_channels=48, click_history=request.param
-    )
-    return build_untrained(config, seed=0)
+    config = FastSAM3DConfig(roi_size=64, width=24, depth=2, num_heads=3, out_channels=48)
+    return build_untrained(config, seed=0, policy=MaskPolicy(click_history=request.param))
 
 
 def predictor(network, embedding_bytes=10**8, mask_bytes=10**8, network_id="a"):
@@ -48,7 +46,7 @@ def test_replay_is_its_definition(network):
     with torch.no_grad():
         embedding = network.encode(torch.from_numpy(roi_image())[None, None])
         for count in range(1, 5):
-            first = 0 if network.config.click_history == "all" else count - 1
+            first = 0 if network.policy.click_history == "all" else count - 1
             points = torch.from_numpy(POINTS_ROI[None, first:count]).float()
             labels = torch.from_numpy(LABELS[None, first:count])
             low_res, _ = network.decode(embedding, points, labels, low_res)
@@ -64,8 +62,8 @@ def test_masks_of_published_networks_are_their_logits_above_0(network):
 
 
 def test_masks_are_cut_as_the_weights_ask_for(network):
-    network.config = dataclasses.replace(
-        network.config, mask_threshold="expected_dice", mask_edges="image"
+    network.policy = dataclasses.replace(
+        network.policy, mask_threshold="expected_dice", mask_edges="image"
     )
     ours = predictor(network)
     embedding = ours.encode("roi", roi_image)
@@ -83,7 +81,7 @@ def test_masks_are_cut_as_the_weights_ask_for(network):
 
 def test_masks_are_cut_one_at_a_time(network, monkeypatch):
     """Two walks at once would only share the same cores."""
-    network.config = dataclasses.replace(network.config, mask_edges="image")
+    network.policy = dataclasses.replace(network.policy, mask_edges="image")
     ours = predictor(network)
     embedding, low_res = ours.encode("roi", roi_image), segment(ours)
     at_work, most = [], []

@@ -411,10 +411,9 @@ def test_the_log_has_a_line_for_each_click(server):
 
 def test_weights_that_were_given_are_served(studies, tmp_path):
     from lib.networks import build_untrained, save_checkpoint
-    from lib.networks.config import CONFIGS
 
     path = tmp_path / "mine.safetensors"
-    save_checkpoint(build_untrained(CONFIGS["fastsam3d_small"], 9), path, {"licence": "CC0-1.0"})
+    save_checkpoint(build_untrained("fastsam3d_default", 9), path, {"licence": "CC0-1.0"})
     arguments = ("--conf", "weights", str(path), "--conf", "teacher_weights", str(path))
     with running_server(studies, tmp_path / "server.log", *arguments) as own:
         described = own.info()["models"]["fastsam3d"]["weights"]

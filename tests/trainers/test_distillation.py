@@ -16,7 +16,7 @@ from lib.trainers.schedule import Schedule, active_pairs
 from lib.trainers.train_options import TrainOptions
 from lib.trainers.updates import Updates, clip_updates
 from lib.trainers.validation import judge
-from lib.weights.files import file_weights, untrained_weights
+from lib.weights.files import file_weights
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,8 @@ def refused(task, site, **options):
 
 
 def test_no_teacher(site, tmp_path):
-    task = DistillationTask(tmp_path, site.task()._served, untrained_weights("sam_med3d_small"))
+    teacher = dataclasses.replace(file_weights(site.teacher), trained=False)
+    task = DistillationTask(tmp_path, site.task()._served, teacher)
     assert "there is no teacher: start the server with --conf teacher_weights" in refused(
         task, site
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lib.networks.fastsam3d import FastSAM3D
-from lib.networks.mask_decoder import PreparedImage
+from lib.networks.prepared import DecoderConstants, PreparedImage
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -78,6 +79,7 @@ class CapturedNetwork:
     def __init__(self, network: FastSAM3D) -> None:
         self.network = network
         self.config = network.config
+        self.policy = network.policy
         self._encode = Captured(lambda volume: (network.encode(volume),))
         self._decode = Captured(self._decode_tensors)
 
@@ -88,8 +90,12 @@ class CapturedNetwork:
 
     @torch.inference_mode()
     def prepare(self, embedding: Tensor) -> PreparedImage:
-        """As :meth:`FastSAM3D.prepare`."""
-        return self.network.prepare(embedding)
+        """As :meth:`FastSAM3D.prepare`, with constants that all prepared images share."""
+        return self.network.prepare(embedding, self._constants)
+
+    @cached_property
+    def _constants(self) -> DecoderConstants:
+        return self.network.decoder_constants()
 
     @torch.inference_mode()
     def decode(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.networks import FastSAM3D, mask_threshold
+from lib.networks.torch_private import has_amx, has_vnni, int8_matmul
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         scale = tokens.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
-        product = torch._int_mm((tokens / scale).round_().to(torch.int8), self.weight)
+        product = int8_matmul((tokens / scale).round_().to(torch.int8), self.weight)
         out = torch.addcmul(self.bias, product.float().mul_(scale), self.scale)
         return out.unflatten(0, x.shape[:-1])
 
@@ -76,9 +77,9 @@ def candidate(device: torch.device) -> NumberType:
     """The lower type that the hardware has instructions for; float32 where there is none."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+    if device.type == "cpu" and has_amx():
         return "bfloat16"
-    if device.type == "cpu" and torch.cpu._is_vnni_supported():
+    if device.type == "cpu" and has_vnni():
         return "int8"
     return "float32"
 
@@ -147,7 +148,7 @@ def lowest_dice(ours: FastSAM3D, expected: FastSAM3D, device: torch.device) -> f
             masks[n] = network.decode(embeddings[n], points[:, shown], labels[:, shown], masks[n])[
                 0
             ].float()
-        a, b = (mask > mask_threshold(mask, expected.config.mask_threshold) for mask in masks)
+        a, b = (mask > mask_threshold(mask, expected.policy.mask_threshold) for mask in masks)
         total = float(a.sum() + b.sum())
         worst = min(worst, 2 * float((a & b).sum()) / total if total else 1.0)
     return worst

@@ -85,7 +85,7 @@ class FastSAM3DPredictor:
     def _encode(self, key: Hashable, roi_image: np.ndarray) -> ImageEmbedding:
         volume = self._on_device(roi_image)
         prepared = self._network.prepare(self._network.encode(volume))
-        has_guide = self._network.config.mask_edges == "image"
+        has_guide = self._network.policy.mask_edges == "image"
         return ImageEmbedding(key, prepared, guide_of(roi_image) if has_guide else None)
 
     def decode(
@@ -151,15 +151,15 @@ class FastSAM3DPredictor:
         points_roi: np.ndarray,
         labels: np.ndarray,
     ) -> tuple[np.ndarray, float]:
-        config, values = self._network.config, low_res
+        config, policy, values = self._network.config, self._network.policy, low_res
         if embedding.guide is not None:
             values = outline(low_res, embedding.guide, points_roi, labels, config.roi_size)
-        threshold = mask_threshold(torch.from_numpy(values)[None], config.mask_threshold)
+        threshold = mask_threshold(torch.from_numpy(values)[None], policy.mask_threshold)
         return values, float(threshold)
 
     @torch.inference_mode()
     def _step(self, embedding: ImageEmbedding, clicks: tuple, previous: np.ndarray) -> np.ndarray:
-        shown = clicks if self._network.config.click_history == "all" else clicks[-1:]
+        shown = clicks if self._network.policy.click_history == "all" else clicks[-1:]
         prompt = torch.tensor(shown, dtype=torch.float32, device=self._device)[None]
         logits, _ = self._network.decode(
             embedding.prepared,

@@ -257,6 +257,7 @@ class DistillationTask(BasicTrainTask):
         networks = {
             "base": self._served.base.network_id,
             "config": served.network.config.to_dict(),
+            "policy": served.network.policy.to_dict(),
             "teacher": teacher.network_id if teacher else None,
             "spacing_mm": self._spacing_mm,
         }

@@ -158,7 +158,8 @@ class Run:
         teacher, wanted = self.features, self.options.start
         if teacher is None or wanted == "served":
             return {"start": "served"}
-        fresh = build_untrained(self.student.config, self.options.seed).to(self.device)
+        student = self.student
+        fresh = build_untrained(student.config, self.options.seed, student.policy).to(self.device)
         start_student(fresh, teacher.teacher)
         means: dict[str, float] = {}
         if wanted == "auto":

@@ -16,18 +16,18 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
         "server": {"datastore", "errors", "imaging", "infers", "weights"},
     },
     {
-        "infers": {"cache", "errors", "imaging", "networks", "weights"},
-        "trainers": {"cache", "errors", "imaging", "networks", "weights"},
+        "infers": {"cache", "errors", "imaging", "networks", "options", "weights"},
+        "trainers": {"cache", "errors", "imaging", "networks", "options", "weights"},
         "datastore": {"errors", "imaging"},
     },
     {
         "imaging": {"errors"},
+        "options": {"errors"},
         "weights": {"errors", "networks"},
     },
     {
         "networks": set(),
         "errors": set(),
-        "options": set(),
         "cache": set(),
     },
 )

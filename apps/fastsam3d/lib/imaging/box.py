@@ -36,8 +36,9 @@ def intersect(box_ijk: Box, other_ijk: Box) -> Box:
 def hull(box_ijk: Box, voxels_ijk: np.ndarray) -> Box:
     """Return the smallest box around a box, which may be empty, and voxels (N, 3)."""
     starts, stops = np.transpose(box_ijk)
-    points = [voxels_ijk] if np.any(starts >= stops) else [voxels_ijk, [starts, stops - 1]]
-    corners = np.concatenate(points)
+    corners = voxels_ijk
+    if np.all(starts < stops):
+        corners = np.concatenate([voxels_ijk, np.stack([starts, stops - 1])])
     if not len(corners):
         return EMPTY_BOX
     low, high = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()

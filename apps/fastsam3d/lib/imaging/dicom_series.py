@@ -116,7 +116,8 @@ def arrange(headers: Sequence[Dataset]) -> tuple[np.ndarray, Grid]:
 
 
 def _read_headers(folder: Path) -> list[tuple[Path, Dataset]]:
-    slices = []
+    """Return path and header of every DICOM image in a folder, in the order of the file names."""
+    slices: list[tuple[Path, Dataset]] = []
     for path in sorted(folder.iterdir()):
         if not path.is_file():
             continue

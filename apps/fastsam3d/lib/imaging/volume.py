@@ -30,7 +30,7 @@ FLATTEST_AXES = 1e-3
 GEOMETRY_CURE = "repair the geometry in its header or export it again"
 
 # NIFTI_ERRORS: raised by nibabel and what it calls on damaged, truncated and foreign files
-NIFTI_ERRORS = (
+NIFTI_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
     zlib.error,

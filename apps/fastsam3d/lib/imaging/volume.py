@@ -29,12 +29,14 @@ FLATTEST_AXES = 1e-3
 
 GEOMETRY_CURE = "repair the geometry in its header or export it again"
 
+ISAL_ERROR: Any = isal_zlib.error  # isal's stub declares an instance instead of the class
+
 # NIFTI_ERRORS: raised by nibabel and what it calls on damaged, truncated and foreign files
-NIFTI_ERRORS: tuple[type[Exception], ...] = (
+NIFTI_ERRORS = (
     OSError,
     EOFError,
     zlib.error,
-    isal_zlib.error,
+    ISAL_ERROR,
     ValueError,
     MemoryError,
     ImageFileError,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from skimage.segmentation import random_walker
 
@@ -22,7 +23,7 @@ Box = tuple[slice, ...]
 
 def voxel_mm(volume: Volume) -> np.ndarray:
     """The lengths (3,) of a voxel along the stored axes."""
-    return np.linalg.norm(volume.affine_mm[:3, :3], axis=0)
+    return voxel_sizes(volume.affine_mm)
 
 
 def ball(volume: Volume, centre_ijk: np.ndarray, radius_mm: float) -> tuple[Box, np.ndarray]:

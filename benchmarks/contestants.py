@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
@@ -49,7 +50,7 @@ class Scan:
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
-        return tuple(np.linalg.norm(self.volume.affine_mm[:3, :3], axis=0).tolist())
+        return tuple(voxel_sizes(self.volume.affine_mm).tolist())
 
 
 Contestant = Callable[[Scan, np.ndarray, Protocol, str], Series]

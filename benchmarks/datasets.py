@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from lib.errors import InputError
 from lib.imaging.volume import Volume, read_volume
@@ -239,7 +240,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         )
     corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
     apart_mm = np.abs((image.affine_mm - labels.affine_mm) @ corners).max()
-    if apart_mm > 0.5 * np.linalg.norm(image.affine_mm[:3, :3], axis=0).min():
+    if apart_mm > 0.5 * voxel_sizes(image.affine_mm).min():
         raise InputError(
             f"{case.name}: image and label map lie {apart_mm:.1f} mm apart in space; "
             "give the label map the image's geometry"

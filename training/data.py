@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from scipy.ndimage import maximum_filter
 from torch import Tensor
@@ -142,7 +143,7 @@ def place(case: Case, number: int, options: SampleOptions, generator: np.random.
     elif generator.random() < 0.5:
         signs = np.where(axes == 0, -signs, signs)  # left and right change sides
 
-    voxel_mm = np.linalg.norm(case.affine_mm[:3, :3], axis=0)
+    voxel_mm = voxel_sizes(case.affine_mm)
     extent_mm = max((part.stop - part.start) * mm for part, mm in zip(box, voxel_mm, strict=True))
     zoom = np.exp(generator.normal(0, 0.15))
     if generator.random() < options.fit:

@@ -25,7 +25,7 @@ from lib.datastore.dicom_seg import describe_segments
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
 from lib.errors import InputError, SavingError
 from pacs import running_pacs, stored
-from selftest import ORIENTATIONS, Scan, dice_in_space
+from selftest import ORIENTATIONS, ClickedScan, dice_in_space
 from serving import running_server
 
 SHAPE_IJK, SPACING_MM = (60, 52, 34), (5.0, 5.5, 8.0)
@@ -62,7 +62,7 @@ def scan(axes="LPS", turn_by=(0, 0, 0)):
     """The torso as a scanner with these axes sees it, turned by Euler angles (radians)."""
     affine_mm = torso.centred_affine(SHAPE_IJK, SPACING_MM, axes)
     affine_mm = from_matvec(nib.eulerangles.euler2mat(*turn_by)) @ affine_mm
-    return Scan(torso.sample(SHAPE_IJK, affine_mm, seed=1)[0], affine_mm, np.array(CLICKS))
+    return ClickedScan(torso.sample(SHAPE_IJK, affine_mm, seed=1)[0], affine_mm, np.array(CLICKS))
 
 
 def edit(paths, change):
@@ -200,7 +200,7 @@ def test_each_orientation_that_dicom_has(server, pacs, tmp_path):
     shape, spacing_mm = (34, 31, 20), np.array([9.0, 9.5, 13.0])
     affine_mm = torso.centred_affine(shape, spacing_mm, "LPS")
     hu = torso.sample(shape, affine_mm, seed=2)[0]
-    original = Scan(hu, affine_mm, np.array([[24, 18, 10], [20, 15, 12]]))
+    original = ClickedScan(hu, affine_mm, np.array([[24, 18, 10], [20, 15, 12]]))
     masks = []
     for number, orientation in enumerate(ORIENTATIONS):
         made = original.reoriented(orientation)

@@ -14,7 +14,7 @@ import requests
 import SimpleITK as sitk
 
 import torso
-from selftest import ORIENTATIONS, Scan, dice_in_space
+from selftest import ORIENTATIONS, ClickedScan, dice_in_space
 from serving import running_server
 
 SHAPE_IJK, SPACING_MM = (60, 52, 34), (5.0, 5.5, 8.0)
@@ -39,7 +39,7 @@ def scan():
     affine_mm = torso.centred_affine(SHAPE_IJK, SPACING_MM, "LPS")
     turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.2, -0.1, 0.15))
     affine_mm = turn @ affine_mm  # oblique, as patients lie
-    return Scan(torso.sample(SHAPE_IJK, affine_mm, seed=3)[0], affine_mm, CLICKS_IJK)
+    return ClickedScan(torso.sample(SHAPE_IJK, affine_mm, seed=3)[0], affine_mm, CLICKS_IJK)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
-"""Masks are written with their image's geometry, whatever the format and the orientation."""
+"""Replies hold the mask's file, for clients nearby and far away."""
 
 import asyncio
 import cgi
 import gzip
 import io
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,50 +15,13 @@ import SimpleITK as sitk
 from fastapi import Request
 
 from lib.imaging.mask import BoxMask
-from lib.imaging.mask_file import EXTENSIONS, MaskForm, mask_body, own_extension, write_mask
+from lib.imaging.mask_file import MaskForm
 from lib.server.reply import image_reply, multipart_reply
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.1) @ np.diag([-0.7, 0.9, 2.5]), [10, -20, 30]
 )
 
-
-@pytest.mark.parametrize("extension", [".nrrd", ".nii.gz", ".nii", ".mha"])
-@pytest.mark.parametrize("compress", [False, True])
-def test_voxels_and_geometry(tmp_path, extension, compress):
-    mask = np.asfortranarray(np.random.default_rng(0).integers(0, 2, (4, 6, 9), dtype=np.uint8))
-    path = tmp_path / f"mask{extension}"
-    write_mask(mask, OBLIQUE, path, compress)
-    image = sitk.ReadImage(str(path))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(), mask)
-    for index in ((0, 0, 0), (3, 0, 0), (0, 5, 0), (0, 0, 8)):
-        lps = np.array(image.TransformIndexToPhysicalPoint(index))
-        ras = nib.affines.apply_affine(OBLIQUE, index)
-        np.testing.assert_allclose(lps * [-1, -1, 1], ras, atol=1e-4)
-
-
-def test_uncompressed_nrrd_ends_in_the_raw_voxels_in_file_order(tmp_path):
-    mask = np.asfortranarray(np.arange(4 * 6 * 9, dtype=np.uint8).reshape(4, 6, 9))
-    write_mask(mask, np.eye(4), tmp_path / "mask.nrrd")
-    content = (tmp_path / "mask.nrrd").read_bytes()
-    assert content.endswith(b"\n\n" + mask.tobytes(order="F"))
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("a/ct.nii.gz", ".nii.gz"),
-        ("CT.NRRD", ".nrrd"),
-        ("x.seg.nrrd", ".nrrd"),
-        ("dicom_folder", ".nrrd"),
-        ("ct.nii", ".nii"),
-    ],
-)
-def test_own_extension(path, expected):
-    assert own_extension(path) == expected
-
-
-# What is sent
 
 BOX_IJK = ((3, 11), (2, 9), (5, 20))
 
@@ -110,35 +72,6 @@ def assert_is_the_mask(image):
         np.testing.assert_allclose(lps * [-1, -1, 1], ras, atol=1e-4)
 
 
-@pytest.mark.parametrize("compress", [None, False, True])
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
-@pytest.mark.parametrize("extension", EXTENSIONS)
-def test_each_form_holds_the_mask(tmp_path, extension, dtype, compress):
-    body = mask_body(box_mask(), MaskForm(extension, dtype, compress))
-    content = b"".join(body.stretches)
-    assert len(content) == body.length
-    image = read(content, extension, tmp_path)
-    assert_is_the_mask(image)
-    assert image.GetPixelIDTypeAsString().startswith(
-        {"uint8": "8-bit unsigned", "int16": "16-bit signed", "float32": "32-bit float"}[dtype]
-    )
-
-
-@pytest.mark.parametrize("affine_mm", [OBLIQUE, np.diag([-0.8, -0.8, 1.25, 1])])
-def test_our_nrrd_is_what_itk_writes(tmp_path, affine_mm):
-    mask = BoxMask(box_mask().values, BOX_IJK, (13, 11, 23), affine_mm)
-    write_mask(mask.whole(), affine_mm, tmp_path / "itk.nrrd")
-    ours = b"".join(mask_body(mask, MaskForm(".nrrd")).stretches)
-    (header, voxels), (expected, expected_voxels) = (
-        content.split(b"\n\n", 1) for content in (ours, (tmp_path / "itk.nrrd").read_bytes())
-    )
-    assert voxels == expected_voxels
-    number = rb"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    assert re.sub(number, b"", header) == re.sub(number, b"", expected)
-    numbers = [np.array(re.findall(number, each), float) for each in (header, expected)]
-    np.testing.assert_allclose(*numbers, rtol=1e-14)
-
-
 def test_a_client_beside_the_server_gets_the_raw_mask(tmp_path):
     headers, content = sent(image_reply(box_mask(), MaskForm(".nrrd", compress=False), NEAR))
     assert "content-encoding" not in headers
@@ -178,11 +111,3 @@ def test_slicers_reply(tmp_path, request_, compress, encoding):
     assert image.name == "image" and Path(image.filename).suffix == ".nrrd"
     assert b"encoding: " + encoding in image.value[:500]
     assert_is_the_mask(read(image.value, ".nrrd", tmp_path))
-
-
-def test_other_forms_leave_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mask_body(box_mask(), MaskForm(".nii.gz"))
-    with pytest.raises(TypeError):
-        mask_body(box_mask(), MaskForm(".nrrd", "no type"))
-    assert not list(tmp_path.iterdir())

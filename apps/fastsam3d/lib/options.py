@@ -1,4 +1,7 @@
-"""The options of the app, given as ``--conf key value`` when the server starts."""
+"""The options of the app, given as ``--conf key value`` when the server starts.
+
+The rule for the names of devices, `find_device`, holds for requests and trainings as well.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Any
 
 import psutil
 import torch
+from monailabel.utils.others.generic import device_list, device_map
 
-from lib.errors import OptionError
+from lib.errors import InputError, OptionError
 
 LABELS = ("target", "organ", "lesion", "vessel", "bone")
 """LABELS: default of the option ``labels``."""
@@ -85,15 +89,26 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def find_device(name: str) -> str:
+    """Return the torch name of a device of this machine, "cpu" or "cuda:N".
+
+    name: "cpu", "cuda:N", "cuda" for the first GPU, a name from MONAI Label's `device_list`, or ""
+    for the first GPU or, without one, the CPU. Raises InputError, with the names that exist, for
+    any other name.
+    """
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    device = device_map().get(name, name) or (gpus[0] if gpus else "cpu")
+    if device == "cuda":  # MONAI Label's name for a single GPU, too
+        device = "cuda:0"
+    if device not in ("cpu", *gpus):
+        choices = ", ".join(dict.fromkeys(["cpu", *gpus, *device_list()]))
+        raise InputError(f"there is no device {name!r} on this server; choose one of {choices}")
+    return str(device)
+
+
 def _device(text: str) -> str:
-    if text == "cpu":
-        return text
-    count = torch.cuda.device_count()
-    present = [f"cuda:{number}" for number in range(count)]
-    if text == "cuda" and present:
-        return text
-    if text not in present:
-        raise ValueError(f"this machine has {', '.join(['cpu', *present])}")
+    """Check the name of a device and keep it: for a training, "cuda" means all GPUs."""
+    find_device(text)
     return text
 
 

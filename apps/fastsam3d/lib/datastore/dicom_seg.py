@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 
 from lib.errors import InputError
+from lib.imaging.affine import itk_affine
 
 SAME_GRID_VOXELS = 0.1
 """How far the corners of a label may lie from those of its image."""
@@ -78,7 +79,7 @@ def _check_label(label: str, image: str) -> list[int]:
             f"it has {' × '.join(map(str, mask.GetSize()))} voxels, its image "
             f"{' × '.join(map(str, grid.GetSize()))}; save one label map on the grid of the image"
         )
-    shifts_mm = _affine(mask)[:3] - _affine(grid)[:3]
+    shifts_mm = itk_affine(mask)[:3] - itk_affine(grid)[:3]
     corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(mask.GetSize()) - 1)
     corners_mm = corners @ shifts_mm[:, :3].T + shifts_mm[:, 3]
     if np.linalg.norm(corners_mm, axis=1).max() > SAME_GRID_VOXELS * min(grid.GetSpacing()):
@@ -87,11 +88,3 @@ def _check_label(label: str, image: str) -> list[int]:
     if not values:
         raise InputError("it is empty; draw or click on something first")
     return values
-
-
-def _affine(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
-    """(4, 4), stored index -> LPS mm."""
-    affine_mm = np.eye(4)
-    affine_mm[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine_mm[:3, 3] = image.GetOrigin()
-    return affine_mm

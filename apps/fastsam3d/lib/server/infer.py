@@ -22,7 +22,7 @@ from monailabel.interfaces.utils.app import app_instance
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
 from lib.imaging.mask_file import MaskForm, write_temporary
-from lib.infers.fastsam3d import MASK, check_options
+from lib.infers.request import MASK, check_options
 from lib.server.find_image import find_image, image_file
 from lib.server.reply import image_reply, multipart_reply
 

@@ -25,7 +25,7 @@ class StretchResponse(Response):
         super().__init__(
             media_type=media_type, headers={**headers, "content-length": str(body.length)}
         )
-        self._stretches = body.stretches
+        self._stretches = body.chunks
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         start = {"type": "http.response.start", "status": self.status_code}

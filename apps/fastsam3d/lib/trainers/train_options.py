@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 
 from lib.errors import InputError
+from lib.options import find_device
 
 SENT_BESIDES = ("model", "client_id", "gpus", "local_rank")
 """What clients and MONAI Label send with every request to train."""
@@ -165,11 +166,7 @@ def _outside(limits: Mapping[str, Any], value: Any) -> str:
 
 
 def _device(name: str) -> str:
-    """`cuda` where there is a GPU; raises InputError for what this machine does not have."""
-    found = name_to_device(name)
-    number = found.removeprefix("cuda:")
-    is_there = number.isdigit() and int(number) < torch.cuda.device_count()
-    if found not in ("cpu", "cuda") and not is_there:
-        choices = ", ".join(["cpu", *device_list()])
-        raise InputError(f"there is no device {name!r} on this server; choose one of {choices}")
-    return str(found)
+    """Return "cuda", all GPUs, or the name of one device; raise InputError if it does not exist."""
+    if name in ("", "cuda"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return find_device(name)

@@ -43,7 +43,7 @@ from benchmarks.contestants import (  # noqa: E402
     make_contestants,
     present_models,
 )
-from benchmarks.datasets import Case, choose_cases, find_cases, read_case, targets  # noqa: E402
+from benchmarks.datasets import BenchmarkCase, choose_cases, find_cases, read_case, targets  # noqa: E402
 from benchmarks.protocols import (  # noqa: E402
     MIN_MM3,
     Protocol,
@@ -88,7 +88,7 @@ class Bench:
             if isinstance(contestant, Served)
         }
 
-    def measure(self, case: Case) -> dict[str, list[Score]] | str:
+    def measure(self, case: BenchmarkCase) -> dict[str, list[Score]] | str:
         """The scores of each model on each structure of a case, or why it cannot be used."""
         try:
             volume, labels = read_case(case)
@@ -111,7 +111,9 @@ class Bench:
         return self.contestants[name](scan, target, protocol, key)
 
 
-def make_score(case: Case, structure: str, target: np.ndarray, series: Sequence[Series]) -> Score:
+def make_score(
+    case: BenchmarkCase, structure: str, target: np.ndarray, series: Sequence[Series]
+) -> Score:
     """The mean of all series on a structure."""
     dice = np.mean([one.dice for one in series], axis=0)
     nsd = np.mean([one.nsd for one in series], axis=0)
@@ -139,13 +141,13 @@ def _start_worker(plan: Plan) -> None:
     _bench = Bench(plan)
 
 
-def _measure_in_worker(case: Case) -> dict[str, list[Score]] | str:
+def _measure_in_worker(case: BenchmarkCase) -> dict[str, list[Score]] | str:
     assert _bench is not None
     return _bench.measure(case)
 
 
 def measure_in_processes(
-    plan: Plan, cases: Sequence[Case], jobs: int
+    plan: Plan, cases: Sequence[BenchmarkCase], jobs: int
 ) -> Iterator[dict[str, list[Score]] | str]:
     """`Bench.measure` of each case, in order; the processes share the cores."""
     with ProcessPoolExecutor(
@@ -155,7 +157,7 @@ def measure_in_processes(
 
 
 def collect(
-    bench: Bench, cases: Sequence[Case], jobs: int = 1
+    bench: Bench, cases: Sequence[BenchmarkCase], jobs: int = 1
 ) -> tuple[dict[str, list[Score]], list[str]]:
     """All scores by model, and what was left out; raises InputError where nothing is left."""
     scores: dict[str, list[Score]] = {name: [] for name in bench.contestants}

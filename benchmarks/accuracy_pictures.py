@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.orientations import io_orientation
 
 from .contestants import Scan
-from .datasets import Case, read_case, targets
+from .datasets import BenchmarkCase, read_case, targets
 from .protocols import MIN_MM3, Series
 
 matplotlib.use("Agg")
@@ -27,7 +27,7 @@ DPI = 90
 
 
 def draw_all(
-    report: Mapping[str, Any], bench: Bench, cases: Sequence[Case], folder: Path
+    report: Mapping[str, Any], bench: Bench, cases: Sequence[BenchmarkCase], folder: Path
 ) -> list[Path]:
     """`curve.png`, and `failures-MODEL.png` for each of the app's models (else the first model)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def draw_failures(
     name: str,
     failures: Sequence[Mapping[str, Any]],
     bench: Bench,
-    cases: Sequence[Case],
+    cases: Sequence[BenchmarkCase],
     path: Path,
 ) -> Path:
     """Each failure clicked again: mask filled, true border dashed, clicks in the plane crossed."""

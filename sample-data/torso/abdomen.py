@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from .curves import tube, vessel_tree
 from .shapes import (
     Shape,
     ellipsoid,
@@ -15,6 +14,7 @@ from .shapes import (
     wavy,
 )
 from .trunk import below_diaphragm, cavity
+from .tubes import tube, vessel_tree
 
 
 def liver() -> Shape:

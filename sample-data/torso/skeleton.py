@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from .curves import tube
 from .shapes import (
     Shape,
     complement,
@@ -18,6 +17,7 @@ from .shapes import (
     wavy,
 )
 from .trunk import cavity
+from .tubes import tube
 
 # Name: height z of the vertebral body's middle and its own height, mm.
 VERTEBRAE = {

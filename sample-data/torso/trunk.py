@@ -5,7 +5,6 @@ The origin lies in the body's middle at the height of the twelfth thoracic verte
 
 import numpy as np
 
-from .curves import tube, vessel_tree
 from .shapes import (
     Shape,
     complement,
@@ -17,6 +16,7 @@ from .shapes import (
     unite,
     wavy,
 )
+from .tubes import tube, vessel_tree
 
 HEIGHT_MM = (-600.0, 600.0)  # far beyond every usual field of view, so that no grid meets an end
 

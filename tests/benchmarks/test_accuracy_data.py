@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from benchmarks.datasets import Case, choose_cases, find_cases, read_case, targets
+from benchmarks.datasets import BenchmarkCase, choose_cases, find_cases, read_case, targets
 
 from lib.errors import InputError
 
@@ -155,7 +155,7 @@ def test_a_label_without_its_image_is_named(tmp_path: Path, make_pair) -> None:
 def test_another_grid_is_refused(tmp_path: Path, image, labels) -> None:
     shifted = AFFINE_MM.copy()
     shifted[0, 3] = 4
-    case = Case(
+    case = BenchmarkCase(
         "s",
         "a",
         write_volume(tmp_path / "i.nii.gz", image),
@@ -172,7 +172,7 @@ def test_cases_are_capped_by_source_and_need_a_structure(tmp_path: Path, image, 
     empty = np.zeros_like(labels)
     empty[0, 0, 0] = 1
     cases = [
-        Case(
+        BenchmarkCase(
             source,
             name,
             tmp_path / "i.nii.gz",

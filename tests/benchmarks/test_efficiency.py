@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.published import PublishedNetwork
+from benchmarks.published_networks import PublishedNetwork
 from torch.nn import functional as F
 
 from benchmarks import efficiency, efficiency_report, efficiency_rows, growth, measure, sam2d
@@ -17,7 +17,7 @@ SMALL = {"width": 48, "depth": 3, "num_heads": 3, "out_channels": 48, "decoder_m
 TEACHER = replace(CONFIGS["sam_med3d"], **SMALL, global_blocks=(1,))
 STUDENT = replace(CONFIGS["fastsam3d"], **SMALL)
 SPARSE = replace(CONFIGS["fastsam3d_sparse"], **SMALL)
-CLICKS = efficiency_rows.Clicks.on(CPU)
+CLICKS = efficiency_rows.SecondClick.on(CPU)
 
 
 def test_flops_of_products_convolutions_and_attention():

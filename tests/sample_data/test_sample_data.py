@@ -23,7 +23,7 @@ from scipy.ndimage import binary_erosion
 import prepare
 import torso
 from atomic import replacing
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from real_scans import Member, WheelError, extract_members
 from torso.anatomy import structures
 

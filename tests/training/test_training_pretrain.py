@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import Dataset
-from training.initial import (
+from training.initialisation import (
     CONTENT,
     GROUND_LOGIT,
     click_balls,
@@ -19,7 +19,7 @@ from training.initial import (
     take_weights,
 )
 from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best
-from training.pretrain import TrainOptions, averaged_network, make_optimizer, pretrain
+from training.pretrain import PretrainOptions, averaged_network, make_optimizer, pretrain
 from training.state import AveragedWeights, learning_rate
 
 from lib.networks import FastSAM3D, FastSAM3DConfig
@@ -50,9 +50,9 @@ def batch_of(*numbers: int) -> dict[str, torch.Tensor]:
     return torch.utils.data.default_collate([BallSamples()[number] for number in numbers])
 
 
-def options(**changes: object) -> TrainOptions:
+def options(**changes: object) -> PretrainOptions:
     fast = {"minutes": ENDLESS, "workers": 0, "warm_up": 2, "save_every": 3, "log_every": 2}
-    return TrainOptions(**{**fast, "clicks": 3, **changes})
+    return PretrainOptions(**{**fast, "clicks": 3, **changes})
 
 
 def test_training_lowers_the_loss(tiny_network: FastSAM3D, tmp_path: Path) -> None:

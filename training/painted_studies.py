@@ -1,4 +1,4 @@
-"""The training data as studies for the distillation: `python -m training.studies --out DIR`.
+"""Write the training data as studies for the distillation.
 
 The app's trainer takes a folder of studies as a server does: images, and their labels in
 ``labels/final``. Real scans are written as they are; painted ones, which no scanner made, are what

@@ -6,8 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from training.data import ClickSamples, SampleOptions
+from training.painted_studies import PAINTED, write_painted, write_real
 from training.sources import MAX_STRUCTURES, Case, load_atlases
-from training.studies import PAINTED, write_painted, write_real
 
 from lib.imaging.volume import read_volume
 

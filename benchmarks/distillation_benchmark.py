@@ -1,6 +1,6 @@
 """What layer-wise distillation is worth, measured through a running server.
 
-    python -m benchmarks.distillation --studies DIR --json FILE --markdown FILE
+    python -m benchmarks.distillation_benchmark --studies DIR --json FILE --markdown FILE
 
 Trains a student from its teacher as a client does, clicks meanwhile, and compares with the logits
 alone for the same time; then kills a short training and resumes it. DIR is a folder of studies as
@@ -92,7 +92,7 @@ def measure(
     server: Server, studies: Path, options: dict[str, Any], logits_rate: float | None, kill: bool
 ) -> dict[str, Any]:
     client = MONAILabelClient(server.url)
-    clicks = Clicks(server, studies)
+    clicks = ClickTimer(server, studies)
     result: dict[str, Any] = {"date": str(date.today()), **machine(), "options": options}
     result["weights"] = before = weights(server)
     result["click_ms"] = {"idle": clicks.median(IDLE_CLICKS)}
@@ -124,7 +124,10 @@ def measure(
 
 
 def train(
-    server: Server, client: MONAILabelClient, options: dict[str, Any], clicks: Clicks | None = None
+    server: Server,
+    client: MONAILabelClient,
+    options: dict[str, Any],
+    clicks: ClickTimer | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """From the client's call to DONE: the statistics, and the clicks' times meanwhile."""
     client.train_start(MODEL, dict(options))
@@ -195,7 +198,7 @@ def epochs_of_logits(stats: dict[str, Any]) -> int:
     return max(1, round(last["seconds"] / ((last["seconds"] - before["seconds"]) / epochs)))
 
 
-class Clicks:
+class ClickTimer:
     """A user who goes on clicking on one study, each time at another place."""
 
     def __init__(self, server: Server, studies: Path) -> None:

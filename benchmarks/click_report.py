@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the numbers as Markdown: viewers, stages, and everything else."""
-    clicks = [
+    clicks: list[tuple[str, Callable[[Mapping[str, Any]], float]]] = [
         ("first click, scan not read yet", lambda times: times["first_cold_ms"]),
         ("first click, scan read", lambda times: times["first_ms"]),
         ("another label in the same region", lambda times: times["other_label_ms"]),

@@ -260,9 +260,8 @@ def killed(server: Server, client: MONAILabelClient, options: dict[str, Any]) ->
     client.train_start(MODEL, dict(short))
     while statistics_of(server).get("iteration", 0) < 9 or "total_time" in statistics_of(server):
         if not client.train_status(True):
-            raise SystemExit(
-                f"the training ended before it could be killed: {client.train_status()['details'][-3:]}"
-            )
+            details = client.train_status()["details"][-3:]
+            raise SystemExit(f"the training ended before it could be killed: {details}")
         time.sleep(0.1)
     for process in server.processes[0].children(recursive=True):
         if is_training(process):

@@ -141,12 +141,13 @@ class Candidates3D:
     def _ours(self, name: str, network: FastSAM3D) -> Candidate:
         clicks = self.clicks
         notes: dict[str, object] = {"number_type": "float32"}
+        computed = network
         served: FastSAM3D | CapturedNetwork = network
         if name in AS_SERVED:
-            chosen, precision = choose(network, self.device)
-            served = CapturedNetwork(chosen)
+            computed, precision = choose(network, self.device)
+            served = CapturedNetwork(computed)
             notes = {"number_type": precision.number_type, "precision": precision.reason}
-        encoder_weights, decoder_weights = _weights(network if served is network else chosen)
+        encoder_weights, decoder_weights = _weights(computed)
         embedding = cache(lambda: served.encode(self.volume))
         prepared = cache(lambda: served.prepare(embedding()))
         prepared_float32 = cache(lambda: network.prepare(network.encode(self.volume)))

@@ -147,8 +147,8 @@ def _record_names(out: Path, path: Path, labels: np.ndarray, names: dict[int, st
 
 def _warn_of_missing_scans(error: WheelError) -> None:
     warnings.warn(
-        f"the real scans are missing, the synthetic ones are ready: {error}. Run this again when the "
-        "Python package index is reachable; or download the wheel elsewhere with 'pip download "
+        f"the real scans are missing, the synthetic ones are ready: {error}. Run this again when "
+        "the Python package index is reachable; or download the wheel elsewhere with 'pip download "
         "--no-deps tptbox==1.1.0' and pass --wheel; or skip these scans with --no-real.",
         stacklevel=2,
     )

@@ -1,4 +1,4 @@
-"""What the distillation benchmark makes of statistics; the run itself takes minutes."""
+"""The distillation benchmark's summaries; the run itself takes minutes."""
 
 import nibabel as nib
 import numpy as np
@@ -35,19 +35,19 @@ def stats():
 
 
 def test_the_summary_compares_with_the_teacher(stats):
-    found = distillation_benchmark.summary(stats)
-    assert found["kept"] == dict.fromkeys(DICE, pytest.approx(0.5))
-    assert (found["seconds"], found["updates"]) == (100.0, 24)
+    summary = distillation_benchmark.summary(stats)
+    assert summary["kept"] == dict.fromkeys(DICE, pytest.approx(0.5))
+    assert (summary["seconds"], summary["updates"]) == (100.0, 24)
 
 
-def test_the_schedule_stands_beside_eq_2(stats):
+def test_the_schedule_matches_eq_2(stats):
     rows = distillation_benchmark.schedule(stats)
     assert [(r["iteration"], r["k"]) for r in rows] == [(3 * n, n) for n in range(1, 7)]
     assert all(r["k"] == r["eq2"] for r in rows)
 
 
-def test_logits_alone_get_as_long(stats):
-    """40 s for two epochs of stage 2, so 100 s are five."""
+def test_logits_alone_get_the_same_time(stats):
+    """Two epochs of stage 2 take 40 s, so 100 s are five epochs."""
     assert distillation_benchmark.epochs_of_logits(stats) == 5
 
 

@@ -19,7 +19,8 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.accuracy_report import table, with_intervals  # noqa: E402
+from benchmarks.accuracy_report import with_intervals  # noqa: E402
+from benchmarks.report_table import table  # noqa: E402
 from lib.networks import describe_checkpoint  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,7 +169,7 @@ def make_image(
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, bool]:
     """The degraded ROI image and whether it is to be normalised as a CT."""
-    image = None if case.image is None else roi.crop(case.image)
+    image: Any = None if case.image is None else roi.crop(case.image)
     if is_synthetic:
         painted = labels if image is None else synthesis.split_ground(labels, image, generator)
         image, is_ct = synthesis.paint(painted, generator), generator.random() < 0.25

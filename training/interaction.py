@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,7 +46,7 @@ def interactive_loss(
     for click in range(clicks):
         is_graded = click in graded
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_graded):
-            several = "all" if click == 0 and is_graded else False
+            several: Literal["all", False] = "all" if click == 0 and is_graded else False
             masks, iou = network.decode(prepared, points_roi, labels, low_res, several)
             low_res = masks[:, :1]
             logits = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]

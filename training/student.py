@@ -1,7 +1,8 @@
-"""A student before it learns: `python -m training.student --teacher FILE --out FILE`.
+"""Write an untrained student: `python -m training.student --teacher FILE --out FILE`.
 
-Half of the teacher's blocks, the first two without attention (arXiv 2403.09827); everything else is
-the teacher's copy. The app's trainer then teaches the blocks (`--conf weights FILE`).
+The student has half of the teacher's blocks, the first two without attention (arXiv 2403.09827).
+All other parts are copies of the teacher's. The app's trainer then trains the blocks (`--conf
+weights FILE`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from lib.weights import save_weights
 
 
 def student_of(teacher: FastSAM3DConfig) -> FastSAM3DConfig:
-    """The residual stays the teacher's, unlike in the published student: their streams are compared
-    block by block, and a normalised one would have to imitate one that grows.
+    """Return the student's configuration.
+
+    The residual is the teacher's, unlike in the published student. The distillation compares the
+    outputs block by block; a normalised residual cannot imitate one whose values grow.
     """
     return dataclasses.replace(
         teacher,

@@ -11,7 +11,7 @@ from pydicom.uid import MRImageStorage
 from scipy.spatial.transform import Rotation
 
 import torso
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = Rotation.from_euler("xyz", (17, -11, 23), degrees=True).as_matrix()

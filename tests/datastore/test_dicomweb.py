@@ -20,7 +20,7 @@ from nibabel.affines import apply_affine, from_matvec
 from pydicom.uid import MRImageStorage, PositronEmissionTomographyImageStorage
 
 import torso
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from lib.datastore.dicom_seg import describe_segments
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
 from lib.errors import InputError, SavingError

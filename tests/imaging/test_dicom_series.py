@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from lib.errors import InputError
 from lib.imaging.dicom_series import read_series
 from lib.imaging.volume import read_volume

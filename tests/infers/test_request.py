@@ -87,6 +87,6 @@ def test_a_task_runs_on_the_device_of_the_request(two_gpus, monkeypatch, default
     )
     network = build_untrained(FastSAM3DConfig(roi_size=64, width=24, depth=2, num_heads=3), seed=0)
     caches = Caches(*(ByteCache[np.ndarray](10**6, array_nbytes) for _ in range(3)))
-    task = FastSAM3DInfer(Weights(network, "a"), ["liver"], caches, device=default)
+    task = FastSAM3DInfer(Weights(network, "a", "a.safetensors"), ["liver"], caches, device=default)
     task({"image": "scan.nii", **request_})
     assert requests == [{"image": "scan.nii", **request_, "device": device}]

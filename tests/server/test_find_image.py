@@ -9,7 +9,7 @@ import pytest
 import requests
 
 import torso
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from lib.errors import InputError
 from lib.server.read_ahead import ReadAhead
 from pacs import running_pacs

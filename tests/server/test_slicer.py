@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from monailabel.client.client import MONAILabelClientException
 
 import torso
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from pacs import running_pacs
 from serving import running_server
 from slicer import Slicer, voxels

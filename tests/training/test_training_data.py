@@ -1,4 +1,4 @@
-"""Only what may be trained on is read; samples are pure, aligned, and clicked inside the target."""
+"""Only data for training is read; samples are reproducible, aligned, and clicked inside targets."""
 
 import csv
 import json
@@ -42,7 +42,7 @@ PLAIN = SampleOptions(
         ("train", "Apache-2.0 (repo; data origin not stated)", False),
     ],
 )
-def test_what_may_be_trained_on(part: str, licence: str, allowed: bool) -> None:
+def test_part_and_licence_decide_on_training(part: str, licence: str, allowed: bool) -> None:
     assert may_train({"part": part, "licence": licence}) is allowed
 
 
@@ -74,7 +74,7 @@ def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
         load_cases(tmp_path)
 
 
-def test_the_folder_of_shared_data_gives_no_case_for_measuring(shared_dir: Path) -> None:
+def test_the_shared_data_gives_no_case_for_measuring(shared_dir: Path) -> None:
     with open(shared_dir / "data" / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     taken = [row for row in rows if may_train(row)]
@@ -126,7 +126,7 @@ def test_samples_depend_on_seed_and_number_alone(make_case: Callable[..., Case])
     assert not torch.equal(later["image"], other["image"])
 
 
-def test_samples_have_the_shapes_and_statistics_that_the_network_gets(
+def test_samples_have_the_shapes_of_the_networks_input(
     make_case: Callable[..., Case],
 ) -> None:
     samples = ClickSamples([make_case(), make_case(with_image=False)], SMALL, seed=0)

@@ -12,8 +12,8 @@ from lib.imaging.volume import read_volume
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.contestants import Scan, Served  # noqa: E402
-from benchmarks.protocols import make_protocol  # noqa: E402
+from benchmarks.contestants import Served  # noqa: E402
+from benchmarks.protocols import Scan, make_protocol  # noqa: E402
 
 SHAPE_IJK = (160, 128, 70)
 SPACING_MM = (2.4, 2.4, 4.5)

@@ -1,4 +1,4 @@
-"""Tubes along smooth curves, and vascular trees grown inside an organ."""
+"""Tubes along smooth curves, and vascular trees inside an organ."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from .shapes import FAR_MM, Shape, capsules
 
 
 def tube(knots: Sequence[tuple[float, float, float, float]], *, bead_mm: float = 0.0) -> Shape:
-    """Tube along a smooth curve through ``knots`` (x, y, z, radius), RAS mm.
+    """Return a tube along a smooth curve through ``knots`` (x, y, z, radius), RAS mm.
 
-    ``bead_mm`` > 0 pinches the tube about every 30 mm, as the haustra of the colon do.
+    bead_mm: amplitude of constrictions every 30 mm, as the haustra of the colon.
     """
     knots = np.asarray(knots, float)
     steps = np.linalg.norm(np.diff(knots[:, :3], axis=0), axis=1)
@@ -26,10 +26,10 @@ def tube(knots: Sequence[tuple[float, float, float, float]], *, bead_mm: float =
 def vessel_tree(
     organ: Shape, root: tuple[float, float, float], *, tips: int, tip_radius: float, seed: int
 ) -> Shape:
-    """Tree of vessels from ``root`` to ``tips`` places spread over the inside of ``organ``.
+    """Return a tree of vessels from ``root`` to ``tips`` random points inside ``organ``.
 
-    Each place is joined to the node that makes a short way for the blood; radii follow Murray's
-    law, the cube of the parent's being the sum of its children's cubes.
+    Each point is connected to the node that gives a short path to the root. Radii follow Murray's
+    law: the cube of a parent's radius is the sum of its children's cubes.
     """
     nodes = _tree_nodes(organ, root, tips, seed)
     parents = _tree_parents(nodes)
@@ -45,26 +45,29 @@ def vessel_tree(
 
 
 def _tree_nodes(organ: Shape, root, tips: int, seed: int) -> np.ndarray:
-    """The root and ``tips`` random places [tips + 1, 3] well inside the organ, nearest first."""
+    """Return the root and random points at least 3 mm inside the organ, nearest first.
+
+    The result has the shape [tips + 1, 3].
+    """
     generator = np.random.default_rng(seed)
     low, high = organ.box_mm
-    found = np.empty((0, 3))
-    while len(found) < tips:
-        places = low + (high - low) * generator.random((4 * tips, 3))
-        depth = organ.field(*places.T.astype(np.float32))
-        found = np.concatenate([found, places[depth < -3]])
-    found = found[:tips]
-    order = np.argsort(np.linalg.norm(found - root, axis=1), kind="stable")
-    return np.concatenate([[root], found[order]])
+    points = np.empty((0, 3))
+    while len(points) < tips:
+        candidates = low + (high - low) * generator.random((4 * tips, 3))
+        depth = organ.field(*candidates.T.astype(np.float32))
+        points = np.concatenate([points, candidates[depth < -3]])
+    points = points[:tips]
+    order = np.argsort(np.linalg.norm(points - root, axis=1), kind="stable")
+    return np.concatenate([[root], points[order]])
 
 
 def _tree_parents(nodes: np.ndarray) -> np.ndarray:
-    """Parent index [n] of each node; the root, node 0, is its own."""
+    """Return the parent index [n] of each node; the root, node 0, is its own parent."""
     parents = np.zeros(len(nodes), int)
-    way = np.full(len(nodes), FAR_MM)
-    way[0] = 0
+    path_mm = np.full(len(nodes), FAR_MM)
+    path_mm[0] = 0
     for child in range(1, len(nodes)):
         step = np.linalg.norm(nodes[:child] - nodes[child], axis=1)
-        parents[child] = np.argmin(step + 0.45 * way[:child])
-        way[child] = way[parents[child]] + step[parents[child]]
+        parents[child] = np.argmin(step + 0.45 * path_mm[:child])
+        path_mm[child] = path_mm[parents[child]] + step[parents[child]]
     return parents

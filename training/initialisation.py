@@ -1,6 +1,6 @@
-"""Initial weights that know a little: what a patch looks like, and that near is near.
+"""Initial weights that start with image frequencies and with attention to the click's place.
 
-From the usual random weights a network of this kind spends its first hour on learning that.
+With the usual random weights, the network needs the first hour of training to learn both.
 """
 
 from __future__ import annotations
@@ -18,38 +18,40 @@ from lib.networks.mask_refiner import PROMPT_MAPS
 from lib.trainers.losses import mask_loss
 
 SHARPNESS = 4.0
-"""Factor on queries and keys of the decoder's cross-attention."""
+"""SHARPNESS: factor on queries and keys of the decoder's cross-attention."""
 
 CONTENT = 0.3
-"""Scale of what image and click tokens hold beside their position, whose own is 0.7."""
+"""CONTENT: scale of the content of image and click tokens; their position has scale 0.7."""
 
 MARKING_RATE = 3e-4
-"""Of learning to mark clicks: at 1e-3 the refiner's convolutions make it diverge."""
+"""MARKING_RATE: learning rate for marking clicks; at 1e-3 the refiner diverges."""
 
 KEY_SPREAD = 0.7
-"""Standard deviation of each key: two cells at random are then about e^-8 alike."""
+"""KEY_SPREAD: standard deviation of each key; two random cells then have a similarity of e^-8."""
 
 GROUND_LOGIT = -3.0
-"""Of every voxel at the start, for a target fills a few per cent of the ROI."""
+"""GROUND_LOGIT: initial logit of every voxel, as a target fills a few per cent of the ROI."""
 
 
 @torch.no_grad()
 def initialise(network: FastSAM3D, images: Tensor) -> None:
-    """Set the patch embedding and the decoder's cross-attention; images: (B, 1, S, S, S).
+    """Set the patch embedding and the decoder's cross-attention.
 
-    A patch becomes its lowest spatial frequencies, scaled to about equal variance in `images`.
-    Queries and keys of the cross-attention start equal, so that their score is highest where
-    their position encodings agree: tokens look at the image where the click is. All logits begin
+    The patch embedding returns the lowest spatial frequencies, scaled to similar variances over
+    `images`. Queries and keys of the cross-attention start equal, so that their score is highest
+    where their position encodings agree: tokens attend to the image at the click. All logits start
     near GROUND_LOGIT.
+
+    images: (B, 1, S, S, S) normalised.
     """
-    projection = network.image_encoder.patch_embed.proj
+    projection: Any = network.image_encoder.patch_embed.proj
     projection.weight.copy_(
         lowest_frequencies(projection.kernel_size[0], projection.out_channels)[:, None]
     )
     projection.bias.zero_()
     spread = network.image_encoder.patch_embed(images).flatten(0, 3).std(dim=0)
     projection.weight.div_((spread + 0.02 * spread.max())[:, None, None, None, None])
-    transformer = network.mask_decoder.transformer
+    transformer: Any = network.mask_decoder.transformer
     crossings = [transformer.final_attn_token_to_image]
     for layer in transformer.layers:
         crossings += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
@@ -58,6 +60,7 @@ def initialise(network: FastSAM3D, images: Tensor) -> None:
         attention.q_proj.weight.mul_(SHARPNESS)
         attention.k_proj.weight.copy_(attention.q_proj.weight)
     _spread_embedding(network, images)
+    embedding: Any
     for embedding in network.prompt_encoder.point_embeddings:
         embedding.weight.mul_(CONTENT)
     _expect_ground(network)
@@ -67,8 +70,8 @@ def initialise(network: FastSAM3D, images: Tensor) -> None:
 
 
 def _spread_embedding(network: FastSAM3D, images: Tensor) -> None:
-    """Let the embedding vary by CONTENT from token to token, where it is nearly constant."""
-    norm = network.image_encoder.neck[-1]
+    """Scale the embedding, nearly constant over the tokens, to a standard deviation of CONTENT."""
+    norm: Any = network.image_encoder.neck[-1]
     embedding = network.image_encoder(images)
     mean = embedding.mean(dim=(0, 2, 3, 4))
     factor = CONTENT / (embedding - mean[:, None, None, None]).std()
@@ -77,21 +80,23 @@ def _spread_embedding(network: FastSAM3D, images: Tensor) -> None:
 
 
 def _expect_ground(network: FastSAM3D) -> None:
-    """Hold one channel of the upscaled image up, and let the masks weigh it negatively."""
-    network.mask_decoder.output_upscaling[-2].bias[0] = -GROUND_LOGIT
-    for head in network.mask_decoder.output_hypernetworks_mlps:
+    """Make all logits start near GROUND_LOGIT, by one channel with a negative weight."""
+    decoder: Any = network.mask_decoder
+    decoder.output_upscaling[-2].bias[0] = -GROUND_LOGIT
+    for head in decoder.output_hypernetworks_mlps:
         head.layers[-1].bias.normal_(0, 0.7, generator=torch.Generator().manual_seed(0))
         head.layers[-1].bias[0] = -1
 
 
 def _show_prompt(network: FastSAM3D) -> None:
-    """Let the refiner begin with the drawn prompt: clicks and the previous mask become the mask."""
-    merge = network.mask_decoder.refiner.merge
+    """Let the refiner's first masks show its prompt: the clicks and the previous mask."""
+    decoder: Any = network.mask_decoder
+    merge = decoder.refiner.merge
     merge.weight.mul_(0.1)
     merge.bias.zero_()
     first = merge.in_channels - PROMPT_MAPS
     mask, foreground, background = range(first, first + 3)
-    heads = [head.layers[-1].bias for head in network.mask_decoder.output_hypernetworks_mlps]
+    heads = [head.layers[-1].bias for head in decoder.output_hypernetworks_mlps]
     for channel, (source, gain, weight) in enumerate(
         ((foreground, 4, 1.5), (background, 4, -1.5), (mask, 3, 1)), start=1
     ):
@@ -102,19 +107,19 @@ def _show_prompt(network: FastSAM3D) -> None:
 
 @torch.no_grad()
 def spread_keys(network: FastSAM3D, images: Tensor) -> None:
-    """Scale what the refiner compares cells by, so that most cells of `images` are unlike."""
+    """Scale the refiner's keys, by which it compares cells, to KEY_SPREAD over `images`."""
     key: Any = network.mask_decoder.refiner.key
     key.bias.zero_()
-    seen = key(network.detail_stem(images))
-    key.weight.mul_(KEY_SPREAD / seen.std(dim=(0, 2, 3, 4))[:, None, None, None, None])
+    keys = key(network.detail_stem(images))
+    key.weight.mul_(KEY_SPREAD / keys.std(dim=(0, 2, 3, 4))[:, None, None, None, None])
 
 
 @torch.no_grad()
 def take_weights(network: FastSAM3D, earlier: Mapping[str, Tensor]) -> list[str]:
-    """Take over the weights of an earlier network; -> names of those that it did not have.
+    """Copy the weights of an earlier network; return the names of the tensors that it lacks.
 
-    A tensor that has become longer along its second axis, that of the inputs, keeps nothing of the
-    new ones. Raises ValueError where shapes differ otherwise.
+    If a tensor has more inputs than before (its second axis), the new inputs get weight 0. Raises
+    ValueError for any other difference of shapes.
     """
     missing = []
     for name, ours in network.state_dict().items():
@@ -133,10 +138,12 @@ def take_weights(network: FastSAM3D, earlier: Mapping[str, Tensor]) -> list[str]
 
 
 def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: int) -> float:
-    """Train the decoder to mark a ball, one patch in radius, at positive clicks only.
+    """Train the decoder to mark a ball at positive clicks; return the last loss.
 
-    Nothing else can be learnt before this, and it takes most of an hour of whole training steps,
-    but a minute without the encoder. images: (B, 1, S, S, S). -> the last loss.
+    The ball's radius is one patch. The network learns nothing else before this. With whole training
+    steps it takes most of an hour, without the encoder a minute.
+
+    images: (B, 1, S, S, S) normalised.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -148,9 +155,9 @@ def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: i
         for group in optimizer.param_groups:
             group["lr"] = MARKING_RATE * min(1.0, (step + 1) / 20)
         points_roi, labels, targets = click_balls(network, generator)
-        of_prompt = torch.randint(len(embeddings), (len(targets),), generator=generator)
+        image = torch.randint(len(embeddings), (len(targets),), generator=generator)
         blank = torch.zeros_like(targets)[:, None]
-        logits, _ = network.decode(embeddings[of_prompt], points_roi, labels, blank)
+        logits, _ = network.decode(embeddings[image], points_roi, labels, blank)
         loss = mask_loss(logits[:, 0], targets).mean()
         optimizer.zero_grad()
         loss.backward(inputs=parameters)
@@ -160,10 +167,10 @@ def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: i
 
 
 def clip_each(parameters: Iterable[Tensor], norm: float) -> float:
-    """Clip the gradient of each parameter by itself; -> the largest norm there was.
+    """Clip the gradient of each parameter alone; return the largest norm before clipping.
 
-    The gradients of 1×1×1 convolutions over whole volumes are hundreds of times those of the
-    transformer: clipped together, they would take all of its gradient away.
+    The gradients of 1×1×1 convolutions over whole volumes are hundreds of times larger than those
+    of the transformer: clipping all together would remove the transformer's gradient.
     """
     norms = [torch.nn.utils.clip_grad_norm_(x, norm) for x in parameters if x.grad is not None]
     return float(torch.stack(norms).max())
@@ -172,7 +179,10 @@ def clip_each(parameters: Iterable[Tensor], norm: float) -> float:
 def click_balls(
     network: FastSAM3D, generator: torch.Generator, prompts: int = 8
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random clicks (B, N, 3), labels (B, N), the first positive, and masks (B, s, s, s)."""
+    """Return random clicks (B, N, 3) in ROI voxels, labels (B, N) and masks (B, s, s, s).
+
+    The first label is positive. Later clicks overwrite earlier ones.
+    """
     size, low_res = network.config.roi_size, network.config.low_res_size
     count = int(torch.randint(1, 4, (), generator=generator))
     points_roi = torch.randint(size // 8, 7 * size // 8, (prompts, count, 3), generator=generator)
@@ -189,9 +199,9 @@ def click_balls(
 
 
 def lowest_frequencies(side: int, count: int) -> Tensor:
-    """The `count` lowest 3D cosine functions on side³ voxels: (count, side, side, side).
+    """Return the `count` lowest 3D cosine functions on side³ voxels: (count, side, side, side).
 
-    They are orthonormal (DCT-II). Raises ValueError where there are fewer.
+    They are orthonormal (DCT-II). Raises ValueError if `count` exceeds side³.
     """
     if count > side**3:
         raise ValueError(f"there are {side**3} frequencies on {side}³ voxels, not {count}")

@@ -1,4 +1,4 @@
-"""Writes a volume as a DICOM CT series, one file per slice."""
+"""Write a volume as a DICOM CT series, one file per slice."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,16 +8,16 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
-HU_RANGE = (-1024, 3071)  # twelve stored bits, with the usual intercept
+HU_RANGE = (-1024, 3071)  # range of twelve stored bits with the usual intercept
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 DATE, TIME = "20240101", "120000"
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Place of a series in the patient, in DICOM's LPS millimetres."""
+    """The grid of a series in the patient, in DICOM's LPS millimetres."""
 
-    origin: np.ndarray  # middle of voxel (0, 0, 0)
+    origin: np.ndarray  # centre of voxel (0, 0, 0)
     steps: np.ndarray  # [3, 3], column a leads to the next voxel along index a
 
     @property
@@ -38,13 +38,13 @@ def write_ct_series(
     description: str = "CT",
     patient_name: str = "Synthetic^Torso",
 ) -> list[Path]:
-    """Write HU [I, J, K] as K slices into ``folder`` and return their paths, slice 0 first.
+    """Write HU [I, J, K] as K slices into ``folder`` and return their paths in the order of k.
 
-    Within a slice, i counts the columns and j the rows. ``affine_mm`` [4, 4] takes (i, j, k) to RAS
-    mm and may be oblique but not sheared. Slices are numbered in the order of k; readers stack them
-    along the cross product of i and j, so that a left-handed affine reads back with k reversed, in
-    its right place. All UIDs follow from ``seed`` and ``description``: the series of one seed form
-    one study, and each needs a description of its own.
+    Within a slice, i counts the columns and j the rows. ``affine_mm`` [4, 4] maps (i, j, k) to RAS
+    mm; it may be oblique but not sheared. Slices are numbered in the order of k. Readers stack them
+    along the cross product of i and j, so a left-handed affine reads back with k reversed, at the
+    same place in the patient. ``seed`` and ``description`` determine all UIDs: the series of one
+    seed form one study, and each needs its own description.
 
     Raises ValueError for a sheared affine, a shape that is not 3D, or HU beyond twelve bits.
     """
@@ -64,7 +64,7 @@ def _grid(affine_mm: np.ndarray) -> _Grid:
     steps = RAS_TO_LPS @ affine_mm[:3, :3]
     grid = _Grid(RAS_TO_LPS @ affine_mm[:3, 3], steps)
     if not np.allclose(grid.directions.T @ grid.directions, np.eye(3), atol=1e-4):
-        raise ValueError(f"a DICOM series needs axes at right angles, this affine has {steps}")
+        raise ValueError(f"a DICOM series needs axes at right angles, but the affine has {steps}")
     return grid
 
 
@@ -73,11 +73,11 @@ def _check_image(image_ijk: np.ndarray) -> None:
         raise ValueError(f"a CT series needs a 3D volume, got shape {image_ijk.shape}")
     low, high = int(image_ijk.min()), int(image_ijk.max())
     if low < HU_RANGE[0] or high > HU_RANGE[1]:
-        raise ValueError(f"HU {low} to {high} leave the range {HU_RANGE} of twelve stored bits")
+        raise ValueError(f"HU {low} to {high} exceed the range {HU_RANGE} of twelve stored bits")
 
 
 def _slice(hu_ij: np.ndarray, grid: _Grid, k: int, entropy: tuple[str, str]) -> FileDataset:
-    """The complete dataset of slice k, but for the patient's name."""
+    """Return the dataset of slice k, complete except for the patient's name."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[*entropy, "instance", str(k)])
@@ -92,7 +92,7 @@ def _slice(hu_ij: np.ndarray, grid: _Grid, k: int, entropy: tuple[str, str]) -> 
 
 
 def _set_study(dataset: FileDataset, entropy: tuple[str, str]) -> None:
-    """Modules of patient, study, series, frame of reference and equipment."""
+    """Set the modules of patient, study, series, frame of reference and equipment."""
     seed, description = entropy
     dataset.PatientID = f"SYNTHETIC-{seed}"
     dataset.PatientBirthDate = ""
@@ -116,7 +116,7 @@ def _set_study(dataset: FileDataset, entropy: tuple[str, str]) -> None:
 
 
 def _set_acquisition(dataset: FileDataset, grid: _Grid, k: int) -> None:
-    """Modules of general image, CT image and SOP."""
+    """Set the modules of general image, CT image and SOP."""
     axial = int(np.argmax(np.abs(grid.directions[:, 2]))) == 2
     kind = ["ORIGINAL", "PRIMARY", "AXIAL"] if axial else ["DERIVED", "SECONDARY", "REFORMATTED"]
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID
@@ -129,7 +129,7 @@ def _set_acquisition(dataset: FileDataset, grid: _Grid, k: int) -> None:
 
 
 def _set_geometry(dataset: FileDataset, grid: _Grid, k: int) -> None:
-    """Module of the image plane: where the slice lies in the patient."""
+    """Set the module of the image plane: the place of the slice in the patient."""
     columns_along, rows_along, _ = grid.directions.T
     normal = np.cross(columns_along, rows_along)
     position = grid.origin + k * grid.steps[:, 2]
@@ -141,7 +141,7 @@ def _set_geometry(dataset: FileDataset, grid: _Grid, k: int) -> None:
 
 
 def _set_pixels(dataset: FileDataset, hu_ij: np.ndarray) -> None:
-    """Module of the pixels: twelve unsigned bits in sixteen, HU = stored - 1024."""
+    """Set the module of the pixels: twelve unsigned bits in sixteen, HU = stored - 1024."""
     stored = (np.asarray(hu_ij, np.int32).T - HU_RANGE[0]).astype("<u2")
     dataset.Rows, dataset.Columns = stored.shape
     dataset.SamplesPerPixel = 1
@@ -155,5 +155,5 @@ def _set_pixels(dataset: FileDataset, hu_ij: np.ndarray) -> None:
 
 
 def _decimals(values) -> list[DSfloat]:
-    """Numbers as decimal strings of at most 16 characters; -0 and rounding dust become 0."""
+    """Return decimal strings of at most 16 characters; -0 and rounding errors become 0."""
     return [DSfloat(round(float(value), 12) + 0.0, auto_format=True) for value in values]

@@ -1,8 +1,10 @@
-"""The training data as studies for the distillation: `python -m training.studies --out DIR`.
+"""Write the training data as studies for the distillation.
+
+    python -m training.painted_studies --data DIR --out DIR
 
 The app's trainer takes a folder of studies as a server does: images, and their labels in
-``labels/final``. Real scans are written as they are; painted ones, which no scanner made, are what
-the pretraining drew from: with scenes of shapes and label maps, they are most of what there is.
+``labels/final``. Real scans are written unchanged. Painted studies are samples of the pretraining:
+synthetic images of label maps and of scenes of shapes. They are the larger part.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from .pretrain import ATLASES
 from .sources import Case, load_atlases, load_cases
 
 LARGEST_SPREAD = 3.0
-"""Of a painted study's normalised values: real ROIs have about 1, CTs with much air up to 4."""
+"""LARGEST_SPREAD: largest standard deviation of a painted study's normalised values.
+
+Real ROIs have about 1, CTs with much air up to 4.
+"""
 
 PAINTED = SampleOptions(scene=0.4, synthetic=1.0, field_of_view=0.1)
 
@@ -30,7 +35,7 @@ PAINTED = SampleOptions(scene=0.4, synthetic=1.0, field_of_view=0.1)
 def write_study(
     folder: Path, name: str, image: np.ndarray, labels: np.ndarray, affine_mm: np.ndarray
 ) -> None:
-    """Write an image (I, J, K) and its label map with the affine (4, 4), index -> RAS mm."""
+    """Write an image (I, J, K) and its label map; affine_mm: (4, 4), stored index to RAS mm."""
     for path, array in (
         (folder / f"{name}.nii.gz", image),
         (folder / "labels" / "final" / f"{name}.nii.gz", labels),
@@ -40,7 +45,7 @@ def write_study(
 
 
 def write_painted(folder: Path, samples: ClickSamples, count: int) -> None:
-    """`count` ROIs as drawn for the pretraining, each a study of its own."""
+    """Write `count` ROIs of the pretraining, each as a study."""
     spacing_mm = samples.options.spacing_mm
     affine_mm = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
     for number in tqdm(range(count), unit="study", mininterval=5):
@@ -48,13 +53,16 @@ def write_painted(folder: Path, samples: ClickSamples, count: int) -> None:
         image, is_ct, labels, _ = samples.draw_roi(generator)
         while not _is_plausible(image, is_ct):
             image, is_ct, labels, _ = samples.draw_roi(generator)
-        # a CT is told by its air (lib.imaging.intensity), others by the lack of anything below 0
+        # lib.imaging.intensity recognises a CT by its air; other images have no negative values
         stored = np.clip(image, -1024, 3071) if is_ct else 1000 * image / max(image.max(), 1e-6)
         write_study(folder, f"painted_{number:04}", stored.astype(np.int16), labels, affine_mm)
 
 
 def _is_plausible(image: np.ndarray, is_ct: bool) -> bool:
-    """Some paintings are nearly all air or of one tone: their normalised values know no bounds."""
+    """Return whether the normalised values are in a usual range.
+
+    Images of nearly only air or of one intensity exceed it.
+    """
     try:
         return float(normalize(image, is_ct).std()) < LARGEST_SPREAD
     except InputError:  # no contrast
@@ -62,6 +70,7 @@ def _is_plausible(image: np.ndarray, is_ct: bool) -> bool:
 
 
 def write_real(folder: Path, cases: list[Case]) -> None:
+    """Write all cases that have an image."""
     for case in cases:
         if case.image is not None:
             write_study(folder, case.name, case.image, case.labels, case.affine_mm)

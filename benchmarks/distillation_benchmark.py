@@ -1,10 +1,11 @@
-"""What layer-wise distillation is worth, measured through a running server.
+"""Measure layer-wise distillation through a running server.
 
-    python -m benchmarks.distillation --studies DIR --json FILE --markdown FILE
+    python -m benchmarks.distillation_benchmark --studies DIR --json FILE --markdown FILE
 
-Trains a student from its teacher as a client does, clicks meanwhile, and compares with the logits
-alone for the same time; then kills a short training and resumes it. DIR is a folder of studies as
-the server takes it, or any data set that `benchmarks.datasets` reads (`--part` chooses of it).
+Trains a student from its teacher through the client's API and clicks during the training. Then
+trains for the same time with the logits alone, and compares. Last, kills a short training and
+resumes it. DIR is a folder of studies as the server takes it, or a data set that
+`benchmarks.datasets` reads (`--part` selects a part of it).
 """
 
 from __future__ import annotations
@@ -37,45 +38,54 @@ from .distillation_report import markdown
 
 POLL_SECONDS = 2.0
 IDLE_CLICKS, CLICK_EVERY = 15, 4.0
+"""IDLE_CLICKS: clicks on the idle server; CLICK_EVERY: seconds between clicks while training."""
+
 SHORT = {"max_epochs": 6, "iterations_per_epoch": 3, "train_batch_size": 4, "val_rois": 4}
+"""SHORT: options of the training that is killed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = parse(arguments)
-    options = {"start": "teacher", **json.loads(given.options)}
-    with tempfile.TemporaryDirectory(prefix="distillation-", dir=given.work) as temporary:
+    options = parse(arguments)
+    train_options = {"start": "teacher", **json.loads(options.options)}
+    with tempfile.TemporaryDirectory(prefix="distillation-", dir=options.work) as temporary:
         folder = Path(temporary)
-        studies = prepare(given.studies, given.part, given.most, folder / "studies")
-        conf = [*(text for pair in given.conf for text in pair), "model_dir", str(folder / "model")]
+        studies = prepare(options.studies, options.part, options.most, folder / "studies")
+        conf = [text for pair in options.conf for text in pair]
+        conf += ["model_dir", str(folder / "model")]
         with running_server(studies, folder, conf) as server:
-            result = measure(server, studies, options, given.logits_rate, given.kill)
-        shutil.copy(folder / "model" / MODEL / "run" / "curves.png", given.json.with_suffix(".png"))
-    given.json.write_text(json.dumps(result, indent=1) + "\n")
+            result = measure(server, studies, train_options, options.logits_rate, options.kill)
+        curves = folder / "model" / MODEL / "run" / "curves.png"
+        shutil.copy(curves, options.json.with_suffix(".png"))
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
-    if given.markdown:
-        given.markdown.write_text(text)
+    if options.markdown:
+        options.markdown.write_text(text)
     print(text)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=Path, required=True)
-    parser.add_argument("--part", help="of a data set with several, as benchmarks.datasets has it")
-    parser.add_argument("--most", type=int, default=40, help="studies of a data set (40)")
-    parser.add_argument("--options", default="{}", help="of the training, as JSON")
+    parser.add_argument("--part", help="part of the data set, see benchmarks.datasets")
+    parser.add_argument(
+        "--most", type=int, default=40, help="most studies taken from a data set (40)"
+    )
+    parser.add_argument("--options", default="{}", help="training options, as JSON")
     parser.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     parser.add_argument(
-        "--logits-rate", type=float, help="of the logits alone (default: lr_stage2 as in --options)"
+        "--logits-rate", type=float, help="learning rate with the logits alone (default: lr_stage2)"
     )
-    parser.add_argument("--no-kill", dest="kill", action="store_false", help="leave that out")
-    parser.add_argument("--work", type=Path, help="where temporary files go")
+    parser.add_argument(
+        "--no-kill", dest="kill", action="store_false", help="skip killing and resuming"
+    )
+    parser.add_argument("--work", type=Path, help="folder of temporary files")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--markdown", type=Path)
     return parser.parse_args(arguments)
 
 
 def prepare(source: Path, part: str | None, most: int, folder: Path) -> Path:
-    """A folder of studies as the server takes it."""
+    """Return a folder of studies as the server takes it; copy up to `most` cases of a data set."""
     if part is None and list(source.glob("*.nii.gz")):
         return source
     (folder / "labels" / "final").mkdir(parents=True)
@@ -91,8 +101,13 @@ def prepare(source: Path, part: str | None, most: int, folder: Path) -> Path:
 def measure(
     server: Server, studies: Path, options: dict[str, Any], logits_rate: float | None, kill: bool
 ) -> dict[str, Any]:
+    """Return all numbers as they are written to JSON.
+
+    options: of the training. logits_rate: learning rate with the logits alone, or None for that of
+    stage 2. kill: whether to kill and resume a training.
+    """
     client = MONAILabelClient(server.url)
-    clicks = Clicks(server, studies)
+    clicks = ClickTimer(server, studies)
     result: dict[str, Any] = {"date": str(date.today()), **machine(), "options": options}
     result["weights"] = before = weights(server)
     result["click_ms"] = {"idle": clicks.median(IDLE_CLICKS)}
@@ -103,7 +118,7 @@ def measure(
     result["schedule"] = schedule(stats)
     after = weights(server)
     if stats["published"]:
-        client_rollback(server)
+        rollback(server)
     result["publishing"] = {
         "published": stats["published"],
         "reason": stats["reason"],
@@ -113,10 +128,10 @@ def measure(
 
     same_time = {**options, "stage1_fraction": 0, "max_epochs": epochs_of_logits(stats)}
     if logits_rate:
-        same_time["lr_stage2"] = logits_rate  # new blocks bear more than those that stage 1 taught
+        same_time["lr_stage2"] = logits_rate  # untrained blocks tolerate a higher rate
     logits, _ = train(server, client, same_time)
     if logits["published"]:
-        client_rollback(server)
+        rollback(server)
     result["logits_only"] = {**summary(logits), "rate": logits_rate}
     if kill:
         result["kill"] = killed(server, client, options)
@@ -124,9 +139,12 @@ def measure(
 
 
 def train(
-    server: Server, client: MONAILabelClient, options: dict[str, Any], clicks: Clicks | None = None
+    server: Server,
+    client: MONAILabelClient,
+    options: dict[str, Any],
+    clicks: ClickTimer | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """From the client's call to DONE: the statistics, and the clicks' times meanwhile."""
+    """Train until the task is DONE; return its statistics and the times of clicks during it."""
     client.train_start(MODEL, dict(options))
     times: list[float] = []
     last = time.monotonic()
@@ -142,21 +160,24 @@ def train(
 
 
 def statistics_of(server: Server) -> dict[str, Any]:
+    """Return the statistics of the current or last training."""
     return json.loads(server.get("/info/"))["train_stats"][MODEL]
 
 
 def weights(server: Server) -> dict[str, Any]:
+    """Return the description of the weights that are served."""
     return json.loads(server.get(f"/weights/{MODEL}"))["weights"]
 
 
-def client_rollback(server: Server) -> None:
+def rollback(server: Server) -> None:
+    """Serve the previous version of the weights again."""
     import requests
 
     requests.post(f"{server.url}/weights/{MODEL}/rollback", timeout=60).raise_for_status()
 
 
 def summary(stats: dict[str, Any]) -> dict[str, Any]:
-    """The best student's Dice beside the teacher's, the pairs' errors, and the time it took."""
+    """Return the best student's and the teacher's Dice, the pairs' errors and the time."""
     best = next(row for row in stats["history"] if row["epoch"] == stats["best_metric_epoch"])
     student, teacher = best["dice_student"], best["dice_teacher"]
     return {
@@ -173,7 +194,7 @@ def summary(stats: dict[str, Any]) -> dict[str, Any]:
 
 
 def schedule(stats: dict[str, Any]) -> list[dict[str, int]]:
-    """(iteration, k) of each epoch of stage 1 beside Eq. 2."""
+    """Return iteration and k of each epoch of stage 1, and k after Eq. 2."""
     rows = [row for row in stats["history"] if row["stage"] == 1]
     return [
         {
@@ -187,7 +208,7 @@ def schedule(stats: dict[str, Any]) -> list[dict[str, int]]:
 
 
 def epochs_of_logits(stats: dict[str, Any]) -> int:
-    """How many epochs of stage 2 take as long as the whole run did."""
+    """Return how many epochs of stage 2 take as long as the whole run."""
     last, end = stats["history"][-1], stats["total_epochs"]
     first = next((row for row in stats["history"] if row["stage"] == 2), last)
     before = next((r for r in stats["history"] if r["epoch"] == first["epoch"] - 1), {"seconds": 0})
@@ -195,8 +216,8 @@ def epochs_of_logits(stats: dict[str, Any]) -> int:
     return max(1, round(last["seconds"] / ((last["seconds"] - before["seconds"]) / epochs)))
 
 
-class Clicks:
-    """A user who goes on clicking on one study, each time at another place."""
+class ClickTimer:
+    """Clicks repeatedly on one study, each time at another place."""
 
     def __init__(self, server: Server, studies: Path) -> None:
         path, shape_ijk = first_readable(studies)
@@ -207,22 +228,24 @@ class Clicks:
         self._viewer.click(self._image, [self._centre])
 
     def ms(self) -> float:
-        """A second click near a first one, which is known: what refining a mask takes."""
+        """Time a second click near the first one in ms, with the embedding cached."""
         step = self._generator.integers(-4, 5, 3)
         place = np.clip(self._centre + step, 0, None)
         return self._viewer.click(self._image, [self._centre, place]).ms
 
     def median(self, count: int) -> dict[str, Any]:
+        """Return median and 95th percentile of `count` clicks."""
         return percentiles([self.ms() for _ in range(count)])
 
 
 def first_readable(studies: Path) -> tuple[Path, tuple[int, ...]]:
+    """Return path and shape of the first readable .nii.gz; raises SystemExit without one."""
     for path in sorted(studies.glob("*.nii.gz")):
         try:
             return path, read_volume(path).shape_ijk
         except InputError as error:
             print(error, flush=True)
-    raise SystemExit(f"{studies} holds no .nii.gz that can be read")
+    raise SystemExit(f"{studies} has no readable .nii.gz")
 
 
 def percentiles(times: Sequence[float]) -> dict[str, Any]:
@@ -231,13 +254,14 @@ def percentiles(times: Sequence[float]) -> dict[str, Any]:
 
 
 def killed(server: Server, client: MONAILabelClient, options: dict[str, Any]) -> dict[str, float]:
-    """The last loss of a short run, and of the same one killed (-9) in the middle and resumed."""
+    """Return the last loss of a short run, and of the same run killed (-9) and resumed."""
     short = {**options, **SHORT, "min_gain": 1.0}
     whole, _ = train(server, client, {**short, "keep_versions": 1})
     client.train_start(MODEL, dict(short))
     while statistics_of(server).get("iteration", 0) < 9 or "total_time" in statistics_of(server):
         if not client.train_status(True):
-            raise SystemExit(f"it ended too early: {client.train_status()['details'][-3:]}")
+            details = client.train_status()["details"][-3:]
+            raise SystemExit(f"the training ended before it could be killed: {details}")
         time.sleep(0.1)
     for process in server.processes[0].children(recursive=True):
         if is_training(process):

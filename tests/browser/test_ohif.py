@@ -23,10 +23,21 @@ from serving import RunningServer
 pytestmark = pytest.mark.browser
 
 
-def on(chosen: tuple[SampleSeries, ...]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "series", chosen, ids=lambda series: series.name, indirect=True, scope="module"
-    )
+def on(
+    *, fast: tuple[SampleSeries, ...], slow: tuple[SampleSeries, ...] = ()
+) -> pytest.MarkDecorator:
+    """Run a test on each series; the fast suite leaves the slow ones out.
+
+    The place of a mask depends on the geometry of the series, so the fast suite checks it on all of
+    them. What the buttons do does not, so one series shows it there.
+    """
+    params = [pytest.param(series, id=series.name) for series in fast]
+    params += [pytest.param(series, id=series.name, marks=pytest.mark.slow) for series in slow]
+    return pytest.mark.parametrize("series", params, indirect=True, scope="module")
+
+
+ALL = on(fast=SERIES)
+ONE = on(fast=SERIES[:1], slow=SERIES[1:])
 
 
 Voxel = tuple[int, int, int]
@@ -43,7 +54,7 @@ PLACES = {
 """PLACES: where to click in each plane, off centre, as shares of the volume's lengths."""
 
 
-@on(SERIES)
+@ALL
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_click_in_any_plane(
     viewer: Viewer,
@@ -67,7 +78,7 @@ def test_a_click_in_any_plane(
     )
 
 
-@on(SERIES)
+@ONE
 def test_more_clicks_refine(viewer: Viewer, series: SampleSeries) -> None:
     first = voxel_at(series, PLACES["mpr-axial"])
     second, third = beside(series, first, 30.0), beside(series, first, -16.0)
@@ -92,7 +103,7 @@ def test_more_clicks_refine(viewer: Viewer, series: SampleSeries) -> None:
     assert viewer.labelmap()[second]
 
 
-@on(SERIES)
+@ONE
 def test_a_second_label_keeps_the_first(
     viewer: Viewer, series: SampleSeries, server: RunningServer
 ) -> None:
@@ -112,7 +123,7 @@ def test_a_second_label_keeps_the_first(
     np.testing.assert_array_equal(viewer.labelmap(), wanted)
 
 
-@on(SERIES)
+@ONE
 def test_clear_points_and_run(viewer: Viewer, series: SampleSeries) -> None:
     voxel = voxel_at(series, PLACES["mpr-axial"])
     viewer.choose("organ")
@@ -130,8 +141,16 @@ def test_clear_points_and_run(viewer: Viewer, series: SampleSeries) -> None:
     check_ball(viewer, series, other)
 
 
-@on(SERIES[:1])
-@pytest.mark.parametrize("axis", range(3), ids="ijk")
+# A flip along i is in the fast suite; those along j and k take the same path.
+@on(fast=SERIES[:1])
+@pytest.mark.parametrize(
+    "axis",
+    [
+        pytest.param(0, id="i"),
+        pytest.param(1, id="j", marks=pytest.mark.slow),
+        pytest.param(2, id="k", marks=pytest.mark.slow),
+    ],
+)
 def test_a_flipped_mask_is_noticed(viewer: Viewer, series: SampleSeries, axis: int) -> None:
     """The checks fail if the mask is flipped along an axis on its way to the viewer."""
     voxel = voxel_at(series, PLACES["mpr-axial"])
@@ -145,7 +164,7 @@ def test_a_flipped_mask_is_noticed(viewer: Viewer, series: SampleSeries, axis: i
             check(viewer, series, voxel)
 
 
-@on(SERIES)
+@ALL
 def test_a_label_is_saved(
     viewer: Viewer, series: SampleSeries, pacs: Orthanc, uids: dict[str, tuple[str, str]]
 ) -> None:
@@ -165,7 +184,7 @@ def test_a_label_is_saved(
         np.testing.assert_array_equal(segment_ijk(segmentation, number, series), wanted)
 
 
-@on(SERIES[:1])
+@on(fast=SERIES[:1])
 def test_the_viewer_shows_the_messages_of_the_server(viewer: Viewer, series: SampleSeries) -> None:
     voxel = voxel_at(series, PLACES["mpr-axial"])
     viewer.press_run()

@@ -22,7 +22,7 @@ from lib.errors import AppError
 from lib.infers import Caches
 from lib.infers.transforms import LoadVolumed
 from lib.options import Options
-from lib.server.read_ahead import ReadAhead
+from lib.server.read_ahead import Prefetcher
 from lib.trainers.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class MyApp(MONAILabelApp):
             masks=ByteCache(MASK_CACHE_BYTES, array_nbytes),
         )
         self.is_server = False
-        self.read_ahead = ReadAhead(LoadVolumed(caches.volumes))
+        self.prefetch = Prefetcher(LoadVolumed(caches.volumes))
         self.configs = {}
         for name, config_class in CONFIGS.items():
             config = config_class()

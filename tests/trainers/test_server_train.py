@@ -9,7 +9,7 @@ from monailabel.client.client import MONAILabelClientException
 from small_site import SHORT, SPACING_MM, Site
 
 from serving import running_server
-from slicer import Slicer
+from slicer import SlicerPlugin
 
 CLICK = {"foreground": [[10, 9, 8]]}
 LONG = {**SHORT, "max_epochs": 2000, "val_interval": 1000, "start": "served"}
@@ -40,7 +40,7 @@ def server(site):
 
 @pytest.fixture
 def slicer(server, tmp_path):
-    return Slicer(server.url, tmp_path)
+    return SlicerPlugin(server.url, tmp_path)
 
 
 def stats(server):

@@ -1,4 +1,4 @@
-"""Drives the OHIF viewer that the server brings, as a user does: with the mouse."""
+"""Control the OHIF viewer that the server serves with the mouse, as a user does."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PAGE_POSITION = f"""([id, point]) => {{
     return [left + x, top + y];
 }}"""
 
-# what the eye sees of a plane: for every third pixel each way, its point in space and its colour
+# SEE: the point in space and the colour of every third pixel of a plane, in each direction
 SEE = f"""id => {{
     {VIEWPORT}
     const {{canvas, element}} = viewport;
@@ -96,7 +96,7 @@ ERASE = """() => {
     cornerstone.triggerEvent(cornerstone.eventTarget, event, {segmentationId: '1'});
 }"""
 
-# planes are drawn in the next frame
+# DRAWN: waits until the planes are drawn, which happens in the next frame
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 SEGMENT_INDEX = """label => {
@@ -107,8 +107,8 @@ SEGMENT_INDEX = """label => {
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a press on Run sent, and what came back."""
+class PointPromptsRun:
+    """The request that the button Run sent, and its reply."""
 
     image: str
     params: dict[str, Any]
@@ -117,7 +117,7 @@ class Run:
 
 
 class Viewer:
-    """A study opened in OHIF's MONAI Label mode, with its three planes."""
+    """A study in OHIF's MONAI Label mode, with its three planes."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -125,7 +125,7 @@ class Viewer:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def open(self, server_url: str, study_uid: str) -> None:
-        """Until all slices are there; then connect and open the tab for clicks."""
+        """Open a study, wait until all slices are loaded, connect, and open the tab for clicks."""
         page = self.page
         page.goto(f"{server_url}/ohif/monai-label?StudyInstanceUIDs={study_uid}")
         page.wait_for_function(READY, timeout=TIMEOUT_MS)
@@ -137,7 +137,7 @@ class Viewer:
         page.evaluate(COUNT_CHANGES)
 
     def choose(self, label: str) -> None:
-        """Choose the row of a label, or of ``background``, for the clicks that follow."""
+        """Choose the label, or ``background``, of the clicks that follow."""
         self.page.locator("tr.clickable-row", has_text=label).click()
 
     def show(self, point_lps: list[float]) -> None:
@@ -146,7 +146,7 @@ class Viewer:
             self.page.evaluate(MOVE_PLANE, [plane, point_lps])
 
     def click(self, plane: str, point_lps: list[float]) -> None:
-        """Click on a point in a plane. In a plane that is not active a click only activates it."""
+        """Click on a point in a plane; a first click activates a plane that is not active."""
         self.show(point_lps)
         x, y = self.page.evaluate(PAGE_POSITION, [plane, point_lps])
         if self.page.evaluate("services.viewportGridService.getState().activeViewportId") != plane:
@@ -154,27 +154,27 @@ class Viewer:
             self.page.wait_for_timeout(DOUBLE_CLICK_MS)
         clicks = self.page.evaluate(COUNT_CLICKS)
         self.page.mouse.click(x, y)
-        # the viewer waits whether it becomes a double click
+        # the viewer adds the click after the time of a double click
         self.page.wait_for_function(f"({COUNT_CLICKS})() > {clicks}", timeout=TIMEOUT_MS)
 
     def clear(self, which: str = "Clear All Points") -> None:
         self.page.get_by_text(which, exact=True).click()
 
     def reset(self) -> None:
-        """As after opening: no clicks, no masks, no errors."""
+        """Remove all clicks, masks and errors."""
         self.clear()
         self.page.evaluate(ERASE)
         self.errors.clear()
 
-    def press_run(self) -> Run:
-        """Press Run, and wait for the reply and, if it is a mask, until the viewer has it."""
+    def press_run(self) -> PointPromptsRun:
+        """Press Run; wait for the reply and, if it is a mask, until the viewer has drawn it."""
         changes = self.page.evaluate("window.labelmapChanges")
         with self.page.expect_response("**/infer/**", timeout=TIMEOUT_MS) as waiting:
             self.page.locator('button[title="Run PointPrompts"]').click()
         reply = waiting.value
         if reply.status == 200:
             self.page.wait_for_function(f"window.labelmapChanges > {changes}", timeout=TIMEOUT_MS)
-        return Run(
+        return PointPromptsRun(
             image=_query(reply.request)["image"],
             params=_form_field(reply.request, "params"),
             status=reply.status,
@@ -182,31 +182,32 @@ class Viewer:
         )
 
     def labelmap(self) -> np.ndarray:
-        """(I, J, K) uint8 segment numbers as the viewer holds them."""
+        """Return the viewer's segment numbers (I, J, K) uint8."""
         dimensions, text = self.page.evaluate(LABELMAP)
         return np.frombuffer(text.encode("latin1"), np.uint8).reshape(dimensions[::-1]).T
 
     def segment(self, label: str) -> int:
-        """The number of a label in the labelmap."""
+        """Return the number of a label in the labelmap."""
         return self.page.evaluate(SEGMENT_INDEX, label)
 
     def see(self, plane: str) -> tuple[np.ndarray, np.ndarray]:
-        """What is on the screen in a plane: points (N, 3) LPS mm, and whether each is coloured
-        (N,). The image itself is grey.
+        """Read the pixels of a plane from the screen; the image is grey, segments are coloured.
+
+        Returns points (N, 3) in LPS mm, and whether each is coloured (N,).
         """
         self.page.evaluate(DRAWN)
         seen = np.array(json.loads(self.page.evaluate(SEE, plane)))
         return seen[:, :3], np.ptp(seen[:, 3:], axis=1) > 20
 
     def wait_for_popup(self, text: str) -> None:
-        """Until the user is told something that holds the text."""
+        """Wait until the viewer shows a message that contains the text."""
         self.page.get_by_text(text).first.wait_for(timeout=TIMEOUT_MS)
 
 
 @contextmanager
 def open_viewer(browser: Browser, server_url: str, study_uid: str) -> Iterator[Viewer]:
     context = browser.new_context(viewport=WINDOW)
-    # else the viewer expects the server on port 8000
+    # the stock viewer expects the server on port 8000
     context.add_cookies(
         [{"name": "MONAILABEL_SERVER_URL", "value": f"{server_url}/", "url": server_url}]
     )
@@ -225,7 +226,7 @@ def _query(request: Request) -> dict[str, str]:
 
 
 def _form_field(request: Request, name: str) -> Any:
-    """The JSON in a field of a multipart form."""
+    """Return the JSON in a field of a multipart form."""
     head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
     message = BytesParser().parsebytes(head + (request.post_data_buffer or b""))
     for part in message.get_payload():

@@ -14,7 +14,7 @@ from lib.trainers.data.batches import Batches
 from lib.trainers.distillation import DistillationTask
 from lib.trainers.schedule import Schedule, active_pairs
 from lib.trainers.train_options import TrainOptions
-from lib.trainers.updates import Updates, clip_updates
+from lib.trainers.updates import Updater, clip_updates
 from lib.trainers.validation import judge
 from lib.weights.files import file_weights, untrained_weights
 
@@ -372,7 +372,7 @@ def test_out_of_memory_names_the_option(site, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(Updates, "__call__", fail)
+    monkeypatch.setattr(Updater, "__call__", fail)
     says = "out of memory on cpu: lower train_batch_size \\(now 4\\), or raise accumulate"
     with pytest.raises(InputError, match=says):
         site.train("memory")
@@ -380,9 +380,9 @@ def test_out_of_memory_names_the_option(site, monkeypatch, error):
 
 
 def test_an_exploding_loss_is_told(site, monkeypatch):
-    loss = Updates._loss
+    loss = Updater._loss
     monkeypatch.setattr(
-        Updates, "_loss", lambda *a: {**(parts := loss(*a)), "loss": parts["loss"] * float("inf")}
+        Updater, "_loss", lambda *a: {**(parts := loss(*a)), "loss": parts["loss"] * float("inf")}
     )
     assert "lower lr (now 0.005)" in refused(site.task("exploding"), site)
 

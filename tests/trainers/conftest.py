@@ -7,9 +7,12 @@ import torch
 from small_site import Site
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Run small networks on one thread, which is faster, above all beside other processes."""
+    """Run small networks on one thread, which is faster, above all beside other processes.
+
+    The scope is the module, so that it is there before the modules' fixtures train.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,11 +1,11 @@
-"""Train without a server, with the options that a client has.
+"""Train without a server, with the same options as a client.
 
     python apps/fastsam3d/train.py --studies DIR --max-epochs 48
     torchrun --nproc-per-node 4 apps/fastsam3d/train.py --studies DIR     # four GPUs
-    python apps/fastsam3d/train.py --versions                             # what was published
-    python apps/fastsam3d/train.py --rollback                             # serve the one before
+    python apps/fastsam3d/train.py --versions                             # list published versions
+    python apps/fastsam3d/train.py --rollback                             # serve the previous one
 
-A server with the same --conf serves what is published here with its next click.
+A server with the same --conf serves the published student from its next click on.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ from lib.weights import published_facts
 
 APP = Path(__file__).resolve().parent
 MODEL = "fastsam3d"
+PREVIOUS = -1
+"""PREVIOUS: number that --rollback without a number stands for."""
 
 FLAGS = {"start": "--start-from"}
-"""torchrun takes --start for an abbreviation of an option of its own."""
+"""FLAGS: options with another flag; torchrun takes --start as an abbreviation of its own option."""
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line; it has a flag for each train option."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--studies", help="folder of studies, or address of a DICOMweb server")
-    what.add_argument("--versions", action="store_true", help="show what was published")
-    what.add_argument(
-        "--rollback", nargs="?", const=-1, type=int, metavar="N",
-        help="serve version N again, or the one that the served one replaced; 0: none of them",
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--studies", help="folder of studies, or address of a DICOMweb server")
+    action.add_argument("--versions", action="store_true", help="list the published versions")
+    action.add_argument(
+        "--rollback", nargs="?", const=PREVIOUS, type=int, metavar="N",
+        help="serve version N again (default: the previous one; 0: the weights of --conf)",
     )  # fmt: skip
     parser.add_argument(
         "--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"),
@@ -61,7 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def train(studies: str, conf: dict[str, str], options: dict[str, str]) -> dict[str, Any]:
-    """-> whether a student was published, and why; raises InputError."""
+    """Train; return whether a student was published, and why. Raise InputError as the task does."""
     from main import MyApp
 
     app = MyApp(str(APP), studies, conf)
@@ -69,26 +72,26 @@ def train(studies: str, conf: dict[str, str], options: dict[str, str]) -> dict[s
 
 
 def versions(conf: dict[str, str], rollback: int | None) -> dict[str, Any]:
-    """What is served, after a rollback if one is asked for; -1 is one step."""
+    """Roll back unless `rollback` is None; return the served version and all others."""
     options = Options.from_conf(conf)
     config = FastSAM3D()
     config.init(MODEL, options.model_dir or str(APP / "model"), conf, None, options=options)
     if rollback is not None:
-        config.served.published.rollback(None if rollback < 0 else rollback)
+        config.served.published.rollback(None if rollback == PREVIOUS else rollback)
     return published_facts(config.served(), config.served.published)
 
 
 def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    given = parse(arguments)
-    conf = dict(given.conf)
+    parsed = parse(arguments)
+    conf = dict(parsed.conf)
     names = [option.name for option in dataclasses.fields(TrainOptions)]
-    options = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     try:
-        if given.studies:
-            result = train(given.studies, conf, options)
+        if parsed.studies:
+            result = train(parsed.studies, conf, options)
         else:
-            result = versions(conf, given.rollback)
+            result = versions(conf, parsed.rollback)
     except AppError as error:
         sys.exit(str(error))
     print(json.dumps(result, indent=1))

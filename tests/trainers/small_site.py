@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from lib.networks import FastSAM3DConfig, build_untrained, save_checkpoint
-from lib.trainers.distillation import DistillationTask
+from lib.trainers import DistillationTask
+from lib.trainers import run as run_module
+from lib.trainers.run import Run
 from lib.weights.files import file_weights
 from lib.weights.served import ServedWeights
 from lib.weights.versions import PublishedVersions
@@ -45,8 +51,8 @@ SHORT = {
 }
 
 
-class Datastore:
-    """As much of MONAI Label's as is asked for, on a folder."""
+class FolderDatastore:
+    """The part of MONAI Label's datastore that training uses, on a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,18 +60,19 @@ class Datastore:
     def list_images(self) -> list[str]:
         return [path.name.partition(".")[0] for path in self.folder.glob("*.nii.gz")]
 
-    def get_image_uri(self, name: str) -> str:
-        return str(self.folder / f"{name}.nii.gz")
+    def get_image_uri(self, image_id: str) -> str:
+        return str(self.folder / f"{image_id}.nii.gz")
 
-    def get_labels_by_image_id(self, name: str) -> dict[str, str]:
-        return {"final": name} if Path(self.get_label_uri(name, "final")).exists() else {}
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        exists = Path(self.get_label_uri(image_id, "final")).exists()
+        return {"final": image_id} if exists else {}
 
-    def get_label_uri(self, name: str, tag: str) -> str:
-        return str(self.folder / "labels" / tag / f"{name}.nii.gz")
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        return str(self.folder / "labels" / label_tag / f"{label_id}.nii.gz")
 
 
-def write_studies(folder: Path, count: int = 4, labelled: int = 2) -> Datastore:
-    """A bright ball each, in a body in air; the first ones with a label of the ball."""
+def write_studies(folder: Path, count: int = 4, labelled: int = 2) -> FolderDatastore:
+    """Write studies with a bright ball in a body; the first `labelled` have a label of the ball."""
     (folder / "labels" / "final").mkdir(parents=True)
     generator = np.random.default_rng(0)
     affine_mm = np.diag([6.0, 7.0, 8.0, 1.0])
@@ -80,7 +87,7 @@ def write_studies(folder: Path, count: int = 4, labelled: int = 2) -> Datastore:
         if number < labelled:
             label = nib.Nifti1Image(ball.astype(np.uint8), affine_mm)
             nib.save(label, folder / "labels" / "final" / name)
-    return Datastore(folder)
+    return FolderDatastore(folder)
 
 
 def distance(ijk: np.ndarray, centre_ijk: tuple[int, ...] | np.ndarray) -> np.ndarray:
@@ -88,7 +95,7 @@ def distance(ijk: np.ndarray, centre_ijk: tuple[int, ...] | np.ndarray) -> np.nd
 
 
 def write_networks(folder: Path) -> tuple[Path, Path]:
-    """Files of a student and of its teacher, both with random weights."""
+    """Write files of a student and of its teacher, both with random weights."""
     student, teacher = folder / "student.safetensors", folder / "teacher.safetensors"
     save_checkpoint(build_untrained(STUDENT, seed=1), student)
     save_checkpoint(build_untrained(TEACHER, seed=2), teacher)
@@ -103,40 +110,69 @@ class Site:
         self.datastore = write_studies(folder / "studies", **studies)
         self.student, self.teacher = write_networks(folder)
 
-    def task(self, model_dir: str = "model") -> DistillationTask:
+    def task(self, model_dir: str = "model", student: Path | None = None) -> DistillationTask:
         folder = self.folder / model_dir / "fastsam3d"
-        base = file_weights(self.student)
+        base = file_weights(student or self.student)
         served = ServedWeights(base, PublishedVersions(folder / "published", base.network_id))
         return DistillationTask(folder, served, file_weights(self.teacher), spacing_mm=SPACING_MM)
 
     def train(self, model_dir: str = "model", **options: object) -> dict:
-        """The statistics of a run with ``SHORT`` options and these."""
+        """Train with ``SHORT`` and these options; return the statistics."""
         task = self.task(model_dir)
         task({**SHORT, **options}, self.datastore)
         return task.stats()
 
+    def run_folder(self, model_dir: str) -> Path:
+        return self.folder / model_dir / "fastsam3d" / "run"
+
+    def command(self, model_dir: str, **options: object) -> list[str]:
+        """Return train.py and its arguments for these options."""
+        script = Path(run_module.__file__).parents[2] / "train.py"
+        command = [str(script), "--studies", str(self.folder / "studies")]
+        conf = {
+            "weights": self.student,
+            "teacher_weights": self.teacher,
+            "model_dir": self.folder / model_dir,
+            "spacing_mm": "8",
+        }
+        for name, value in conf.items():
+            command += ["--conf", name, str(value)]
+        for name, value in options.items():
+            flag = "start-from" if name == "start" else name.replace("_", "-")
+            command += [f"--{flag}", str(value)]
+        return command
+
+    def start(self, model_dir: str, **options: object) -> subprocess.Popen:
+        """Start train.py in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, *self.command(model_dir, **options)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
 
 def numbers(stats: dict) -> list[dict]:
-    """The history without the time that it took."""
+    """Return the history without times."""
     return [{name: x for name, x in row.items() if name != "seconds"} for row in stats["history"]]
 
 
+class Killed(BaseException):
+    """Ends a run as abruptly as a killed process."""
+
+
 @contextlib.contextmanager
-def killed_after(updates: int, monkeypatch) -> Iterator[None]:
-    """A run that ends without a word before another update, as if its process were killed."""
-    from lib.trainers.run import Run
+def killed_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kill a run within the block after `updates` updates."""
+    step = Run._step
 
-    class Killed(BaseException):
-        pass
-
-    update = Run.update
-
-    def maybe(self, engine, batch):
+    def step_or_die(self: Run, batch: dict) -> None:
         if self.progress.update == updates:
             raise Killed
-        return update(self, engine, batch)
+        step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "update", maybe)
+        patch.setattr(Run, "_step", step_or_die)
         with contextlib.suppress(Killed):
             yield

@@ -71,7 +71,7 @@ def test_without_an_error_the_least_certain_cell_is_clicked() -> None:
     assert labels.tolist() == [[1]]
 
 
-def test_half_of_the_users_click_on_the_larger_kind_of_error_only() -> None:
+def test_half_of_the_users_click_on_the_larger_part_of_the_error_only() -> None:
     target, predicted = box((0, 6), (0, 8), (0, 5)), box((5, 6), (7, 8), (4, 8))
     labels = [
         int(next_clicks(predicted - 0.5, target, generator(seed), CELL)[1]) for seed in range(60)
@@ -117,7 +117,7 @@ def test_with_a_generator_per_roi_clicks_do_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize("history", ["all", "newest"])
-def test_a_series_shows_the_network_its_previous_mask_and_the_clicks_that_it_expects(
+def test_a_series_decodes_the_previous_mask_and_the_clicks_of_the_policy(
     history: str,
 ) -> None:
     network = tiny.student(policy=MaskPolicy(click_history=history))
@@ -127,17 +127,17 @@ def test_a_series_shows_the_network_its_previous_mask_and_the_clicks_that_it_exp
         embedding = network.encode(torch.randn(1, 1, 32, 32, 32, generator=generator()))
         series = ClickSeries(network, embedding)
         series.answer(points_roi[:, :1], labels[:, :1])
-        answer = series.answer(points_roi, labels)
+        logits = series.answer(points_roi, labels)
 
         first, _ = network.decode(
             embedding, points_roi[:, :1], labels[:, :1], torch.zeros(1, 1, 16, 16, 16)
         )
         shown = slice(None) if history == "all" else slice(1, None)
         second, _ = network.decode(embedding, points_roi[:, shown], labels[:, shown], first)
-    assert torch.equal(answer, second[:, 0])
+    assert torch.equal(logits, second[:, 0])
 
 
-def test_a_series_of_a_batch_is_that_of_its_rois() -> None:
+def test_a_series_does_not_depend_on_the_batch() -> None:
     network = tiny.student()
     points_roi = torch.rand(2, 1, 3, generator=generator(1)) * 31
     labels = torch.ones(2, 1, dtype=torch.long)
@@ -148,7 +148,7 @@ def test_a_series_of_a_batch_is_that_of_its_rois() -> None:
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_masks_are_seen_as_serving_pastes_them() -> None:
+def test_masks_are_resized_as_in_serving() -> None:
     logits = torch.randn(1, 8, 8, 8, generator=generator())
     roi = Roi.place((32, 32, 32), np.eye(4), np.array([[16, 16, 16]]), size=32, spacing_mm=1)
     pasted = roi.paste(logits[0].numpy()).astype(bool)

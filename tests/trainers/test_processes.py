@@ -1,4 +1,4 @@
-"""A training that a server started does not outlive it."""
+"""A training does not outlive its server, and a folder has one training at a time."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from lib.trainers import processes as launch
+from lib.trainers import processes
 
 CHILD = """
 import sys, time
@@ -26,8 +26,8 @@ child.wait()
 """
 
 
-def test_it_ends_with_the_process_that_started_it():
-    app = str(Path(launch.__file__).parents[2])
+def test_a_training_ends_with_the_process_that_started_it() -> None:
+    app = str(Path(processes.__file__).parents[2])
     command = [sys.executable, "-c", PARENT, CHILD, app]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
@@ -37,11 +37,13 @@ def test_it_ends_with_the_process_that_started_it():
     child.wait(timeout=30)
 
 
-def test_only_one_run_in_a_folder(tmp_path):
-    with launch.only_run(tmp_path):
+def test_only_one_run_in_a_folder(tmp_path: Path) -> None:
+    with processes.only_run(tmp_path):
         code = (
             "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
         )
         command = [sys.executable, "-c", code, str(tmp_path / "lock")]
         assert subprocess.run(command, capture_output=True).returncode != 0
-    assert subprocess.run(command, capture_output=True).returncode == 0, "it ends with the run"
+    assert subprocess.run(command, capture_output=True).returncode == 0, (
+        "the lock ends with the run"
+    )

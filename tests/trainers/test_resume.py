@@ -1,164 +1,193 @@
-"""A run that ends early, however that is, goes on where it was and gives the same numbers."""
+"""A run that ends early resumes where it stopped and gives the numbers of an undisturbed run."""
 
+import dataclasses
 import errno
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from small_site import SHORT, Site, killed_after, numbers
+from small_site import SHORT, Killed, Site, killed_after, numbers
 
 from lib.errors import InputError
 from lib.trainers import run as run_module
+from lib.trainers.data import ExaminedStudy, Study
 from lib.trainers.run import Run
+from lib.trainers.run_state import run_signature
+from lib.trainers.teacher import TeacherFeatures
+from lib.trainers.train_options import NOT_IN_RESULT, TrainOptions
+from lib.trainers.updates import Updater
 
 SMALL = {**SHORT, "start": "served", "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return Site(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(site):
+def undisturbed(site: Site) -> dict:
     return site.train("undisturbed", **SMALL)
 
 
 @pytest.fixture(autouse=True)
-def only_epochs_are_saved(monkeypatch):
-    """However slow the machine is."""
+def saved_at_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the time between saved states out of the tests."""
     monkeypatch.setattr(run_module, "SAVE_SECONDS", 1e9)
 
 
-def facts(stats):
+@pytest.fixture(scope="module")
+def killed(site: Site) -> Path:
+    """Return the model folder of a run that was killed after update 4, whose state is of update 3.
+
+    The teacher's features are stored there, too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "SAVE_SECONDS", 1e9)
+        with killed_after(4, patch):
+            site.train("killed", **SMALL)
+    return site.folder / "killed"
+
+
+def copy_of(killed: Path, site: Site, name: str) -> str:
+    """Copy the model folder of the killed run; return its name."""
+    shutil.copytree(killed, site.folder / name)
+    return name
+
+
+def facts(stats: dict) -> dict:
     names = ("best_metric", "best_metric_epoch", "pair_errors", "dice_served", "reason")
     return {"history": numbers(stats), **{name: stats[name] for name in names}}
 
 
-# stage 1, between the stages, in stage 2, and after the last update
-@pytest.mark.parametrize("updates", [4, 6, 11])
-def test_a_killed_run_ends_as_if_it_had_not_been(site, undisturbed, monkeypatch, updates):
+def test_a_killed_run_resumes_at_the_last_state(
+    site: Site, undisturbed: dict, killed: Path
+) -> None:
+    """Updates after the state are computed again; the result is the same bit for bit."""
+    name = copy_of(killed, site, "resumed")
+    assert "resumed" not in site.task(name).stats()["reason"]
+    stats = site.train(name, **SMALL, keep_versions=1)  # an option that does not change the result
+    assert stats["resumed"] == "resumed after update 3"
+    assert facts(stats) == facts(undisturbed)
+
+
+# within stage 1, between the stages, and within stage 2
+@pytest.mark.parametrize("updates", [4, pytest.param(6, marks=pytest.mark.slow), 11])
+def test_states_within_an_epoch_lose_no_update(
+    site: Site, undisturbed: dict, monkeypatch: pytest.MonkeyPatch, updates: int
+) -> None:
     name = f"killed after {updates}"
     monkeypatch.setattr(run_module, "SAVE_SECONDS", 0.0)
     with killed_after(updates, monkeypatch):
         site.train(name, **SMALL)
-    assert "resumed" not in site.task(name).stats().get("reason", "")
     stats = site.train(name, **SMALL)
     assert stats["resumed"] == f"resumed after update {updates}"
     assert facts(stats) == facts(undisturbed)
 
 
-def test_only_the_last_updates_are_done_again(site, undisturbed, monkeypatch):
-    """Between two states 30 s apart nothing is kept, so it is computed again."""
-    with killed_after(5, monkeypatch):
-        site.train("between", **SMALL)
-    stats = site.train("between", **SMALL)
-    assert stats["resumed"] == "resumed after update 3"
-    assert facts(stats) == facts(undisturbed)
+def test_sigterm_stops_after_the_update_and_saves_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[int] = []
+    update_student = Updater.__call__
+
+    def terminated(self: Updater, batch: dict, update: int) -> dict:
+        updates.append(update)
+        if update == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update_student(self, batch, update)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Updater, "__call__", terminated)
+    with pytest.raises(InputError, match="the training was stopped; train again to go on"):
+        site.train("stopped", **SMALL)
+    assert updates == [0, 1, 2, 3, 4]
+    assert signal.getsignal(signal.SIGTERM) is before
+    state = torch.load(site.run_folder("stopped") / "state.pt", weights_only=True)
+    assert state["progress"]["update"] == 5
+    stats = site.task("stopped").stats()
+    assert "was stopped" in stats["reason"] and "error" not in stats and stats["iteration"] == 5
 
 
-def test_a_kill_before_publishing(site, undisturbed, monkeypatch):
-    class Killed(BaseException):
-        pass
+def begin(site: Site, name: str, **options: object) -> dict:
+    """Begin a run and kill it before its first update; return the statistics."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "train", lambda _: (_ for _ in ()).throw(Killed))
+        site.train(name, **{**SMALL, **options})
+    return site.task(name).stats()
 
-    def die(*_):
+
+def test_a_run_with_other_options_starts_anew(site: Site, killed: Path) -> None:
+    stats = begin(site, copy_of(killed, site, "other options"), lr=1e-3)
+    assert "its options, studies or weights were different" in stats["resumed"]
+    assert stats["iteration"] == 0 and stats["history"] == []
+
+
+def test_resuming_can_be_declined(site: Site, killed: Path) -> None:
+    stats = begin(site, copy_of(killed, site, "declined"), resume=False)
+    assert stats["resumed"] == "" and stats["iteration"] == 0
+
+
+def test_a_run_with_a_damaged_state_starts_anew(site: Site, killed: Path) -> None:
+    name = copy_of(killed, site, "damaged")
+    state = site.run_folder(name) / "state.pt"
+    state.write_bytes(state.read_bytes()[:-500])
+    stats = begin(site, name)
+    assert "cannot be read" in stats["resumed"] and "training starts anew" in stats["resumed"]
+    assert stats["iteration"] == 0
+
+
+def test_the_signature_depends_on_options_studies_and_networks() -> None:
+    options = TrainOptions()
+    study = ExaminedStudy(Study("a", Path("a.nii.gz")), "key", {}, np.zeros((1, 3)))
+    networks = {"base": "abc", "spacing_mm": 1.5}
+    signature = run_signature(options, [study], networks)
+    for option in dataclasses.fields(TrainOptions):
+        other = dataclasses.replace(options, **{option.name: "other"})
+        is_equal = run_signature(other, [study], networks) == signature
+        assert is_equal == (option.name in NOT_IN_RESULT), option.name
+    assert run_signature(options, [dataclasses.replace(study, key="new")], networks) != signature
+    assert run_signature(options, [study, study], networks) != signature
+    assert run_signature(options, [study], {**networks, "base": "def"}) != signature
+
+
+def test_a_later_run_does_not_compute_the_teachers_features_again(
+    site: Site, undisturbed: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the teacher's encoder was called")
+
+    name = copy_of(site.folder / "undisturbed", site, "later")
+    monkeypatch.setattr(TeacherFeatures, "_compute", fail)
+    site.train(name, **{**SMALL, "lr": 1e-3, "max_epochs": 2})
+
+
+def test_a_killed_run_is_published_after_its_last_update(
+    site: Site, undisturbed: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill, or a full disk, at the end costs no update."""
+
+    def die(*_: object) -> None:
         raise Killed
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Run, "compare", die)
-        with pytest.raises(Killed):
-            site.train("unpublished", **SMALL)
+        site.train("unpublished", **SMALL)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Updater, "__call__", die)  # no update is computed any more
+    unwritten = copy_of(site.folder / "unpublished", site, "unwritten")
     stats = site.train("unpublished", **SMALL)
     assert stats["resumed"] == "resumed after update 12"
     assert facts(stats) == facts(undisturbed)
 
-
-@pytest.mark.parametrize("options", [{"lr": 1e-3}, {"stage1_fraction": 0.25}])
-def test_other_options_begin_anew_and_it_is_said(site, monkeypatch, options):
-    with killed_after(4, monkeypatch):
-        site.train("changed", **SMALL)
-    stats = site.train("changed", **{**SMALL, **options})
-    assert "options, studies or weights are others now" in stats["resumed"]
-    assert len(stats["history"]) == 4
-
-
-def test_other_studies_begin_anew(tmp_path, monkeypatch):
-    site = Site(tmp_path)
-    with killed_after(4, monkeypatch):
-        site.train(**SMALL)
-    path = tmp_path / "studies" / "scan3.nii.gz"
-    image = nib.load(path)
-    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + np.int16(1), image.affine), path)
-    assert "are others now" in site.train(**SMALL)["resumed"]
-
-
-def test_options_that_change_no_number_are_free(site, undisturbed, monkeypatch):
-    with killed_after(7, monkeypatch):
-        site.train("free", **SMALL)
-    stats = site.train("free", **SMALL, keep_versions=1)
-    assert stats["resumed"] == "resumed after update 6"
-    assert facts(stats) == facts(undisturbed)
-
-
-def test_resuming_can_be_declined(site, monkeypatch):
-    with killed_after(4, monkeypatch):
-        site.train("declined", **SMALL)
-    assert site.train("declined", **SMALL, resume=False)["resumed"] == ""
-
-
-def test_a_damaged_state_begins_anew(site, undisturbed, monkeypatch):
-    with killed_after(4, monkeypatch):
-        site.train("damaged", **SMALL)
-    state = site.folder / "damaged" / "fastsam3d" / "run" / "state.pt"
-    state.write_bytes(state.read_bytes()[:-500])
-    stats = site.train("damaged", **SMALL)
-    assert "cannot be read" in stats["resumed"] and "begins anew" in stats["resumed"]
-    assert facts(stats) == facts(undisturbed)
-
-
-def test_the_features_of_the_teacher_are_not_computed_again(site, undisturbed):
-    task = site.task("undisturbed")
-    task({**SHORT, **SMALL, "lr": 1e-3}, site.datastore)
-    assert task._run.features.computed == 0
-
-
-def test_a_full_disk_loses_nothing(site, undisturbed, monkeypatch):
-    """The state of the last epoch stays; with room again the run goes on from it."""
-    replace, saved = os.replace, []
-
-    def full(source, target):
-        if Path(target).name == "state.pt":
-            saved.append(target)
-            if len(saved) == 3:
-                raise OSError(errno.ENOSPC, "No space left on device")
-        return replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(OSError, match="No space left"):
-            site.train("full", **SMALL)
-    assert "No space left" in site.task("full").stats()["error"]
-    stats = site.train("full", **SMALL)
-    assert stats["resumed"] == "resumed after update 6"
-    assert facts(stats) == facts(undisturbed) and "error" not in stats
-
-
-def test_a_student_that_cannot_be_written_is_not_lost(site, undisturbed, monkeypatch):
     monkeypatch.setattr(
         "lib.trainers.run.judge", lambda *_: run_module.Verdict(True, "it is better")
     )
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    task = site.task("unwritten")
+    task = site.task(unwritten)
     with monkeypatch.context() as patch:
         patch.setattr("lib.weights.versions.save_checkpoint", full)
         with pytest.raises(InputError, match="make room on the disk and train again"):
@@ -167,30 +196,33 @@ def test_a_student_that_cannot_be_written_is_not_lost(site, undisturbed, monkeyp
     assert result["published"] and task.stats()["resumed"] == "resumed after update 12"
 
 
+def test_a_full_disk_loses_nothing(
+    site: Site, killed: Path, undisturbed: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last state stays; once there is room again, the run resumes from it."""
+    name = copy_of(killed, site, "full")
+    replace = os.replace
+
+    def full(source: str, target: str) -> None:
+        if Path(target).name == "state.pt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            site.train(name, **SMALL)
+    assert "No space left" in site.task(name).stats()["error"]
+    stats = site.train(name, **SMALL)
+    assert stats["resumed"] == "resumed after update 3"
+    assert facts(stats) == facts(undisturbed) and "error" not in stats
+
+
 # --- a process of its own -------------------------------------------------------------------------
 
 
-def start(site: Site, model_dir: str, **options: object) -> subprocess.Popen:
-    script = Path(run_module.__file__).parents[2] / "train.py"
-    command = [sys.executable, str(script), "--studies", str(site.folder / "studies")]
-    conf = {
-        "weights": site.student,
-        "teacher_weights": site.teacher,
-        "model_dir": site.folder / model_dir,
-        "spacing_mm": "8",
-    }
-    for name, value in conf.items():
-        command += ["--conf", name, str(value)]
-    for name, value in {**SMALL, **options}.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for_update(site: Site, model_dir: str, process: subprocess.Popen, update: int) -> None:
-    state = site.folder / model_dir / "fastsam3d" / "run" / "state.pt"
+def wait_for_update(site: Site, name: str, process: subprocess.Popen, update: int) -> None:
+    state = site.run_folder(name) / "state.pt"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         if state.exists():
@@ -202,24 +234,24 @@ def wait_for_update(site: Site, model_dir: str, process: subprocess.Popen, updat
     raise TimeoutError(f"update {update} was not reached")
 
 
-LONG = {"max_epochs": 40, "val_interval": 100}
+LONG = {**SMALL, "max_epochs": 40, "val_interval": 100}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_ended(site, how):
-    whole = start(site, "whole run", **LONG)
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_ended_by_a_signal_resumes(site: Site, signal_number: signal.Signals) -> None:
+    name, whole_name = f"ended by {signal_number}", f"whole run for {signal_number}"
+    whole = site.start(whole_name, **LONG)
     assert whole.wait(timeout=400) == 0, whole.stdout.read()
-    process = start(site, f"ended by {how}", **LONG)
-    wait_for_update(site, f"ended by {how}", process, 9)
-    process.send_signal(how)
+    process = site.start(name, **LONG)
+    wait_for_update(site, name, process, 9)
+    process.send_signal(signal_number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0
-    if how == signal.SIGTERM:
+    if signal_number == signal.SIGTERM:
         assert output.splitlines()[-1].startswith("the training was stopped; train again to go on")
-    again = start(site, f"ended by {how}", **LONG)
+    again = site.start(name, **LONG)
     assert again.wait(timeout=400) == 0, again.stdout.read()
-    stats, expected = site.task(f"ended by {how}").stats(), site.task("whole run").stats()
+    stats, expected = site.task(name).stats(), site.task(whole_name).stats()
     assert stats["resumed"].startswith("resumed after update ")
-    assert stats["history"][-1]["loss"] == pytest.approx(expected["history"][-1]["loss"], rel=0.02)
     assert facts(stats) == facts(expected), "bit for bit on one thread"

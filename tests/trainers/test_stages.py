@@ -1,4 +1,4 @@
-"""Stage 1 brings every layer to the teacher's, stage 2 its masks; each trains what it should."""
+"""Stage 1 lowers the error of every layer, stage 2 that of the masks; each trains its own parts."""
 
 import dataclasses
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from tiny import make_batch
 from torch import Tensor
 
 from lib.errors import InputError
@@ -21,28 +22,9 @@ from lib.trainers.teacher import TeacherFeatures
 PAIRS = layer_pairs(4, 2)
 
 
-def smooth(count: int, seed: int) -> Tensor:
-    """Random blobs, so that neighbouring voxels go together: (count, 1, 32, 32, 32)."""
-    coarse = torch.randn(count, 1, 6, 6, 6, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.interpolate(coarse, size=(32, 32, 32), mode="trilinear") * 1.5
-
-
-def make_batch(count: int = 4, seed: int = 0, labelled: bool = False) -> Batch:
-    image = smooth(count, seed)
-    target = torch.nn.functional.avg_pool3d((image > 1).float(), 2)[:, 0]
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "image": image,
-        "target": target if labelled else torch.zeros_like(target),
-        "has_label": torch.full((count,), labelled),
-        "click_roi": torch.rand(count, 3, generator=generator) * 31,
-        "key": [f"{seed}-{number}" for number in range(count)],
-    }
-
-
 @pytest.fixture
 def features(tmp_path: Path) -> TeacherFeatures:
-    """Of a teacher whose blocks do something, and whose masks follow the image."""
+    """Return the features of a teacher whose blocks change the tokens noticeably."""
     network = tiny.teacher()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -59,10 +41,15 @@ def student(features: TeacherFeatures) -> FastSAM3D:
 
 
 def errors_of(student: FastSAM3D, features: TeacherFeatures, batch: Batch) -> Tensor:
-    outputs, _ = features.get(batch["key"], batch["image"])
+    teacher_outputs, _ = features.get(batch["key"], batch["image"])
     with torch.no_grad():
-        _, ours = student.encode_intermediates(batch["image"], [block for _, block in PAIRS])
-    return pair_losses([ours[block] for _, block in PAIRS], [outputs[block] for block, _ in PAIRS])
+        _, student_outputs = student.encode_intermediates(
+            batch["image"], [block for _, block in PAIRS]
+        )
+    return pair_losses(
+        [student_outputs[block] for _, block in PAIRS],
+        [teacher_outputs[block] for block, _ in PAIRS],
+    )
 
 
 def train_stage_1(student: FastSAM3D, features: TeacherFeatures, steps: int) -> list[float]:
@@ -84,15 +71,15 @@ def train_stage_1(student: FastSAM3D, features: TeacherFeatures, steps: int) -> 
 def test_the_student_starts_with_all_but_the_teachers_blocks(features: TeacherFeatures) -> None:
     student, before = tiny.student(), tiny.student().state_dict()
     start_student(student, features.teacher)
-    theirs = features.teacher.state_dict()
+    teacher = features.teacher.state_dict()
     for name, x in student.state_dict().items():
-        source = before if name.startswith("image_encoder.blocks.") else theirs
+        source = before if name.startswith("image_encoder.blocks.") else teacher
         assert torch.equal(x, source[name]), name
-    assert any("neck" in name for name in theirs) and any("pos_embed" in name for name in theirs)
+    assert any("neck" in name for name in teacher) and any("pos_embed" in name for name in teacher)
     student.mask_decoder.mask_tokens.weight.data.add_(1)
     assert not torch.equal(
         student.state_dict()["mask_decoder.mask_tokens.weight"],
-        theirs["mask_decoder.mask_tokens.weight"],
+        teacher["mask_decoder.mask_tokens.weight"],
     )
 
 
@@ -104,7 +91,7 @@ def test_the_detail_stem_is_copied_too() -> None:
     assert torch.equal(student.detail_stem.proj.weight, teacher.detail_stem.proj.weight)
 
 
-def test_other_widths_are_named(features: TeacherFeatures) -> None:
+def test_another_width_is_refused(features: TeacherFeatures) -> None:
     wide = tiny.student(config=dataclasses.replace(tiny.STUDENT, width=48))
     with pytest.raises(InputError, match="teacher's width is 32 and the student's 48.*--conf"):
         start_student(wide, features.teacher)
@@ -135,7 +122,7 @@ def test_stage_1_takes_the_first_k_pairs_and_then_the_embedding(
 
 
 def touched(network: FastSAM3D) -> set[str]:
-    """The modules of the network in which a parameter has a gradient."""
+    """Return the modules of the network in which a parameter has a gradient."""
     return {
         ".".join(name.split(".")[: 3 if "blocks" in name else 1])
         for name, parameter in network.named_parameters()
@@ -198,32 +185,35 @@ def test_stage_2_brings_the_students_masks_to_the_teachers(
     assert all(x["dice"] == x["ce"] == 0 for x in log)
 
 
-def test_users_click_on_what_differs_from_the_label_or_else_from_the_teacher(
+def test_users_click_on_errors_against_the_label_or_else_the_teacher(
     student: FastSAM3D, features: TeacherFeatures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = make_batch(labelled=True)
     batch["has_label"][1:] = False
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def watched(logits: Tensor, wanted: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        seen.append((logits, wanted))
-        return next_clicks(logits, wanted, *others)
+    def watched(logits: Tensor, goal: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        seen.append((logits, goal))
+        return next_clicks(logits, goal, *others)
 
-    monkeypatch.setattr("lib.trainers.stages.next_clicks", watched)
+    monkeypatch.setattr("lib.trainers.clicks.next_clicks", watched)
     Stage2(student, features)(batch, 0)
-    _, theirs = features.get(batch["key"], batch["image"])
+    _, teacher_embedding = features.get(batch["key"], batch["image"])
     points_roi = batch["click_roi"][:, None]
     labels = torch.ones(4, 1, dtype=torch.long)
     with torch.no_grad():
-        answer = ClickSeries(features.teacher, theirs).answer(points_roi, labels)
-        ours = ClickSeries(student, student.encode(batch["image"])).answer(points_roi, labels)
-    logits, wanted = seen[0]
-    torch.testing.assert_close(logits, on_cells(ours, 16))
-    assert torch.equal(wanted[0], batch["target"][0])
-    torch.testing.assert_close(wanted[1:], on_cells(answer, 16).sigmoid()[1:])
+        teacher_logits = ClickSeries(features.teacher, teacher_embedding).answer(points_roi, labels)
+        series = ClickSeries(student, student.encode(batch["image"]))
+        student_logits = series.answer(points_roi, labels)
+    logits, goal = seen[0]
+    torch.testing.assert_close(logits, on_cells(student_logits, 16))
+    assert torch.equal(goal[0], batch["target"][0])
+    torch.testing.assert_close(goal[1:], on_cells(teacher_logits, 16).sigmoid()[1:])
 
 
-def test_labels_count_where_they_are(student: FastSAM3D, features: TeacherFeatures) -> None:
+def test_a_roi_without_a_label_has_the_divergence_alone(
+    student: FastSAM3D, features: TeacherFeatures
+) -> None:
     mixed, labels = make_batch(), make_batch(labelled=True)
     mixed["has_label"][1] = True
     mixed["target"][1] = labels["target"][1]
@@ -233,7 +223,7 @@ def test_labels_count_where_they_are(student: FastSAM3D, features: TeacherFeatur
     assert parts["loss"].item() == pytest.approx(total, rel=1e-6)
 
 
-def test_without_a_teacher_labels_alone_are_learnt(student: FastSAM3D) -> None:
+def test_without_a_teacher_the_student_learns_labels_alone(student: FastSAM3D) -> None:
     batch = make_batch(labelled=True)
     log = train_stage_2(Stage2(student, None), [batch], 80)
     assert all(x["kl"] == 0 for x in log)
@@ -274,7 +264,7 @@ def test_the_same_seed_gives_the_same_numbers_bit_for_bit(tmp_path: Path) -> Non
         log = train_stage_2(Stage2(network, features), [make_batch(labelled=True)], 4)
         return losses + [x["loss"] for x in log]
 
-    torch.rand(3)  # the global generator has no part in it
+    torch.rand(3)  # the global generator must not matter
     first = run("a")
     torch.rand(5)
-    assert first == run("b") == run("a")  # the last with all features kept
+    assert first == run("b") == run("a")  # the last run finds all features on disk

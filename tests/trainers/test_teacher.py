@@ -1,4 +1,4 @@
-"""The teacher sees each ROI once; what is kept is bounded, whole, and the teacher's own."""
+"""The teacher's features are computed once per ROI and stored; the store is bounded and checked."""
 
 import os
 from pathlib import Path
@@ -18,8 +18,10 @@ def images(count: int) -> Tensor:
     return torch.randn(count, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def features_in(folder: Path, max_bytes: int = 1 << 30, hash_: str = "abc") -> TeacherFeatures:
-    return TeacherFeatures(folder, max_bytes, tiny.teacher(), hash_, BLOCKS)
+def features_in(
+    folder: Path, max_bytes: int = 1 << 30, teacher_hash: str = "abc"
+) -> TeacherFeatures:
+    return TeacherFeatures(folder, max_bytes, tiny.teacher(), teacher_hash, BLOCKS)
 
 
 def count_calls(features: TeacherFeatures, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -68,7 +70,7 @@ def test_a_later_epoch_runs_without_the_teacher(
     assert torch.equal(first[1], afterwards[1])
 
 
-def test_numbers_do_not_depend_on_what_was_kept(tmp_path: Path) -> None:
+def test_stored_and_computed_features_are_equal(tmp_path: Path) -> None:
     volumes = images(3)
     together = features_in(tmp_path / "a").get("abc", volumes)
     other = features_in(tmp_path / "b")
@@ -76,14 +78,14 @@ def test_numbers_do_not_depend_on_what_was_kept(tmp_path: Path) -> None:
     apart = other.get("abc", volumes)
     assert torch.equal(together[1], apart[1])
     assert all(torch.equal(together[0][block], apart[0][block]) for block in BLOCKS)
-    none_kept = features_in(tmp_path / "c", max_bytes=0)
-    none_kept.get("abc", volumes)
-    assert torch.equal(none_kept.get("abc", volumes)[1], together[1]) and none_kept.computed == 6
+    no_store = features_in(tmp_path / "c", max_bytes=0)
+    no_store.get("abc", volumes)
+    assert torch.equal(no_store.get("abc", volumes)[1], together[1]) and no_store.computed == 6
 
 
 def test_another_teacher_has_its_own_features(tmp_path: Path) -> None:
     features_in(tmp_path).get("a", images(1))
-    other = features_in(tmp_path, hash_="def")
+    other = features_in(tmp_path, teacher_hash="def")
     other.get("a", images(1))
     assert other.computed == 1
 
@@ -99,7 +101,7 @@ def test_features_of_an_earlier_layout_are_not_used(
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "changed", "folder"])
-def test_damaged_entries_are_made_anew(tmp_path: Path, damage: str) -> None:
+def test_damaged_entries_are_computed_again(tmp_path: Path, damage: str) -> None:
     volumes = images(1)
     expected = features_in(tmp_path).get("a", volumes)
     (path,) = tmp_path.rglob("*.safetensors")
@@ -125,7 +127,7 @@ def test_the_teacher_is_frozen(tmp_path: Path) -> None:
 
 
 def store_of(folder: Path, entries: int) -> TensorStore:
-    """With room for so many of `tensors`, whose header takes less than 400 bytes."""
+    """Return a store with room for `entries` of `tensors`; a header has less than 400 bytes."""
     return TensorStore(folder, entries * (4096 + 400))
 
 
@@ -133,24 +135,24 @@ def tensors(value: float) -> dict[str, Tensor]:
     return {"x": torch.full((1024,), float(value))}
 
 
-def test_what_is_used_now_stays_and_what_is_not_goes_first(tmp_path: Path) -> None:
+def test_entries_in_use_stay_and_unused_ones_are_removed(tmp_path: Path) -> None:
     old = store_of(tmp_path, 3)
     for number, key in enumerate("abc"):
         old.put(key, tensors(number))
         os.utime(tmp_path / f"{key}.safetensors", (1000 + number, 1000 + number))
     now = store_of(tmp_path, 3)
-    assert now.get("a") is not None  # used, though the oldest
+    assert now.get("a") is not None  # the oldest, but in use
     now.put("d", tensors(3))
     assert [key for key in "abcd" if now.get(key)] == ["a", "c", "d"]
-    now.put("e", tensors(4))  # all others were used since
+    now.put("e", tensors(4))  # all others are in use
     assert [key for key in "acde" if now.get(key)] == ["a", "c", "d"]
     assert now.nbytes <= now.max_bytes
 
 
-def test_a_full_disk_keeps_nothing_and_stops_nothing(
+def test_a_full_disk_stores_nothing_and_raises_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    warnings: list[str] = []
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -159,9 +161,9 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(
     # not through caplog, which stays empty when the whole suite ran before
     monkeypatch.setattr(
         "lib.trainers.data.tensor_store.logger.warning",
-        lambda text, *facts: said.append(text % facts),
+        lambda text, *values: warnings.append(text % values),
     )
     store = TensorStore(tmp_path, 1 << 20)
     store.put("a", tensors(1))
     assert store.get("a") is None and not list(tmp_path.iterdir())
-    assert len(said) == 1 and "No space left" in said[0]
+    assert len(warnings) == 1 and "No space left" in warnings[0]

@@ -1,4 +1,4 @@
-"""Held-out ROIs are measured by their labels, or by the teacher, with the same random numbers."""
+"""Dice is measured against labels or the teacher, with the same random numbers for all networks."""
 
 from pathlib import Path
 
@@ -7,13 +7,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from lib.trainers.data.roi_pool import RoiOptions, RoiPool
-from lib.trainers.data.studies import examine
-from lib.trainers.losses import overlaps
+from lib.trainers.data import RoiOptions, RoiPool, examine
 from lib.trainers.schedule import layer_pairs
 from lib.trainers.student_start import start_student
 from lib.trainers.teacher import TeacherFeatures
-from lib.trainers.validation import CLICKS, dice_of, pair_errors, validate
+from lib.trainers.validation import CLICKS, judge, pair_errors, validate
 
 PAIRS = layer_pairs(4, 2)
 
@@ -30,11 +28,11 @@ def features(tmp_path: Path) -> TeacherFeatures:
 
 
 def test_labelled_rois_need_no_teacher(tmp_path: Path) -> None:
-    found = validate(tiny.student(), pool_of(tmp_path, (True,)))
-    assert tuple(found.dice) == CLICKS and found.per_roi.shape == (6, 4)
-    assert found.labelled == found.rois == 6
-    assert found.mean == pytest.approx(sum(found.dice.values()) / 4, abs=1e-6)
-    assert found.dice[3] == pytest.approx(float(found.per_roi[:, 1].mean()), abs=1e-6)
+    result = validate(tiny.student(), pool_of(tmp_path, (True,)))
+    assert tuple(result.dice) == CLICKS and result.per_roi.shape == (6, 4)
+    assert result.labelled == result.rois == 6
+    assert result.mean == pytest.approx(sum(result.dice.values()) / 4, abs=1e-6)
+    assert result.dice[3] == pytest.approx(float(result.per_roi[:, 1].mean()), abs=1e-6)
     with pytest.raises(ValueError, match="without a label"):
         validate(tiny.student(), pool_of(tmp_path, (False,)))
 
@@ -42,15 +40,15 @@ def test_labelled_rois_need_no_teacher(tmp_path: Path) -> None:
 def test_a_perfect_network_scores_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pool_of(tmp_path, (True,))
     targets = torch.stack([pool[n]["target"] for n in range(len(pool))])
-    shown = iter(targets.split(4))
+    batches = iter(targets.split(4))
 
-    def right(embedding: Tensor, points: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    def decode(embedding: Tensor, points: Tensor, *_: object) -> tuple[Tensor, Tensor]:
         if points.shape[1] == 1:
-            right.target = next(shown)
-        return (right.target[:, None] - 0.49), torch.zeros(len(points), 1)
+            decode.target = next(batches)
+        return (decode.target[:, None] - 0.49), torch.zeros(len(points), 1)
 
     network = tiny.student()
-    monkeypatch.setattr(network, "decode", right)
+    monkeypatch.setattr(network, "decode", decode)
     assert validate(network, pool).mean == 1
 
 
@@ -70,9 +68,7 @@ def test_results_do_not_depend_on_batches_or_other_networks(
     assert not torch.equal(other, four.per_roi)
 
 
-def test_the_teacher_agrees_with_itself_and_a_copy_with_it(
-    tmp_path: Path, features: TeacherFeatures
-) -> None:
+def test_the_teacher_scores_one_against_itself(tmp_path: Path, features: TeacherFeatures) -> None:
     pool = pool_of(tmp_path, (False,))
     assert validate(features.teacher, pool, features).mean == 1
     copy = tiny.teacher()
@@ -98,8 +94,13 @@ def test_pair_errors_are_means_over_the_rois(tmp_path: Path, features: TeacherFe
     assert len(by_four) == 2 and min(by_four) > 0
 
 
-def test_two_empty_masks_agree() -> None:
-    logits, wanted = torch.full((2, 4, 4, 4), -1.0), torch.zeros(2, 4, 4, 4)
-    wanted[1, 0, 0, 0] = 1
-    assert dice_of(logits, wanted).tolist() == [1, 0]
-    assert overlaps(logits, wanted)[1].tolist() == [0, 0]
+def test_a_student_is_published_only_if_it_is_measurably_better() -> None:
+    served = torch.rand(16, 4, generator=torch.Generator().manual_seed(0)) / 2
+    assert judge(served + 0.1, served, 0.005).is_better
+    assert not judge(served, served, 0.005).is_better
+    assert "but 0.005 is needed" in judge(served + 0.004, served, 0.005).reason
+    assert not judge(served - 0.1, served, 0).is_better
+    lucky = served.clone()
+    lucky[0] += 0.4  # one ROI of 16
+    verdict = judge(lucky, served, 0.005)
+    assert not verdict.is_better and "may be chance" in verdict.reason

@@ -1,13 +1,16 @@
-"""Networks and studies small enough to train in a test."""
+"""Networks, studies and batches small enough to train with in a test."""
 
 import dataclasses
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import torch
+from torch import Tensor
 
 from lib.networks import FastSAM3D, FastSAM3DConfig, MaskPolicy, build_untrained
-from lib.trainers.data.studies import Study
+from lib.trainers.data import Study
+from lib.trainers.stages import Batch
 
 STUDENT = FastSAM3DConfig(
     roi_size=32,
@@ -41,7 +44,7 @@ def teacher(seed: int = 0, config: FastSAM3DConfig = TEACHER) -> FastSAM3D:
 
 
 def make_study(folder: Path, name: str, seed: int = 0, labelled: bool = True) -> Study:
-    """A body in air with two bright boxes in it, labelled 2 and 5, on a turned, flipped grid."""
+    """Write a body in air with two bright boxes, labelled 2 and 5, on a turned and flipped grid."""
     generator = np.random.default_rng(seed)
     image = np.full(SHAPE, 5.0)
     image[8:36, 6:30, 3:19] = 100
@@ -57,3 +60,23 @@ def make_study(folder: Path, name: str, seed: int = 0, labelled: bool = True) ->
     if labelled:
         nibabel.save(nibabel.Nifti1Image(label, AFFINE_MM), label_path)
     return Study(name, path, label_path if labelled else None)
+
+
+def smooth(count: int, seed: int) -> Tensor:
+    """Return images (count, 1, 32, 32, 32) of random blobs, in which neighbours are alike."""
+    coarse = torch.randn(count, 1, 6, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=(32, 32, 32), mode="trilinear") * 1.5
+
+
+def make_batch(count: int = 4, seed: int = 0, labelled: bool = False) -> Batch:
+    """Return a batch as a DataLoader over a RoiPool makes it, without reading studies."""
+    image = smooth(count, seed)
+    target = torch.nn.functional.avg_pool3d((image > 1).float(), 2)[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": image,
+        "target": target if labelled else torch.zeros_like(target),
+        "has_label": torch.full((count,), labelled),
+        "click_roi": torch.rand(count, 3, generator=generator) * 31,
+        "key": [f"{seed}-{number}" for number in range(count)],
+    }

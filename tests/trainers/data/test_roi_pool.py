@@ -1,4 +1,4 @@
-"""ROIs are cut as serving cuts them, carry their click and target, and are the same every time."""
+"""ROIs are cut as in serving, have a click and a target, and are the same every time."""
 
 import dataclasses
 from pathlib import Path
@@ -11,11 +11,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lib.errors import InputError
 from lib.imaging.intensity import normalize
-from lib.imaging.roi import Roi
+from lib.imaging.roi import Roi, crop_labels
 from lib.imaging.volume import Volume, read_volume
-from lib.trainers.data.roi_pool import RoiOptions, RoiPool, crop_labels, make_image, voxels_of_cells
-from lib.trainers.data.studies import examine
-from lib.trainers.data.tensor_store import TensorStore
+from lib.trainers.data import RoiOptions, RoiPool, TensorStore, examine
+from lib.trainers.data.roi_pool import make_image, voxels_of_cells
 
 PLAIN = RoiOptions.plain(spacing_mm=2.0)
 VARIED = RoiOptions(spacing_mm=2.0)
@@ -31,7 +30,7 @@ def pool_in(folder: Path, count: int = 12, options: RoiOptions = VARIED, **other
     return RoiPool(usable, count, tiny.STUDENT, options, others.pop("seed", 0), **others)
 
 
-def test_items_are_what_the_stages_take(tmp_path: Path) -> None:
+def test_items_have_the_form_that_the_stages_take(tmp_path: Path) -> None:
     pool = pool_in(tmp_path)
     assert len(pool) == 12
     items = [pool[n] for n in range(12)]
@@ -47,7 +46,7 @@ def test_items_are_what_the_stages_take(tmp_path: Path) -> None:
         pool[12]
 
 
-def test_a_roi_without_augmentation_is_the_one_that_is_served(tmp_path: Path) -> None:
+def test_a_roi_without_augmentation_is_that_of_serving(tmp_path: Path) -> None:
     pool = pool_in(tmp_path, options=PLAIN)
     label = read_volume(tmp_path / "a_label.nii.gz")
     item = next(item for item in pool if item["has_label"])
@@ -63,7 +62,7 @@ def test_a_roi_without_augmentation_is_the_one_that_is_served(tmp_path: Path) ->
                 share = voxels_of_cells(crop_labels(roi, label.array) == value) / 8
                 np.testing.assert_array_equal(item["target"].numpy(), share.astype(np.float32))
                 return
-    pytest.fail("no place that was examined gives this ROI")
+    pytest.fail("no examined voxel gives this ROI")
 
 
 def test_the_click_lies_on_the_target(tmp_path: Path) -> None:
@@ -88,14 +87,14 @@ def test_augmentation_mirrors_shifts_and_scales(tmp_path: Path) -> None:
     assert (clicks - 16).abs().max() <= 0.15 * 32 + 1e-3
     # mirrored: the box of the body lies before or behind the click
     flipped = dataclasses.replace(PLAIN, flip=1.0)
-    ours, theirs = pool_in(tmp_path, 4, PLAIN)[1], pool_in(tmp_path, 4, flipped)[1]
-    mirrored = theirs["image"].flip(1, 2, 3).roll((1, 1, 1), dims=(1, 2, 3))
+    item, flipped_item = pool_in(tmp_path, 4, PLAIN)[1], pool_in(tmp_path, 4, flipped)[1]
+    mirrored = flipped_item["image"].flip(1, 2, 3).roll((1, 1, 1), dims=(1, 2, 3))
     inner = (0, *(slice(2, 31),) * 3)
-    torch.testing.assert_close(mirrored[inner], ours["image"][inner], atol=0.05, rtol=0)
+    torch.testing.assert_close(mirrored[inner], item["image"][inner], atol=0.05, rtol=0)
 
 
-def test_no_augmentation_lifts_what_lies_outside_of_a_ct() -> None:
-    """It is 0; above 0, and of one value, it would set the scale of the normalised image."""
+def test_augmentation_leaves_voxels_outside_of_a_ct_alone() -> None:
+    """They are 0; other values would dominate the normalisation."""
     array = np.full((16, 14, 12), -900, dtype=np.int16)
     array[6:9, 6:9, 5:8] = 10 * np.arange(27).reshape(3, 3, 3) + 30
     volume = Volume(array, np.diag([2.0, 2.0, 2.0, 1.0]), is_ct=True)
@@ -109,9 +108,9 @@ def test_items_depend_on_seed_and_number_alone(tmp_path: Path) -> None:
     pool, again = pool_in(tmp_path), pool_in(tmp_path)
     order = [7, 3, 11]
     for number in order:
-        ours, theirs = pool[number], again[number]
-        assert ours["key"] == theirs["key"]
-        assert torch.equal(ours["image"], theirs["image"])
+        item, same_item = pool[number], again[number]
+        assert item["key"] == same_item["key"]
+        assert torch.equal(item["image"], same_item["image"])
     other = pool_in(tmp_path, seed=1)
     assert not {pool[n]["key"] for n in range(12)} & {other[n]["key"] for n in range(12)}
 
@@ -155,7 +154,7 @@ def test_loaders_and_distributed_samplers_take_a_pool(tmp_path: Path) -> None:
     assert sorted(parts[0] + parts[1]) == list(range(8))
 
 
-def test_a_pool_of_nothing_is_an_error() -> None:
+def test_a_pool_without_studies_is_an_error() -> None:
     with pytest.raises(InputError, match="no studies"):
         RoiPool([], 4, tiny.STUDENT, PLAIN, 0)
 

@@ -1,4 +1,4 @@
-"""Studies are found, examined, and set aside whole; what cannot be used is named with a reason."""
+"""Studies are found, examined and split; unusable ones are skipped with a reason."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from monailabel.datastore.local import LocalDatastore
 
 from lib.errors import InputError
 from lib.imaging.volume import read_volume
-from lib.trainers.data.studies import PLACES, Study, examine, examine_study, find_studies, split
+from lib.trainers.data import Study, examine, find_studies, split
+from lib.trainers.data.studies import PLACES, examine_study
 
 
 def datastore_in(folder: Path) -> LocalDatastore:
@@ -45,18 +46,21 @@ def test_a_final_label_comes_before_an_original_one(tmp_path: Path) -> None:
 
 
 class Failing:
-    """A DICOM server of which one series is refused, and one is gone."""
+    """A DICOM server with a refused series and a deleted one."""
 
     def list_images(self) -> list[str]:
         return ["refused", "gone", "fine"]
 
-    def get_image_uri(self, name: str) -> str:
-        if name == "refused":
+    def get_image_uri(self, image_id: str) -> str:
+        if image_id == "refused":
             raise InputError("its slices are not evenly spaced")
-        return "" if name == "gone" else "/images/fine.nii.gz"
+        return "" if image_id == "gone" else "/images/fine.nii.gz"
 
-    def get_labels_by_image_id(self, name: str) -> dict[str, str]:
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         return {}
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        raise AssertionError("there are no labels")
 
 
 def test_a_series_that_cannot_be_fetched_is_skipped_with_its_reason() -> None:
@@ -88,7 +92,7 @@ def test_clicks_of_an_unlabelled_study_lie_in_the_body(tmp_path: Path) -> None:
     assert np.ptp(examined.body, axis=0).min() > 10
 
 
-def test_the_key_is_of_the_voxels_of_image_and_label(tmp_path: Path) -> None:
+def test_the_key_depends_on_the_voxels_of_image_and_label(tmp_path: Path) -> None:
     study = tiny.make_study(tmp_path, "a")
     first = examine_study(study)
     again = tiny.make_study(tmp_path, "b")
@@ -100,7 +104,7 @@ def test_the_key_is_of_the_voxels_of_image_and_label(tmp_path: Path) -> None:
     assert examine_study(study).key != first.key
 
 
-def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_unusable_studies_are_skipped_with_a_reason(tmp_path: Path) -> None:
     good = tiny.make_study(tmp_path, "good")
     broken = tiny.make_study(tmp_path, "broken", labelled=False)
     broken.image.write_bytes(broken.image.read_bytes()[:400])

@@ -10,7 +10,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
-from lib.trainers.distillation import DistillationTask
+from lib.trainers import DistillationTask
 from lib.weights import PublishedVersions, ServedWeights, choose_weights
 from lib.weights.files import check_default
 

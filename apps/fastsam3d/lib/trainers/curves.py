@@ -1,4 +1,4 @@
-"""A run as a picture."""
+"""Curves of a run: a picture for clients, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
+
 from lib.atomic_file import write_atomically
 
-History = Sequence[Mapping[str, Any]]
+Row = Mapping[str, Any]
+"""Row: one epoch of the history in the training statistics."""
+
+History = Sequence[Row]
 Lines = Mapping[str, Sequence[tuple[int, float]]]
+"""Lines: name -> points (epoch, value)."""
+
+SCALARS = ("loss", "k", "lr", "kl", "dice", "ce", "embedding_loss")
+"""SCALARS: fields of a row that TensorBoard shows as they are."""
 
 
 def draw_curves(history: History, path: Path) -> None:
-    """Loss of each pair and of stage 2, k, and Dice over the epochs, as a PNG."""
+    """Write a PNG with the losses, the number of pairs k and the Dice of all epochs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6))
@@ -37,7 +46,7 @@ def draw_curves(history: History, path: Path) -> None:
 
 
 def loss_lines(history: History) -> Lines:
-    """Name -> (epoch, value): each pair while it is measured, and the parts of the loss."""
+    """Return a line for each pair (epochs that measured it) and for each part of the loss."""
     lines = defaultdict(list)
     for row in history:
         for number, value in enumerate(row["pair_losses"], start=1):
@@ -50,10 +59,43 @@ def loss_lines(history: History) -> Lines:
 
 
 def dice_lines(history: History) -> Lines:
-    """Name -> (epoch, value) of student and teacher after each number of clicks."""
+    """Return a line for each network ("student", "teacher") and number of clicks."""
     lines = defaultdict(list)
     for row in history:
-        for who in ("student", "teacher"):
-            for clicks, value in (row.get(f"dice_{who}") or {}).items():
-                lines[f"{who}, {clicks}"].append((row["epoch"], value))
+        for network in ("student", "teacher"):
+            for clicks, value in (row.get(f"dice_{network}") or {}).items():
+                lines[f"{network}, {clicks}"].append((row["epoch"], value))
     return lines
+
+
+class EventWriter:
+    """Writes rows of the history to TensorBoard's event files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None  # opened with the first row
+
+    def add(self, row: Row) -> None:
+        """Append the numbers of one epoch."""
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._folder))
+        for name, value in _scalars(row).items():
+            self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file; `add` opens a new one."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _scalars(row: Row) -> dict[str, float]:
+    values = {name: row[name] for name in SCALARS if name in row}
+    for number, value in enumerate(row["pair_losses"], start=1):
+        if value is not None:
+            values[f"pair_losses/{number}"] = value
+    for network in ("student", "teacher"):
+        for clicks, value in (row.get(f"dice_{network}") or {}).items():
+            values[f"dice_{network}/{clicks}"] = value
+    return values

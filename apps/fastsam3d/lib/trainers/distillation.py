@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.engines import Evaluator, SupervisedTrainer
-from monailabel.interfaces.datastore import Datastore
-from monailabel.tasks.train.basic_train import BasicTrainTask, Context
+from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.errors import InputError
-from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
-from . import processes as launch
-from .data.studies import Split, examine, find_studies, split
-from .engines import ResumableTrainer, make_evaluator, make_handlers
-from .run import Data, Run
-from .run_state import RunFolder, signature
+from . import processes
+from .data.studies import Datastore, ExaminedStudy, Split, examine, find_studies, split
+from .run import Run, RunWeights
+from .run_state import RunFolder
 from .schedule import layer_pairs
 from .student_start import check_compatible
 from .train_options import TrainOptions
@@ -33,13 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 class StoppedError(InputError):
-    """Someone stopped the run, which can be resumed."""
+    """A user stopped the run, which can be resumed."""
 
 
-class DistillationTask(BasicTrainTask):
-    """Layer-wise progressive distillation of the served student, and its publishing.
+class DistillationTask(TrainTask):
+    """Distil the teacher into the served student, or fine-tune it on labels, and publish it.
 
-    BasicTrainTask runs the engines; what they do is in :class:`lib.trainers.run.Run`.
+    The task checks the request, collects the studies, starts the processes, and publishes the
+    student if it is better. The training itself is :class:`lib.trainers.run.Run`.
     """
 
     def __init__(
@@ -51,46 +47,43 @@ class DistillationTask(BasicTrainTask):
         spacing_mm: float = 1.5,
         device: str = "",
     ) -> None:
+        super().__init__("Distillation of the teacher into the student, or fine-tuning on labels")
         self._folder = RunFolder(folder / "run")
-        super().__init__(
-            str(folder),
-            description="Distillation of the teacher into the student, or fine-tuning on labels",
-            amp=False,  # the updates do it themselves
-            stats_path=str(self._folder.stats),
-        )
         self._served = served
         self._teacher = teacher
         self._spacing_mm = spacing_mm
         self._default_device = device
-        self._run: Run | None = None  # under way in this process; there is one at most
 
     def config(self) -> dict[str, Any]:
+        """Return the options in the clients' table, with their defaults."""
         return TrainOptions.config()
 
     def stats(self) -> dict[str, Any]:
-        """Of the run under way, or of the last one."""
+        """Return the statistics of the current or last run."""
         return self._folder.read_stats()
 
     @property
     def error(self) -> str:
-        """Why the last run ended early, as a sentence; nothing where it did not."""
+        """The reason why the last run failed; empty if it did not."""
         return str(self.stats().get("error", ""))
 
     @property
     def curves(self) -> Path:
-        """A picture of the run, once it has one."""
+        """The picture of the run's curves; it exists after the first epoch."""
         return self._folder.curves
 
+    # --- check ------------------------------------------------------------------------------------
+
     def check(self, request: Mapping[str, Any], datastore: Datastore) -> TrainOptions:
-        """All that can be known to be wrong before a training; raises InputError."""
+        """Return the options; raise InputError for anything known to fail before training."""
         device = {"device": self._default_device} if self._default_device else {}
         options = TrainOptions.from_request({**device, **request})
         teacher = self._teacher_for(options)
         if teacher is not None:
-            ours, theirs = self._served().network.config, teacher.network.config
-            check_compatible(ours, theirs)
+            student_config, teacher_config = self._served().network.config, teacher.network.config
+            check_compatible(student_config, teacher_config)
             if options.stage1_epochs:
-                layer_pairs(theirs.depth, ours.depth)
+                layer_pairs(teacher_config.depth, student_config.depth)
         if not datastore.list_images():
             raise InputError("there are no studies to train on; add images to the datastore")
         return options
@@ -105,43 +98,35 @@ class DistillationTask(BasicTrainTask):
             )
         return self._teacher
 
-    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Train, and publish what is better; -> whether it was, and why.
+    # --- train ------------------------------------------------------------------------------------
 
-        Raises InputError for what a user can mend; the statistics have the sentence too.
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train, and publish the student if it is better; return whether it was, and why.
+
+        Raise InputError for faults that a user can correct; the statistics hold its message too.
         """
         options = self.check(request, datastore)
-        with self._telling_errors(options):
+        with self._record_errors(options):
             if options.threads:
                 torch.set_num_threads(options.threads)
-            is_first = not launch.is_under_torchrun() or os.environ["RANK"] == "0"
-            with launch.only_run(self._folder.folder) if is_first else nullcontext():
-                return self._train_in_processes(options, datastore)
+            lock = processes.only_run(self._folder.folder)
+            with lock if processes.is_launcher() else nullcontext():
+                studies, skipped = self._find_studies(options, datastore)
+                return self._train_in_processes(options, studies, skipped)
 
-    def _train_in_processes(self, options: TrainOptions, datastore: Datastore) -> dict[str, Any]:
-        parts, skipped = self._studies(options, datastore)
-        arguments = (options, parts, skipped)
-        count = launch.wanted_processes(options.processes, options.device)
-        if launch.is_under_torchrun():
-            with launch.joined(options.device):
-                return self._train_here(*arguments)
-        if count > 1:
-            launch.spawn(_train_joined, count, self, *arguments)
-            stats = self.stats()
-            return {name: stats.get(name) for name in ("published", "reason")}
-        return self._train_here(*arguments)
-
-    def _studies(self, options: TrainOptions, datastore: Datastore) -> tuple[Split, dict[str, str]]:
-        """The studies of both parts, and by name why others are skipped."""
-        found, skipped = find_studies(datastore)
+    def _find_studies(
+        self, options: TrainOptions, datastore: Datastore
+    ) -> tuple[Split[ExaminedStudy], dict[str, str]]:
+        """Return the studies, split for validation, and the skipped ones: name -> reason."""
+        studies, skipped = find_studies(datastore)
         if options.teacher == "none":
-            found = [study for study in found if study.is_labelled]
-            if not found:
+            studies = [study for study in studies if study.is_labelled]
+            if not studies:
                 raise InputError(
                     "there are no labels to train on; save some, or train with a teacher"
                 )
-        usable, unusable = examine(found)
-        skipped = {**skipped, **unusable}
+        usable, unusable = examine(studies)
+        skipped |= unusable
         for name, reason in skipped.items():
             logger.warning("%s is skipped: %s", name, reason)
         if not usable:
@@ -149,59 +134,59 @@ class DistillationTask(BasicTrainTask):
             raise InputError(f"none of the studies can be used ({reasons})")
         return split(usable, options.val_split, options.seed), skipped
 
-    def _train_here(
-        self, options: TrainOptions, parts: Split, skipped: Mapping[str, str]
+    def _train_in_processes(
+        self, options: TrainOptions, studies: Split[ExaminedStudy], skipped: dict[str, str]
     ) -> dict[str, Any]:
-        """In this process, one of however many."""
-        started = datetime.now(UTC).strftime("%Y%m%d_%H%M%S")
-        request = {
-            # what BasicTrainTask reads
-            "name": self._folder.folder.name,
-            "run_id": started,
-            "multi_gpu": False,
-            "device": options.device,
-            "max_epochs": options.max_epochs,
-            "train_batch_size": options.train_batch_size,
-            "val_batch_size": 1,
-            "pretrained": False,
-            "dataset": "Dataset",
-            "dataloader": "DataLoader",
-            "tracking": options.tracking,
-            "tracking_uri": options.tracking_uri or f"sqlite:///{self._folder.folder}/mlflow.db",
-            "model": "fastsam3d",
-            # ours
-            "options": options,
-            "skipped": dict(skipped),
-        }
-        self.train(launch.rank(), launch.world_size(), request, parts)
-        run = self._run
-        if run is None or not run.is_done:
+        count = processes.process_count(options.processes, options.device)
+        if processes.is_under_torchrun():
+            return _train_in_group(self, options, studies, skipped)
+        if count > 1:
+            processes.spawn(_train_in_group, count, self, options, studies, skipped)
+            stats = self.stats()
+            return {name: stats.get(name) for name in ("published", "reason")}
+        return self._train(options, studies, skipped)
+
+    def _train(
+        self, options: TrainOptions, studies: Split[ExaminedStudy], skipped: dict[str, str]
+    ) -> dict[str, Any]:
+        """Train in this process; the first process of a run publishes the student."""
+        start_ts = int(time.time())
+        weights = RunWeights(
+            self._served.base.network_id, self._served(), self._teacher_for(options)
+        )
+        device = processes.own_device(options.device)
+        run = Run(self._folder, options, studies, weights, self._spacing_mm, device)
+        facts = {"skipped": skipped, "skipped_count": len(skipped), "start_ts": start_ts}
+        run.begin({"curves": "/train/fastsam3d/curves.png", **facts})
+        run.train()
+        if not run.is_done:
             raise StoppedError("the training was stopped; train again to go on where it was")
         return self._publish(run, options) if run.is_first else {}
+
+    # --- publish ----------------------------------------------------------------------------------
 
     def _publish(self, run: Run, options: TrainOptions) -> dict[str, Any]:
         candidate, served = run.candidate(), self._served()
         verdict = run.compare(served)
         number = None
         if verdict.is_better:
-            facts = self._facts(run, options, served)
+            metadata = self._metadata(run, options, served)
             try:
-                number = self._served.published.publish(
-                    candidate, facts, options.keep_versions
-                ).number
+                version = self._served.published.publish(candidate, metadata, options.keep_versions)
             except OSError as error:
                 raise InputError(
                     f"the trained student could not be written ({error}); make room on the disk "
                     "and train again: the run goes on where it stopped"
                 ) from error
+            number = version.number
         result = {"published": verdict.is_better, "reason": verdict.reason, "version": number}
         run.end(**result)
         logger.info("%s: %s", "published" if number else "not published", verdict.reason)
         return result
 
-    def _facts(self, run: Run, options: TrainOptions, served: Weights) -> dict[str, str]:
-        """For the metadata of the student's file."""
-        best, facts = run.progress.best, run.progress.facts
+    def _metadata(self, run: Run, options: TrainOptions, served: Weights) -> dict[str, str]:
+        """Return the metadata for the student's file."""
+        best, studies = run.progress.best, run.progress.facts["studies"]
         dice = ", ".join(f"{value:.3f}" for value in best["dice"].values())
         clicks = "/".join(str(count) for count in best["dice"])
         teacher = self._teacher if options.teacher != "none" else None
@@ -209,130 +194,49 @@ class DistillationTask(BasicTrainTask):
         return {
             "trained": "true",
             "licence": served.metadata.get("licence", "that of the weights it was trained from"),
-            "description": f"{source} on {facts['studies']['train']} studies of this site",
-            "dice": f"{dice} after {clicks} clicks, on {facts['studies']['held_out']} held-out",
+            "description": f"{source} on {studies['train']} studies of this site",
+            "dice": f"{dice} after {clicks} clicks, on {studies['held_out']} held-out",
             "teacher_sha256": teacher.network_id if teacher else "",
             "parent_sha256": served.network_id,
-            "options": str(options.deciding()),
+            "options": str(options.result_options()),
         }
 
+    # --- errors -----------------------------------------------------------------------------------
+
     @contextmanager
-    def _telling_errors(self, options: TrainOptions) -> Iterator[None]:
-        """Into the statistics, where clients find them; what memory lacks becomes an InputError."""
-        self._folder.tell("")
+    def _record_errors(self, options: TrainOptions) -> Iterator[None]:
+        """Write errors to the statistics, for clients; turn out-of-memory into an InputError."""
+        self._folder.write_reason("")
         try:
             yield
         except StoppedError as error:
-            self._folder.tell(str(error), is_error=False)
+            self._folder.write_reason(str(error), is_error=False)
             raise
         except InputError as error:
-            self._folder.tell(str(error))
+            self._folder.write_reason(str(error))
             raise
         except Exception as error:
-            if _is_out_of_memory(error):
-                advice = (
-                    f"out of memory on {options.device}: lower train_batch_size (now "
-                    f"{options.train_batch_size}), or raise accumulate (now {options.accumulate})"
-                )
-                self._folder.tell(advice)
-                raise InputError(advice) from error
-            self._folder.tell(f"the training failed ({type(error).__name__}: {error}); see the log")
-            raise
-
-    # --- what BasicTrainTask asks for -------------------------------------------------------------
-
-    def partition_datalist(self, context: Context, shuffle: bool = False) -> tuple[list, list]:
-        return context.datalist.train, context.datalist.held_out
-
-    def _device(self, context: Context) -> torch.device:
-        return launch.own_device(context.request["device"])
-
-    def network(self, context: Context) -> FastSAM3D:
-        """Begin the run, of which all else is asked."""
-        options, parts = context.request["options"], context.datalist
-        served, teacher = self._served(), self._teacher_for(options)
-        data = Data.of(
-            parts, served.network.config, options, self._spacing_mm, self._folder.folder / "cache"
-        )
-        networks = {
-            "base": self._served.base.network_id,
-            "config": served.network.config.to_dict(),
-            "policy": served.network.policy.to_dict(),
-            "teacher": teacher.network_id if teacher else None,
-            "spacing_mm": self._spacing_mm,
-        }
-        studies = {each.name: each for each in (*parts.train, *parts.held_out)}
-        of = signature(options, list(studies.values()), networks)
-        run = Run(self._folder, of, data, served, teacher, options, context.device)
-        run.begin(
-            {
-                "options": options.to_dict(),
-                "teacher": teacher.file if teacher else None,
-                "studies": {
-                    "train": len(parts.train),
-                    "held_out": len(parts.held_out),
-                    "labelled": sum(each.is_labelled for each in studies.values()),
-                },
-                "skipped": context.request["skipped"],
-                "skipped_count": len(context.request["skipped"]),
-                "curves": "/train/fastsam3d/curves.png",
-                "start_ts": int(context.start_ts),
-            }
-        )
-        context.run = run
-        self._run = run
-        return run.student
-
-    def optimizer(self, context: Context) -> torch.optim.Optimizer:
-        return context.run.updates.optimizer
-
-    def loss_function(self, context: Context) -> None:
-        """It is part of the update."""
-        return None
-
-    def lr_scheduler_handler(self, context: Context) -> None:
-        """The learning rate is a function of the update."""
-        return None
-
-    def train_pre_transforms(self, context: Context) -> None:
-        return None
-
-    def train_post_transforms(self, context: Context) -> None:
-        return None
-
-    def val_inferer(self, context: Context) -> None:
-        return None
-
-    def _create_evaluator(self, context: Context) -> Evaluator | None:
-        return make_evaluator(context) if context.local_rank == 0 else None
-
-    def _create_trainer(self, context: Context) -> SupervisedTrainer:
-        return ResumableTrainer(
-            context.run,
-            device=context.device,
-            max_epochs=context.max_epochs,
-            train_data_loader=context.run.loader(),
-            network=context.network,
-            optimizer=context.optimizer,
-            loss_function=None,
-            iteration_update=context.run.update,
-            train_handlers=self.train_handlers(context),
-            decollate=False,
-        )
-
-    def train_handlers(self, context: Context) -> list[Any]:
-        return make_handlers(context)
-
-    def finalize(self, context: Context) -> None:
-        """Statistics and publishing are the run's."""
+            if not _is_out_of_memory(error):
+                reason = f"the training failed ({type(error).__name__}: {error}); see the log"
+                self._folder.write_reason(reason)
+                raise
+            advice = (
+                f"out of memory on {options.device}: lower train_batch_size (now "
+                f"{options.train_batch_size}), or raise accumulate (now {options.accumulate})"
+            )
+            self._folder.write_reason(advice)
+            raise InputError(advice) from error
 
 
-def _train_joined(
-    task: DistillationTask, options: TrainOptions, parts: Split, skipped: Mapping[str, str]
-) -> None:
-    """One of the processes of this machine."""
-    with launch.joined(options.device):
-        task._train_here(options, parts, skipped)
+def _train_in_group(
+    task: DistillationTask,
+    options: TrainOptions,
+    studies: Split[ExaminedStudy],
+    skipped: dict[str, str],
+) -> dict[str, Any]:
+    """Train as one of several processes."""
+    with processes.process_group(options.device):
+        return task._train(options, studies, skipped)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""The processes of a run: one, one per GPU, or those that torchrun starts on several machines."""
+"""The processes of a run: a single one, one per GPU, or those that torchrun starts."""
 
 from __future__ import annotations
 
@@ -16,28 +16,36 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn as spawn_processes
 
 from lib.errors import InputError
 
-PATIENCE = timedelta(hours=2)
-"""How long the others wait while the first process validates."""
+TIMEOUT = timedelta(hours=2)
+"""TIMEOUT: longest time that the other processes wait while the first one validates."""
 
 
 def rank() -> int:
-    """Of this process among all machines' processes."""
+    """Return the number of this process among the processes of all machines."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """Return the number of processes on all machines."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_under_torchrun() -> bool:
+    """Return whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
 
 
+def is_launcher() -> bool:
+    """Return whether this process starts the run: always, except for torchrun's further ones."""
+    return not is_under_torchrun() or os.environ["RANK"] == "0"
+
+
 def own_device(device: str) -> torch.device:
-    """`cuda` is the GPU of this process; others are taken as they are."""
+    """Return the device of this process; `cuda` gives each process a GPU of its own."""
     if device != "cuda":
         return torch.device(device)
     number = int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
@@ -45,18 +53,18 @@ def own_device(device: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def wanted_processes(processes: int, device: str) -> int:
-    """processes: the option; 0 stands for one per GPU."""
+def process_count(processes: int, device: str) -> int:
+    """Return the number of processes to start; `processes` 0 stands for one per GPU."""
     if processes:
         return processes
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
-    """As one of the processes that torchrun, or `spawn`, has started."""
+def process_group(device: str) -> Iterator[None]:
+    """Join the process group that torchrun, or `spawn`, has set up in the environment."""
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, init_method="env://", timeout=PATIENCE)
+    dist.init_process_group(backend, init_method="env://", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -64,14 +72,16 @@ def joined(device: str) -> Iterator[None]:
 
 
 def spawn(run: Callable[..., Any], count: int, *arguments: Any) -> None:
-    """Call ``run(*arguments)`` in so many processes of this machine."""
+    """Call ``run(*arguments)`` in `count` processes on this machine, and wait for them."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, args=(count, port, run, arguments), nprocs=count)
+    spawn_processes(_worker, args=(count, port, run, arguments), nprocs=count)
 
 
-def _worker(local_rank: int, count: int, port: int, run: Callable, arguments: tuple) -> None:
+def _worker(
+    local_rank: int, count: int, port: int, run: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     os.environ.update(
         RANK=str(local_rank),
         LOCAL_RANK=str(local_rank),
@@ -84,7 +94,10 @@ def _worker(local_rank: int, count: int, port: int, run: Callable, arguments: tu
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Raises InputError while another process trains in this folder; ends with the process."""
+    """Lock a folder; raise InputError if another process holds the lock.
+
+    The lock ends with the process, however it ends.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
@@ -97,7 +110,7 @@ def only_run(folder: Path) -> Iterator[None]:
 
 
 def end_with_parent(interval: float = 2.0) -> None:
-    """From now on: once the process that started this one is gone, end as if stopped."""
+    """Watch the parent process from now on; send SIGTERM to this process once it is gone."""
     parent = os.getppid()
 
     def watch() -> None:

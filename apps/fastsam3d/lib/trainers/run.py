@@ -1,257 +1,271 @@
-"""One training of a student in one process: what is trained, on what, and what is written."""
+"""One training run in one process: build, step, evaluate, save, compare."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from ignite.engine import Engine, Events
 from torch.utils.data import DataLoader, Dataset, Subset
-from torch.utils.tensorboard import SummaryWriter
 
 from lib.networks import FastSAM3D, build_untrained
 from lib.weights.files import Weights
 
-from . import processes as launch
-from .curves import draw_curves
+from . import processes
+from .curves import EventWriter, draw_curves
 from .data.batches import Batches
-from .data.roi_pool import RoiOptions, RoiPool
-from .data.studies import Split
+from .data.roi_pool import make_pools
+from .data.studies import ExaminedStudy, Split
 from .data.tensor_store import TensorStore
-from .run_state import Clock, Progress, RunFolder, duration
+from .run_state import Clock, Progress, RunFolder, duration, run_signature
 from .schedule import LayerPairs, layer_pairs
-from .stages import to_device
+from .stages import Batch, to_device
 from .student_start import start_student
-from .teacher import TeacherFeatures
+from .teacher import TeacherFeatures, make_features
 from .train_options import TrainOptions
-from .updates import Updates
+from .updates import Updater
 from .validation import Validation, Verdict, judge, pair_errors, validate
 
 logger = logging.getLogger(__name__)
 
 SAVE_SECONDS = 30.0
-MARGIN = 0.05
-"""Dice by which a served student must be ahead of the teacher's copy to be gone on with."""
+"""SAVE_SECONDS: longest time between two saved states."""
+
+START_MARGIN = 0.05
+"""START_MARGIN: Dice by which the served student must beat the teacher's copy to be the start."""
 
 MEASURED_ROIS = 4
-"""ROIs on which the pairs' errors are measured in an epoch that does not train them."""
+"""MEASURED_ROIS: ROIs on which an epoch of stage 2 measures the errors of the pairs."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """The ROIs of a run. rois: for training. held_out: for validation, without augmentation."""
+class RunWeights(NamedTuple):
+    """The networks of a run.
 
-    rois: RoiPool
-    held_out: RoiPool
-    by_roi: bool
+    base_id: id of the weights that the server was started with. served: the student to train.
+    teacher: None for training on labels alone.
+    """
 
-    @classmethod
-    def of(
-        cls, parts: Split, config: Any, options: TrainOptions, spacing_mm: float, cache: Path
-    ) -> Data:
-        store = TensorStore(cache / "rois", options.cache_mb * 2**20)
-        rois = RoiPool(
-            parts.train, options.pool_size, config, RoiOptions(spacing_mm), options.seed, store
-        )
-        held_out = RoiPool(
-            parts.held_out,
-            options.val_rois,
-            config,
-            RoiOptions.plain(spacing_mm),
-            options.seed + 1,
-            store,
-        )
-        return cls(rois, held_out, parts.by_roi)
-
-
-def make_features(
-    teacher: Weights, pairs: LayerPairs, cache: Path, options: TrainOptions, device: torch.device
-) -> TeacherFeatures:
-    for folder in (cache / "teacher").glob("*"):  # of teachers before this one
-        if not folder.name.startswith(teacher.network_id[:16]):
-            shutil.rmtree(folder, ignore_errors=True)
-    network = copy.deepcopy(teacher.network).to(device)
-    blocks = [block for block, _ in pairs]
-    return TeacherFeatures(
-        cache / "teacher", options.cache_mb * 2**20, network, teacher.network_id, blocks
-    )
+    base_id: str
+    served: Weights
+    teacher: Weights | None
 
 
 class Run:
-    """What happens around each update; attached to the trainer's engine as a handler."""
+    """The training of a student; its methods stand in the order in which they are called.
+
+    Each process of a run has a Run of its own. The first process validates, saves and compares;
+    the others only take part in the updates.
+    """
+
+    # --- build ------------------------------------------------------------------------------------
 
     def __init__(
         self,
         folder: RunFolder,
-        signature: str,
-        data: Data,
-        served: Weights,
-        teacher: Weights | None,
         options: TrainOptions,
+        studies: Split[ExaminedStudy],
+        weights: RunWeights,
+        spacing_mm: float,
         device: torch.device,
     ) -> None:
-        self.folder, self.signature, self.data = folder, signature, data
-        self.options, self.device = options, device
-        self.is_first = launch.rank() == 0
+        self.folder, self.options, self.device = folder, options, device
+        self.is_first = processes.rank() == 0
         self.progress = Progress()
-        self.stop_asked = False
+        self._studies, self._weights = studies, weights
         self._clock = Clock(SAVE_SECONDS)
-        self._validation: dict[str, Any] = {}
+        self._events = EventWriter(folder.events)
+        self._stop_requested = False
         self._teacher_dice: dict[int, float] | None = None
-        self._writer: SummaryWriter | None = None
 
-        config = served.network.config
-        cache = folder.folder.parent / "cache"
+        cache = folder.folder / "cache"
+        config, teacher = weights.served.network.config, weights.teacher
+        max_bytes = options.cache_mb * 2**20
+        store = TensorStore(cache / "rois", max_bytes)
+        self.rois, self.held_out = make_pools(studies, config, options, spacing_mm, store)
         self.pairs: LayerPairs = ()
         self.features: TeacherFeatures | None = None
         if teacher is not None:
             if options.stage1_epochs:
                 self.pairs = layer_pairs(teacher.network.config.depth, config.depth)
-            self.features = make_features(teacher, self.pairs, cache, options, device)
-        student = copy.deepcopy(served.network).to(device).requires_grad_(True)
-        self.updates = Updates(student, self.features, self.pairs, options, device)
-        self.batches = Batches(len(data.rois), options, launch.rank(), launch.world_size())
-
-    @property
-    def student(self) -> FastSAM3D:
-        return self.updates.student
-
-    def loader(self) -> DataLoader:
-        return DataLoader(
-            self.data.rois, batch_sampler=self.batches, num_workers=self.options.workers
+            self.features = make_features(teacher, self.pairs, cache / "teacher", max_bytes, device)
+        self.student = copy.deepcopy(weights.served.network).to(device).requires_grad_(True)
+        self._updater = Updater(self.student, self.features, self.pairs, options, device)
+        self._schedule = self._updater.schedule
+        self._batches = Batches(len(self.rois), options, processes.rank(), processes.world_size())
+        self._signature = run_signature(
+            options,
+            studies.all(),
+            {
+                "base": weights.base_id,
+                "config": config.to_dict(),
+                "policy": weights.served.network.policy.to_dict(),
+                "teacher": teacher.network_id if teacher else None,
+                "spacing_mm": spacing_mm,
+            },
         )
 
-    # --- begin ------------------------------------------------------------------------------------
-
     def begin(self, facts: Mapping[str, Any]) -> None:
-        """Go on with a stopped run that computes the same, or choose a student to start with."""
-        content, note = None, ""
+        """Resume a stopped run with the same signature, or choose the student to start with.
+
+        facts: further statistics for clients.
+        """
+        state, note = None, ""
         if self.options.resume:
-            content, note = self.folder.load_state(self.signature)
-        if content is not None:
-            self.progress = Progress(**content["progress"])
-            self.student.load_state_dict(content["student"])
-            self.updates.optimizer.load_state_dict(content["optimizer"])
-            self.updates.scaler.load_state_dict(content["scaler"])
-            self.batches.position = self.progress.update
+            state, note = self.folder.load_state(self._signature)
+        if state is not None:
+            self._load(state)
         else:
-            start = self._choose_start()
-            self.progress.facts.update(start)
+            self.progress.facts.update(self._choose_start())
             if self.pairs:
-                self.progress.facts["pair_errors"] = {"initial": self._pair_errors()}
-        self.progress.facts.update(facts, resumed=note)
+                self.progress.facts["pair_errors"] = {"initial": self._pair_errors(self.held_out)}
+        teacher = self._weights.teacher
+        self.progress.facts |= {
+            "options": self.options.to_dict(),
+            "teacher": teacher.file if teacher else None,
+            "studies": {
+                "train": len(self._studies.train),
+                "held_out": len(self._studies.held_out),
+                "labelled": sum(each.is_labelled for each in self._studies.all()),
+            },
+            "resumed": note,
+            **facts,
+        }
         if note:
             logger.info(note)
-        self.write()
+        self._write_stats()
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.progress = Progress(**state["progress"])
+        self.student.load_state_dict(state["student"])
+        self._updater.optimizer.load_state_dict(state["optimizer"])
+        self._updater.scaler.load_state_dict(state["scaler"])
+        self._batches.position = self.progress.update
 
     def _choose_start(self) -> dict[str, Any]:
-        """Load the student that the run starts with; -> what clients are told of it."""
-        teacher, wanted = self.features, self.options.start
-        if teacher is None or wanted == "served":
+        """Load the student that the run starts with; return facts about it for clients."""
+        start = self.options.start
+        if self.features is None or start == "served":
             return {"start": "served"}
         student = self.student
         fresh = build_untrained(student.config, self.options.seed, student.policy).to(self.device)
-        start_student(fresh, teacher.teacher)
+        start_student(fresh, self.features.teacher)
         means: dict[str, float] = {}
-        if wanted == "auto":
+        if start == "auto":
             means = {
-                name: self._validate(network).mean
-                for name, network in (("served", self.student), ("teacher", fresh))
+                "served": self._validate(self.student).mean,
+                "teacher": self._validate(fresh).mean,
             }
-            wanted = "served" if means["served"] > means["teacher"] + MARGIN else "teacher"
-        if wanted == "teacher":
+            start = "served" if means["served"] > means["teacher"] + START_MARGIN else "teacher"
+        if start == "teacher":
             self.student.load_state_dict(fresh.state_dict())
-        return {"start": wanted, "start_dice": means}
+        return {"start": start, "start_dice": means}
 
-    # --- during -----------------------------------------------------------------------------------
+    # --- step -------------------------------------------------------------------------------------
 
-    def update(self, engine: Engine, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """The engine's iteration; MONAI's handlers expect the output of each item in a list."""
-        self.student.train()
-        parts = self.updates(to_device(batch, self.device), self.progress.update)
-        self.progress.add(parts)
-        self._clock.tick(self.progress)
-        return [parts]
+    def train(self) -> None:
+        """Train until the last update, or until SIGTERM; the state is saved in both cases."""
+        loader = DataLoader(
+            self.rois, batch_sampler=self._batches, num_workers=self.options.workers
+        )
+        with self._stop_on_sigterm():
+            while not self.is_done and not self._stop_requested:
+                for batch in loader:  # one epoch, or the rest of it
+                    self._step(batch)
+                    is_stopping = self._stop_requested  # read once: a signal may arrive any time
+                    if self.progress.update % self._schedule.per_epoch == 0:
+                        self._end_epoch()
+                    elif is_stopping or self._clock.is_time_to_save():
+                        self._save()
+                    if is_stopping:
+                        break
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+    @property
+    def is_done(self) -> bool:
+        """Whether all updates are done; publishing may still be due."""
+        return self.progress.update >= self._schedule.updates
 
     @contextmanager
-    def listening_to_stop(self) -> Iterator[None]:
-        """SIGTERM stops after the update under way, with nothing lost."""
+    def _stop_on_sigterm(self) -> Iterator[None]:
+        """Let SIGTERM end the loop after the current update, in a run of a single process."""
         is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or launch.world_size() > 1:
+        if not is_main or processes.world_size() > 1:
             yield
             return
-        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stop_asked", True))
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop_requested", True))
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _iteration_completed(self, engine: Engine) -> None:
-        if self.progress.update % self.updates.schedule.per_epoch == 0:
-            return  # the epoch's end saves, with its entry in the history
-        if self.stop_asked:
-            self.save()
-            engine.terminate()
-        elif self._clock.is_time_to_save():
-            self.save()
+    def _step(self, batch: Batch) -> None:
+        self.student.train()
+        losses = self._updater(to_device(batch, self.device), self.progress.update)
+        self.progress.add(losses)
+        self._clock.tick(self.progress)
 
-    def _epoch_completed(self, engine: Engine) -> None:
-        update = self.progress.update - 1
-        stage = self.updates.schedule.stage(update)
+    # --- evaluate ---------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        """Validate if it is due, add the epoch to the history, and save."""
+        last = self.progress.update - 1
+        epoch, stage = self.progress.update // self._schedule.per_epoch, self._schedule.stage(last)
+        dice = {}
+        if self.is_first and self._schedule.is_validated(epoch):
+            dice = self._validate_student(epoch)
         row = self.progress.end_epoch(
             len(self.pairs),
-            epoch=engine.state.epoch,
+            epoch=epoch,
             stage=stage,
             iteration=self.progress.update,
-            k=self.updates.schedule.k(update),
-            lr=self.updates.schedule.rate(update),
+            k=self._schedule.k(last),
+            lr=self._schedule.rate(last),
             seconds=round(self.progress.seconds, 1),
-            **self._validation,
+            **dice,
         )
-        self._validation = {}
         if not self.is_first:
             return
-        if stage == 2 and self.pairs:
-            row["pair_losses"] = self._pair_errors(self._some_rois(update))
-        if engine.state.epoch == self.options.stage1_epochs and self.pairs:
-            self.progress.facts["pair_errors"]["stage1"] = self._pair_errors()
-        self._log(row)
-        draw_curves(self.progress.history, self.folder.curves)
-        self.save()
-        if self.stop_asked:
-            engine.terminate()
+        if self.pairs and stage == 2:
+            some_rois = Subset(self.rois, self._batches.batch(last)[:MEASURED_ROIS])
+            row["pair_losses"] = self._pair_errors(some_rois)
+        if self.pairs and epoch == self.options.stage1_epochs:
+            self.progress.facts["pair_errors"]["stage1"] = self._pair_errors(self.held_out)
+        self._report(row)
+        self._save()
 
-    def _some_rois(self, update: int) -> Dataset:
-        return Subset(self.data.rois, self.batches.batch(update)[:MEASURED_ROIS])
+    def _validate_student(self, epoch: int) -> dict[str, Any]:
+        """Measure student and teacher for the history; keep the student if it is the best."""
+        validation = self._validate(self.student)
+        if self.features is not None and self._teacher_dice is None:
+            self._teacher_dice = self._validate(self.features.teacher).dice
+        if validation.mean > self.progress.best.get("mean", -1.0):
+            self.folder.save_best(self.student)
+            self.progress.best = {
+                "mean": validation.mean,
+                "dice": validation.dice,
+                "epoch": epoch,
+                "per_roi": validation.per_roi.tolist(),
+            }
+        return {"dice_student": validation.dice, "dice_teacher": self._teacher_dice}
 
-    def save(self) -> None:
-        """The state, and what clients see."""
-        if self.is_first:
-            self._clock.tick(self.progress)
-            self.folder.save_state(self.signature, self.progress, self.updates)
-            self._clock.saved()
-            self.write()
+    def _validate(self, network: FastSAM3D) -> Validation:
+        return validate(network.eval(), self.held_out, self.features, seed=self.options.seed)
 
-    def write(self, **last: Any) -> None:
-        if self.is_first:
-            self.folder.write_stats(self.progress, self.options, **last)
+    def _pair_errors(self, rois: Dataset) -> list[float]:
+        if self.features is None:
+            return []
+        return pair_errors(self.student.eval(), self.features, self.pairs, rois)
 
-    def _log(self, row: Mapping[str, Any]) -> None:
-        """A line for the client's window and the server's log, and TensorBoard's curves."""
-        dice = row.get("dice_student")
+    def _report(self, row: Mapping[str, Any]) -> None:
+        """Log the epoch and draw its curves."""
+        dice = ""
+        if row.get("dice_student"):
+            teacher = _rounded(row["dice_teacher"]) if row["dice_teacher"] else "none"
+            dice = f", Dice {_rounded(row['dice_student'])} (teacher {teacher})"
         logger.info(
             "stage %d, epoch %d of %d, k %d, loss %.4f%s",
             row["stage"],
@@ -259,85 +273,53 @@ class Run:
             self.options.max_epochs,
             row["k"],
             row["loss"],
-            f", Dice {_rounded(dice)} (teacher {_rounded(row['dice_teacher'])})" if dice else "",
+            dice,
         )
-        if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder.folder / "events"))
-        for name in ("loss", "k", "lr", "kl", "dice", "ce", "embedding_loss"):
-            if name in row:
-                self._writer.add_scalar(name, row[name], row["epoch"])
-        for number, value in enumerate(row["pair_losses"], start=1):
-            if value is not None:
-                self._writer.add_scalar(f"pair_losses/{number}", value, row["epoch"])
-        for who in ("student", "teacher"):
-            for clicks, value in (row.get(f"dice_{who}") or {}).items():
-                self._writer.add_scalar(f"dice_{who}/{clicks}", value, row["epoch"])
-        self._writer.flush()
+        self._events.add(row)
+        draw_curves(self.progress.history, self.folder.curves)
 
-    # --- measuring --------------------------------------------------------------------------------
+    # --- save -------------------------------------------------------------------------------------
 
-    def validate(self) -> float:
-        """Of the student as it is; -> the key metric. The best student so far is kept."""
-        found = self._validate(self.student)
-        if self.features is not None and self._teacher_dice is None:
-            self._teacher_dice = self._validate(self.features.teacher).dice
-        self._validation = {"dice_student": found.dice, "dice_teacher": self._teacher_dice}
-        if found.mean > self.progress.best.get("mean", -1.0):
-            self.folder.save_best(self.student)
-            self.progress.best = {
-                "mean": found.mean,
-                "dice": found.dice,
-                "epoch": self.progress.update // self.options.iterations_per_epoch,
-                "per_roi": found.per_roi.tolist(),
-            }
-        return found.mean
+    def _save(self) -> None:
+        """Save the state, and the statistics for clients."""
+        if self.is_first:
+            self._clock.tick(self.progress)
+            self.folder.save_state(self._signature, self.progress, self._updater)
+            self._clock.mark_saved()
+            self._write_stats()
 
-    def _validate(self, network: FastSAM3D) -> Validation:
-        return validate(network.eval(), self.data.held_out, self.features, seed=self.options.seed)
+    def _write_stats(self, **results: Any) -> None:
+        if self.is_first:
+            self.folder.write_stats(self.progress, self.options, **results)
 
-    def _pair_errors(self, samples: Dataset | None = None) -> list[float]:
-        if self.features is None:
-            return []
-        samples = self.data.held_out if samples is None else samples
-        return pair_errors(self.student.eval(), self.features, self.pairs, samples)
-
-    # --- end --------------------------------------------------------------------------------------
-
-    @property
-    def is_done(self) -> bool:
-        return self.progress.update >= self.updates.schedule.updates
+    # --- compare ----------------------------------------------------------------------------------
 
     def candidate(self) -> FastSAM3D:
-        """The best student of the run, on the CPU; the pairs' errors are measured last on it."""
+        """Return the best student of the run, on the CPU, and measure its pair errors."""
         best = torch.load(self.folder.best, map_location=self.device, weights_only=True)
         self.student.load_state_dict(best)
         if self.pairs:
-            self.progress.facts["pair_errors"]["final"] = self._pair_errors()
+            self.progress.facts["pair_errors"]["final"] = self._pair_errors(self.held_out)
         return copy.deepcopy(self.student).cpu().eval()
 
     def compare(self, served: Weights) -> Verdict:
-        """The candidate against what is served now, on the same ROIs and clicks."""
-        network = copy.deepcopy(served.network).to(self.device)
-        found = self._validate(network)
-        self.progress.facts["dice_served"] = found.dice
-        ours = torch.tensor(self.progress.best["per_roi"])
-        verdict = judge(ours, found.per_roi, self.options.min_gain)
-        if not (verdict.is_better or served.trained):
-            verdict = Verdict(True, f"{verdict.reason}; published, as that one was never trained")
-        if self.data.by_roi:
-            return Verdict(
-                verdict.is_better, f"{verdict.reason}; of one study, which was trained on as well"
-            )
-        return verdict
+        """Compare the best student with the one that is served now, on the same ROIs and clicks."""
+        validation = self._validate(copy.deepcopy(served.network).to(self.device))
+        self.progress.facts["dice_served"] = validation.dice
+        best = torch.tensor(self.progress.best["per_roi"])
+        is_better, reason = judge(best, validation.per_roi, self.options.min_gain)
+        if not (is_better or served.trained):
+            is_better, reason = True, f"{reason}; published, as that one was never trained"
+        if self._studies.by_roi:
+            reason = f"{reason}; measured on the study that was trained on, as there is only one"
+        return Verdict(is_better, reason)
 
-    def end(self, **last: Any) -> None:
-        """Nothing is left to do; the next training begins a run of its own."""
-        self.write(total_time=duration(self.progress.seconds), **last)
-        self.folder.forget_state()
-        if self._writer is not None:
-            self._writer.close()
+    def end(self, **results: Any) -> None:
+        """Write the results and remove the state; the next training starts anew."""
+        self._write_stats(total_time=duration(self.progress.seconds), **results)
+        self.folder.remove_state()
+        self._events.close()
 
 
-def _rounded(dice: Mapping[int, float] | Sequence | None) -> str:
-    values = dice.values() if isinstance(dice, Mapping) else dice or ()
-    return " ".join(f"{value:.3f}" for value in values) or "none"
+def _rounded(dice: Mapping[int, float]) -> str:
+    return " ".join(f"{value:.3f}" for value in dice.values())

@@ -1,4 +1,4 @@
-"""How far a run has come: for clients, as curves, and to resume it."""
+"""The state of a run: saved to resume it, and as statistics for clients."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from lib.atomic_file import write_atomically, write_text_atomically
 
 from .data.studies import ExaminedStudy
 from .train_options import TrainOptions
-from .updates import Updates
+from .updates import Updater
 
 STATE_FORMAT = 1
+"""STATE_FORMAT: version of the state file; a run resumes from its own version only."""
 
 
 @dataclass
 class Progress:
-    """Everything of a run that is not in its networks.
+    """The progress of a run, without its networks.
 
-    update: updates done. seconds: of all processes that worked on it, one after the other. sums:
-    of the epoch under way. facts: for clients besides. best: the best validation so far.
+    update: number of updates done. seconds: training time, including earlier attempts. history: one
+    row per epoch. sums: name -> [sum, count] for each value of the current epoch. facts: further
+    statistics for clients. best: the best validation so far.
     """
 
     update: int = 0
@@ -39,18 +41,21 @@ class Progress:
     best: dict[str, Any] = field(default_factory=dict)
 
     def add(self, parts: Mapping[str, Any]) -> None:
-        """The loss and its parts of one update; of `pair_losses` there may be more than before."""
+        """Add the loss and its parts of one update; the list `pair_losses` may grow."""
         for name, value in parts.items():
-            kept = self.sums.setdefault(name, [])
+            sums = self.sums.setdefault(name, [])
             for place, number in enumerate(value if isinstance(value, list) else [value]):
-                if place == len(kept):
-                    kept.append([0.0, 0])
-                kept[place][0] += number
-                kept[place][1] += 1
+                if place == len(sums):
+                    sums.append([0.0, 0])
+                sums[place][0] += number
+                sums[place][1] += 1
         self.update += 1
 
     def end_epoch(self, pairs: int, **entry: Any) -> dict[str, Any]:
-        """Means of the epoch become an entry of the history."""
+        """Append a row to the history, with the means of the epoch, and return it.
+
+        `pair_losses` has a value for each of the `pairs`; it is None if the pair was not trained.
+        """
         means = {
             name: [total / count for total, count in values] for name, values in self.sums.items()
         }
@@ -62,13 +67,16 @@ class Progress:
         return self.history[-1]
 
 
-def signature(
+def run_signature(
     options: TrainOptions, studies: Sequence[ExaminedStudy], networks: Mapping[str, Any]
 ) -> str:
-    """Equal for runs that compute the same: options, images, labels, and networks by their ids."""
+    """Return a hash of everything that decides a run's result.
+
+    These are the options, the images and labels, and the networks (given by their ids).
+    """
     parts = {
         "format": STATE_FORMAT,
-        "options": options.deciding(),
+        "options": options.result_options(),
         "studies": [(each.name, each.key) for each in studies],
         "networks": dict(networks),
     }
@@ -76,7 +84,7 @@ def signature(
 
 
 class RunFolder:
-    """The files of the run of a model: its state, the best student, statistics and curves."""
+    """The files of a model's run: state, best student, statistics and curves."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,42 +92,45 @@ class RunFolder:
         self.best = folder / "best.pt"
         self.stats = folder / "train_stats.json"
         self.curves = folder / "curves.png"
+        self.events = folder / "events"
 
-    def save_state(self, of: str, progress: Progress, updates: Updates) -> None:
-        """All that a resumed run needs. of: the run's signature."""
+    def save_state(self, signature: str, progress: Progress, updater: Updater) -> None:
+        """Save everything that a resumed run needs."""
         content = {
-            "signature": of,
+            "signature": signature,
             "progress": vars(progress),
-            "student": updates.student.state_dict(),
-            "optimizer": updates.optimizer.state_dict(),
-            "scaler": updates.scaler.state_dict(),
+            "student": updater.student.state_dict(),
+            "optimizer": updater.optimizer.state_dict(),
+            "scaler": updater.scaler.state_dict(),
         }
         save_tensors(self.state, content)
 
-    def load_state(self, of: str) -> tuple[dict[str, Any] | None, str]:
-        """The state of a run with this signature, and a sentence on what was found."""
+    def load_state(self, signature: str) -> tuple[dict[str, Any] | None, str]:
+        """Return the state of a run with this signature, or None, and a note for the user."""
         try:
             content = torch.load(self.state, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None, ""
-        except Exception as error:  # a damaged file makes the unpickler raise almost anything
+        except Exception as error:  # the unpickler raises almost anything for a damaged file
             kind = type(error).__name__
-            return None, f"the state of the last run cannot be read ({kind}); this one begins anew"
-        if content["signature"] != of:
+            return None, f"the state of the last run cannot be read ({kind}); training starts anew"
+        if content["signature"] != signature:
             return None, (
-                "the last run was stopped, but options, studies or weights are others now; "
-                "this one begins anew"
+                "the last run was stopped, but its options, studies or weights were different; "
+                "training starts anew"
             )
         return content, f"resumed after update {content['progress']['update']}"
 
-    def forget_state(self) -> None:
+    def remove_state(self) -> None:
+        """Remove the state, so that the next training starts anew."""
         self.state.unlink(missing_ok=True)
 
     def save_best(self, student: torch.nn.Module) -> None:
+        """Save the weights of the best student so far."""
         save_tensors(self.best, student.state_dict())
 
-    def write_stats(self, progress: Progress, options: TrainOptions, **last: Any) -> None:
-        """Statistics as clients read them: `total_time` is there once the run has ended."""
+    def write_stats(self, progress: Progress, options: TrainOptions, **results: Any) -> None:
+        """Write the statistics for clients; a finished run adds its results (`total_time`, …)."""
         stats = {
             "epoch": progress.update // options.iterations_per_epoch,
             "total_epochs": options.max_epochs,
@@ -131,22 +142,23 @@ class RunFolder:
             "reason": "the run has not ended",
             **progress.facts,
             "history": progress.history,
-            **last,
+            **results,
         }
         write_text_atomically(self.stats, json.dumps(plain(stats), indent=1))
 
-    def tell(self, sentence: str, is_error: bool = True) -> None:
-        """Beside what was reached: why the run ended early. Nothing: it is under way."""
+    def write_reason(self, reason: str, is_error: bool = True) -> None:
+        """Add to the statistics why the run ended early; remove an old error if it is empty."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stats = self.read_stats()
         stats.pop("error", None)
-        if sentence:
-            stats |= {"published": False, "reason": sentence}
-        if sentence and is_error:
-            stats["error"] = sentence
+        if reason:
+            stats |= {"published": False, "reason": reason}
+        if reason and is_error:
+            stats["error"] = reason
         write_text_atomically(self.stats, json.dumps(stats, indent=1))
 
     def read_stats(self) -> dict[str, Any]:
+        """Return the statistics of the current or last run; empty without one."""
         try:
             return json.loads(self.stats.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -160,11 +172,12 @@ def save_tensors(path: Path, content: Any) -> None:
 
 
 def duration(seconds: float) -> str:
+    """Return a time as H:MM:SS."""
     return str(timedelta(seconds=int(seconds)))
 
 
 def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Return a value for JSON: string keys, lists, and None for NaN and infinity."""
     if isinstance(value, dict):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -175,19 +188,25 @@ def plain(value: Any) -> Any:
 
 
 class Clock:
-    """Adds the time since it was last asked to the progress, and says when to save."""
+    """Measures the training time and decides when to save.
+
+    save_seconds: longest time between two saved states within an epoch.
+    """
 
     def __init__(self, save_seconds: float) -> None:
         self._save_seconds = save_seconds
         self._last = self._saved = time.monotonic()
 
     def tick(self, progress: Progress) -> None:
+        """Add the time since the last tick to the progress."""
         now = time.monotonic()
         progress.seconds += now - self._last
         self._last = now
 
     def is_time_to_save(self) -> bool:
+        """Return whether the last save was `save_seconds` ago."""
         return time.monotonic() - self._saved >= self._save_seconds
 
-    def saved(self) -> None:
+    def mark_saved(self) -> None:
+        """Start the interval until the next save."""
         self._saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""Which of the student's blocks learn from which of the teacher's, and when."""
+"""The schedule of a run: pairs of blocks, Eq. 2, learning rates and validations."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from lib.errors import InputError
 from .train_options import TrainOptions
 
 FALL = 0.25
-"""Share of each stage at whose end the learning rate falls to 0."""
+"""FALL: share of each stage, at its end, over which the learning rate falls to 0."""
 
 LayerPairs = tuple[tuple[int, int], ...]
-"""(teacher block, student block), both counted from 0, from the first layer to the last."""
+"""LayerPairs: (teacher block, student block), counted from 0, in the order of the layers."""
 
 
 def layer_pairs(teacher_depth: int, student_depth: int) -> LayerPairs:
-    """Each student block with the teacher block as deep, relatively, as itself.
+    """Pair each student block with the teacher block at the same relative depth.
 
-    12 and 6 blocks: the outputs of the teacher's blocks 2, 4, … 12 (numbers 1, 3, … 11) with those
-    of the student's 1, 2, … 6 (numbers 0, 1, … 5). Raises InputError where the depths do not
-    divide.
+    With 12 and 6 blocks, the student's blocks 0, 1, … 5 learn from the teacher's 1, 3, … 11. Raise
+    InputError if the teacher's depth is no multiple of the student's.
     """
     if student_depth < 1 or teacher_depth % student_depth:
         raise InputError(
@@ -31,10 +30,10 @@ def layer_pairs(teacher_depth: int, student_depth: int) -> LayerPairs:
 
 
 def active_pairs(current: int, total: int, pairs: int) -> int:
-    """How many pairs are trained in unit `current` = 1, … `total` of stage 1.
+    """Return the number of pairs k that are trained in unit `current` = 1, … `total` of stage 1.
 
     Eq. 2 of FastSAM3D (arXiv 2403.09827): ceil(current * pairs / total), at least 1 and at most
-    `pairs`.
+    `pairs`. Raise ValueError if `total` is less than 1.
     """
     if total < 1:
         raise ValueError(f"stage 1 has {total} units; at least 1 is needed")
@@ -42,7 +41,12 @@ def active_pairs(current: int, total: int, pairs: int) -> int:
 
 
 class Schedule:
-    """What happens in update 0, 1, … of a run; nothing else decides it, so a resumed run agrees."""
+    """Stage, number of pairs and learning rate of each update, and the epochs with a validation.
+
+    Everything is a function of the update's number (from 0), so a resumed run follows the same
+    schedule. pairs: number of pairs of blocks. per_epoch: updates in an epoch. stage1_updates,
+    updates: updates in stage 1 and in the whole run.
+    """
 
     def __init__(self, options: TrainOptions, pairs: int) -> None:
         self._options = options
@@ -52,10 +56,14 @@ class Schedule:
         self.updates = options.max_epochs * self.per_epoch
 
     def stage(self, update: int) -> int:
+        """Return 1 for layer-wise distillation, 2 for training on masks."""
         return 1 if update < self.stage1_updates else 2
 
     def k(self, update: int) -> int:
-        """Pairs that take part: Eq. 2, counted in epochs or in updates of stage 1; all after it."""
+        """Return the number of pairs by Eq. 2; stage 2 has all of them.
+
+        The option schedule_unit decides whether Eq. 2 counts epochs or updates.
+        """
         if self.stage(update) == 2:
             return self._pairs
         if self._options.schedule_unit == "iteration":
@@ -63,12 +71,15 @@ class Schedule:
         return active_pairs(update // self.per_epoch + 1, self._options.stage1_epochs, self._pairs)
 
     def rate(self, update: int) -> float:
-        """The learning rate."""
-        is_first = self.stage(update) == 1
-        return (self._options.lr if is_first else self._options.lr_stage2) * self.share(update)
+        """Return the learning rate."""
+        peak = self._options.lr if self.stage(update) == 1 else self._options.lr_stage2
+        return peak * self.share(update)
 
     def share(self, update: int) -> float:
-        """Of the peak: rises over `warm_up` of its stage, stays, and falls over the last `FALL`."""
+        """Return the learning rate as a share of its peak.
+
+        Within each stage it rises over the first `warm_up`, is 1, and falls over the last `FALL`.
+        """
         if self.stage(update) == 1:
             place, length = update, self.stage1_updates
         else:
@@ -78,6 +89,6 @@ class Schedule:
         return min(1.0, rise, fall)
 
     def is_validated(self, epoch: int) -> bool:
-        """Epochs count from 1: every few, and the last one of each stage."""
+        """Return whether epoch 1, 2, … ends with a validation; the last one of a stage does."""
         ends = (self._options.stage1_epochs, self._options.max_epochs)
         return epoch % self._options.val_interval == 0 or epoch in ends

@@ -1,8 +1,7 @@
-"""One step of training: a batch of ROIs in, the loss and its parts out.
+"""The losses of the two training stages: layer-wise distillation, then training on masks.
 
-A batch is what a DataLoader makes of `lib.trainers.samples.RoiPool`. The stages are modules whose
-only submodule is the student, so that DistributedDataParallel can wrap them; a checkpoint is the
-student's own.
+A batch comes from a DataLoader over `lib.trainers.data.roi_pool.RoiPool`. Each stage is a module
+whose only submodule is the student, so its state_dict holds the student's weights alone.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from lib.networks import FastSAM3D
 
-from .clicks import ClickSeries, next_clicks, on_cells, roi_generators
+from .clicks import ClickSeries, append_clicks, first_clicks, on_cells, roi_generators
 from .losses import (
     cross_entropy,
     dice_loss,
@@ -30,62 +29,69 @@ from .schedule import LayerPairs
 from .teacher import TeacherFeatures
 
 Batch = dict[str, Any]
+"""Batch: name -> tensor, and "key" -> the ROIs' keys; see `RoiPool`."""
 
 
 class Stage1(nn.Module):
-    """Layer-wise progressive distillation: the student's blocks follow the teacher's, Eq. 1."""
+    """Layer-wise progressive distillation: the student's blocks learn the teacher's, Eq. 1."""
 
     def __init__(self, student: FastSAM3D, features: TeacherFeatures, pairs: LayerPairs) -> None:
         super().__init__()
         self.student = student
         self.pairs = pairs
-        self._features = (features,)  # in a tuple, so that the teacher is no part of this module
+        self._features = (features,)  # the tuple keeps the teacher out of this module's weights
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """What this stage trains: the encoder's blocks and neck.
+        """Yield the parameters that this stage trains: the encoder's blocks and neck.
 
-        Not the patch embedding, which starts as the teacher's: each token sums thousands of voxels,
-        so that Adam at 5e-3, which moves every weight alike, would throw it far off.
+        The patch embedding is left out; it is the teacher's. Each token sums thousands of voxels,
+        and Adam at 5e-3 moves every weight alike, so training it would ruin the tokens.
         """
         encoder = self.student.image_encoder
         yield from encoder.blocks.parameters()
         yield from encoder.neck.parameters()
 
     def forward(self, batch: Batch, k: int) -> dict[str, Tensor]:
-        """The loss of the first k pairs, and its parts.
+        """Return the loss of the first k pairs, and its parts.
 
-        loss: the mean of the pairs' errors and, from the moment all take part, the error of the
-        embedding after the neck on top. pair_losses: [k], detached. embedding_loss: detached, only
-        where k is all.
+        loss: the mean error of the pairs; with all pairs, plus the error of the embedding after the
+        neck. pair_losses: [k], detached. embedding_loss: detached, with all pairs only.
         """
         image = batch["image"]
-        outputs, embedding = self._features[0].get(batch["key"], image)
+        teacher_outputs, teacher_embedding = self._features[0].get(batch["key"], image)
         pairs = self.pairs[:k]
         encoder = self.student.image_encoder
         with torch.no_grad():
             tokens = encoder.embed(image)
-        ours = list(islice(encoder.block_outputs(tokens), pairs[-1][1] + 1))
+        outputs = list(islice(encoder.block_outputs(tokens), pairs[-1][1] + 1))
         errors = pair_losses(
-            [ours[block] for _, block in pairs], [outputs[block] for block, _ in pairs]
+            [outputs[block] for _, block in pairs], [teacher_outputs[block] for block, _ in pairs]
         )
         parts = {"loss": errors.mean(), "pair_losses": errors.detach()}
         if k == len(self.pairs):
-            error = embedding_error(encoder.neck(ours[-1].movedim(-1, 1)), embedding)
+            embedding = encoder.neck(outputs[-1].movedim(-1, 1))
+            error = embedding_error(embedding, teacher_embedding)
             parts["loss"] = parts["loss"] + error
             parts["embedding_loss"] = error.detach()
         return parts
 
 
 def embedding_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """The error of what the neck gives, [B, C, g, g, g] and maybe more channels of detail."""
+    """Return the error of the student's embedding after the neck: a scalar.
+
+    student, teacher: [B, C, g, g, g]. One of them may have further channels (image detail), which
+    are ignored.
+    """
     channels = min(student.shape[1], teacher.shape[1])
     return feature_error(student[:, :channels].movedim(1, -1), teacher[:, :channels].movedim(1, -1))
 
 
 @dataclass(frozen=True)
 class Stage2Options:
-    """clicks: the most in a series, which has 2 to this many. graded: of them, the first and some
-    later ones; the others only lead to the next click.
+    """The length of a series of clicks.
+
+    clicks: maximum length; a series has 2 to this many clicks. graded: number of clicks in the loss
+    (the first one and random later ones); the other clicks only lead to the next one.
     """
 
     clicks: int = 10
@@ -107,65 +113,60 @@ class Stage2(nn.Module):
         self._features = (features,)
 
     def trained(self) -> Iterator[nn.Parameter]:
-        """What this stage trains: everything."""
+        """Yield the parameters that this stage trains: all of the student."""
         return self.student.parameters()
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """The loss over a series of clicks on each ROI, and its parts, means over the batch.
+        """Return the loss over a series of clicks on each ROI, and its parts, as batch means.
 
-        Both networks answer the same clicks, each from its own embedding and with its own previous
-        mask. A user clicks on what the student got wrong: against the label, or where there is none
-        against the teacher's answer.
+        Both networks decode the same clicks, each with its own embedding and previous mask. Users
+        click on errors of the student: against the label, or without a label against the teacher.
 
-        loss: kl + dice + ce. kl: from the teacher's masks, 0 without a teacher. dice, ce: with the
-        labels; a ROI without one counts 0. dice_score: Dice of the student's last masks with what
-        was wanted, label or teacher's mask. seed: of the clicks; another one in each step, the same
+        loss: kl + dice + ce. kl: divergence from the teacher's masks, 0 without a teacher. dice,
+        ce: losses against the labels; a ROI without a label counts 0. dice_score: Dice of the
+        student's last masks. seed: seed of the clicks, which differs in each update and is the same
         in every process.
         """
-        image, labelled = batch["image"], batch["has_label"]
+        image, target = batch["image"], batch["target"]
+        cells = target.shape[-1]
+        cell = image.shape[-1] // cells
         clicks, graded = self._draw_series(seed)
         generators = roi_generators(batch["key"], seed)
         student = ClickSeries(self.student, self.student.encode(image))
-        teacher = self._teacher(batch)
-        points_roi = batch["click_roi"][:, None]
-        labels = torch.ones_like(points_roi[..., 0], dtype=torch.long)
-        wanted = target = batch["target"]
-        cells = target.shape[-1]
+        teacher = self._teacher_series(batch)
+        points_roi, labels = first_clicks(batch["click_roi"])
         steps = []
         for click in range(clicks):
-            answer = None
+            teacher_logits, goal = None, target
             if teacher is not None:
-                with torch.no_grad():
-                    answer = teacher.answer(points_roi, labels)
-                theirs = teacher.cut(on_cells(answer, cells)).sigmoid()
-                wanted = torch.where(labelled[:, None, None, None], target, theirs)
+                teacher_logits, goal = teacher_goal(teacher, points_roi, labels, batch)
             with torch.set_grad_enabled(torch.is_grad_enabled() and click in graded):
                 logits = student.answer(points_roi, labels)
-                shown = on_cells(logits, cells)
+                cell_logits = on_cells(logits, cells)
                 if click in graded:
-                    steps.append(_parts(logits, answer, shown, target, labelled))
+                    steps.append(_parts(logits, teacher_logits, cell_logits, batch))
+            shown = student.cut(cell_logits)
             if click + 1 < clicks:
-                cell = image.shape[-1] // cells
-                point, label = next_clicks(student.cut(shown), wanted, generators, cell)
-                points_roi = torch.cat([points_roi, point], dim=1)
-                labels = torch.cat([labels, label], dim=1)
+                points_roi, labels = append_clicks(
+                    points_roi, labels, shown, goal, generators, cell
+                )
         kl, dice, ce = torch.stack(steps).mean(dim=0)
         return {
             "loss": kl + dice + ce,
             "kl": kl.detach(),
             "dice": dice.detach(),
             "ce": ce.detach(),
-            "dice_score": overlaps(student.cut(shown), wanted)[1].mean(),
+            "dice_score": overlaps(shown, goal)[1].mean(),
         }
 
     def _draw_series(self, seed: int) -> tuple[int, set[int]]:
-        """How many clicks, and which of them, from 0, are graded."""
+        """Draw the number of clicks, and which of them, counted from 0, are graded."""
         generator = torch.Generator().manual_seed(seed)
         clicks = int(torch.randint(2, max(2, self.options.clicks) + 1, (), generator=generator))
         later = torch.randperm(clicks - 1, generator=generator)[: self.options.graded - 1] + 1
         return clicks, {0, *later.tolist()}
 
-    def _teacher(self, batch: Batch) -> ClickSeries | None:
+    def _teacher_series(self, batch: Batch) -> ClickSeries | None:
         (features,) = self._features
         if features is None:
             return None
@@ -174,22 +175,44 @@ class Stage2(nn.Module):
             return ClickSeries(features.teacher, embedding)
 
 
+@torch.no_grad()
+def teacher_goal(
+    teacher: ClickSeries, points_roi: Tensor, labels: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Decode the clicks with the teacher; return its logits and the goal of the student's masks.
+
+    logits: low resolution, (B, s, s, s). goal: the target of a labelled ROI, else the teacher's
+    probabilities, (B, c, c, c).
+    """
+    target, has_label = batch["target"], batch["has_label"]
+    logits = teacher.answer(points_roi, labels)
+    probabilities = teacher.cut(on_cells(logits, target.shape[-1])).sigmoid()
+    return logits, torch.where(has_label[:, None, None, None], target, probabilities)
+
+
 def _parts(
-    logits: Tensor, answer: Tensor | None, shown: Tensor, target: Tensor, labelled: Tensor
+    logits: Tensor, teacher_logits: Tensor | None, cell_logits: Tensor, batch: Batch
 ) -> Tensor:
-    """kl, dice and ce of one click, means over the batch: [3]."""
-    kl = logits.new_zeros(()) if answer is None else distillation_loss(logits, answer).mean()
-    dice = torch.where(labelled, dice_loss(shown, target), 0).mean()
-    return torch.stack([kl, dice, torch.where(labelled, cross_entropy(shown, target), 0).mean()])
+    """Return kl, dice and ce of one click, means over the batch: [3].
+
+    logits, teacher_logits: low resolution. cell_logits: the student's, on the target's cells.
+    """
+    target, has_label = batch["target"], batch["has_label"]
+    kl = logits.new_zeros(())
+    if teacher_logits is not None:
+        kl = distillation_loss(logits, teacher_logits).mean()
+    dice = torch.where(has_label, dice_loss(cell_logits, target), 0).mean()
+    ce = torch.where(has_label, cross_entropy(cell_logits, target), 0).mean()
+    return torch.stack([kl, dice, ce])
 
 
-def step_seed(seed: int, iteration: int) -> int:
-    """The seed of stage 2's clicks in one iteration of a run."""
-    return (seed * 1_000_003 + iteration) % (1 << 62)
+def step_seed(seed: int, update: int) -> int:
+    """Return the seed of stage 2's clicks in one update of a run."""
+    return (seed * 1_000_003 + update) % (1 << 62)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device; the keys stay text."""
+    """Return the batch with its tensors on a device; the keys stay strings."""
     return {
         name: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x
         for name, x in batch.items()

@@ -1,7 +1,9 @@
-"""What the teacher makes of each ROI, computed once and kept on disk."""
+"""The teacher's features of each ROI, computed once and stored on disk."""
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,24 +11,28 @@ import torch
 from torch import Tensor
 
 from lib.networks import FastSAM3D
+from lib.weights.files import Weights
 
 from .data.tensor_store import TensorStore
+from .schedule import LayerPairs
 
 HALF_MAX = 65504.0
+"""HALF_MAX: the largest finite number in half precision."""
 
 LAYOUT = 2
-"""Of what is kept; raised whenever the same weights give another embedding."""
+"""LAYOUT: version of the stored features; raise it if the same weights give other embeddings."""
 
 Features = tuple[dict[int, Tensor], Tensor]
-"""The outputs [B, i, j, k, W] of some blocks by their number, and the embedding [B, C, g, g, g]."""
+"""Features: block number -> output [B, i, j, k, W], and the embedding [B, C, g, g, g]."""
 
 
 class TeacherFeatures:
-    """The outputs of the teacher's blocks and its embedding, in half precision on disk.
+    """The outputs of the teacher's blocks and its embedding, on disk in half precision.
 
-    teacher: is frozen and put into eval mode; it stays on its device. teacher_hash: of its weights;
-    features of other teachers lie in other folders. blocks: whose outputs are kept, from 0.
-    max_bytes: on disk, see `TensorStore`. computed: how many ROIs the teacher's encoder has seen.
+    teacher: is frozen and put into eval mode; it stays on its device. teacher_hash: hash of its
+    weights; each teacher has a folder of its own. blocks: numbers (from 0) of the blocks whose
+    outputs are stored. max_bytes: size limit on disk (`TensorStore`). computed: number of ROIs that
+    the teacher's encoder has processed.
     """
 
     def __init__(
@@ -40,21 +46,22 @@ class TeacherFeatures:
         self.teacher = teacher.eval().requires_grad_(False)
         self.blocks = tuple(blocks)
         self.computed = 0
-        named = "-".join(str(block) for block in self.blocks)
-        name = f"{teacher_hash[:16]}-{named}-v{LAYOUT}"
+        block_names = "-".join(str(block) for block in self.blocks)
+        name = f"{teacher_hash[:16]}-{block_names}-v{LAYOUT}"
         self._store = TensorStore(folder / name, max_bytes)
 
     @torch.no_grad()
     def get(self, keys: Sequence[str], images: Tensor) -> Features:
-        """Of a batch of ROIs, float32, on the device of `images` [B, 1, S, S, S].
+        """Return the features of a batch of ROIs, float32, on the device of the images.
 
-        keys: of the ROIs; the same key must always come with the same image. The numbers are
-        rounded to half precision, whether they were kept or not, so that both give the same.
+        images: [B, 1, S, S, S]. keys: the ROIs' keys; a key must always come with the same image.
+        Values are rounded to half precision even if they were not stored before, so that both cases
+        give the same numbers.
         """
         entries = [self._store.get(key) for key in keys]
         missing = [place for place, entry in enumerate(entries) if entry is None]
         # One ROI at a time on the CPU, where a batch is no faster: the last bits of a result may
-        # depend on what else is in the batch, and a resumed run misses other ROIs.
+        # depend on the rest of the batch, and a resumed run computes other ROIs together.
         size = 1 if images.device.type == "cpu" else max(1, len(missing))
         for first in range(0, len(missing), size):
             places = missing[first : first + size]
@@ -64,11 +71,12 @@ class TeacherFeatures:
         return self._collate([entry for entry in entries if entry is not None], images.device)
 
     def _compute(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Return one entry per image, half precision, on the CPU."""
         embedding, outputs = self.teacher.encode_intermediates(images, self.blocks)
         self.computed += len(images)
-        named = {str(block): outputs[block] for block in self.blocks} | {"embedding": embedding}
+        by_name = {str(block): outputs[block] for block in self.blocks} | {"embedding": embedding}
         halves = {
-            name: x.float().clamp(-HALF_MAX, HALF_MAX).half().cpu() for name, x in named.items()
+            name: x.float().clamp(-HALF_MAX, HALF_MAX).half().cpu() for name, x in by_name.items()
         }
         return [
             {name: x[place].contiguous() for name, x in halves.items()}
@@ -80,3 +88,15 @@ class TeacherFeatures:
             return torch.stack([entry[name] for entry in entries]).to(device).float()
 
         return {block: stacked(str(block)) for block in self.blocks}, stacked("embedding")
+
+
+def make_features(
+    teacher: Weights, pairs: LayerPairs, folder: Path, max_bytes: int, device: torch.device
+) -> TeacherFeatures:
+    """Return the teacher's features; remove those of other teachers from the folder."""
+    for other in folder.glob("*"):
+        if not other.name.startswith(teacher.network_id[:16]):
+            shutil.rmtree(other, ignore_errors=True)
+    network = copy.deepcopy(teacher.network).to(device)
+    blocks = [block for block, _ in pairs]
+    return TeacherFeatures(folder, max_bytes, network, teacher.network_id, blocks)

@@ -1,9 +1,10 @@
-"""How good a student or its teacher is, on ROIs held out."""
+"""Validation on held-out ROIs with simulated clicks, and the verdict on a new student."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,21 +12,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.networks import FastSAM3D
 
-from .clicks import ClickSeries, next_clicks, on_cells, roi_generators
+from .clicks import ClickSeries, append_clicks, first_clicks, on_cells, roi_generators
 from .losses import overlaps, pair_losses
 from .schedule import LayerPairs
-from .stages import Batch, to_device
+from .stages import Batch, teacher_goal, to_device
 from .teacher import TeacherFeatures
 
 CLICKS = (1, 3, 5, 10)
+"""CLICKS: numbers of clicks after which Dice is measured."""
 
 
 @dataclass(frozen=True)
 class Validation:
     """Dice after each number of clicks.
 
-    dice: the means over the ROIs. mean: of them, the key metric. per_roi: (rois, numbers of
-    clicks). labelled: ROIs that were measured by their label; the others by the teacher's masks.
+    dice: number of clicks -> mean over the ROIs. mean: mean of these, the key metric. per_roi:
+    (ROIs, numbers of clicks). labelled: number of ROIs measured against a label; the others are
+    measured against the teacher's masks.
     """
 
     dice: dict[int, float]
@@ -47,13 +50,13 @@ def validate(
     seed: int = 0,
     batch_size: int = 4,
 ) -> Validation:
-    """Let simulated users click on what `network` gets wrong in each ROI.
+    """Measure Dice after simulated clicks on the errors of `network`.
 
-    The first click is the ROI's own, the next ones lie on errors against the label or, where there
-    is none, against what the teacher answers to the same clicks; the teacher itself agrees with
-    itself. Their random numbers depend on the seed and the ROI alone, so student, teacher and
-    candidates meet the same. Dice is taken on the cells of the target. samples: as RoiPool. Raises
-    ValueError for a ROI without a label where there is no teacher.
+    The first click is the ROI's own. The next ones lie on errors against the label or, without a
+    label, against the teacher's mask for the same clicks. Random numbers depend on the seed and the
+    ROI alone, so they are the same for all networks. Dice is taken on the cells of the target.
+    samples: ROIs as in `RoiPool`. Raise ValueError for a ROI without a label if there is no
+    teacher.
     """
     dice, labelled = [], 0
     for batch in _batches(samples, network, batch_size):
@@ -75,43 +78,34 @@ def _click_dice(
     clicks: Sequence[int],
     seed: int,
 ) -> Tensor:
-    """(B, numbers of clicks) float32 on the CPU."""
-    image, target, labelled = batch["image"], batch["target"], batch["has_label"]
-    cells = target.shape[-1]
-    ours, teacher = _series(network, batch, features)
+    """Return Dice (B, numbers of clicks) float32, on the CPU."""
+    goal = batch["target"]
+    cells = goal.shape[-1]
+    cell = batch["image"].shape[-1] // cells
+    series, teacher = _series(network, batch, features)
     generators = roi_generators(batch["key"], seed)
-    points_roi = batch["click_roi"][:, None]
-    labels = torch.ones_like(points_roi[..., 0], dtype=torch.long)
+    points_roi, labels = first_clicks(batch["click_roi"])
     dice = []
     for count in range(1, max(clicks) + 1):
-        shown, wanted = ours.cut(on_cells(ours.answer(points_roi, labels), cells)), target
-        if teacher is not None and not labelled.all():
-            answer = teacher.cut(on_cells(teacher.answer(points_roi, labels), cells))
-            wanted = torch.where(labelled[:, None, None, None], target, answer.sigmoid())
+        logits = series.cut(on_cells(series.answer(points_roi, labels), cells))
+        if teacher is not None and not batch["has_label"].all():
+            _, goal = teacher_goal(teacher, points_roi, labels, batch)
         if count in clicks:
-            dice.append(dice_of(shown, wanted).cpu())
-        point, label = next_clicks(shown, wanted, generators, image.shape[-1] // cells)
-        points_roi = torch.cat([points_roi, point], dim=1)
-        labels = torch.cat([labels, label], dim=1)
+            dice.append(overlaps(logits, goal)[1].cpu())
+        points_roi, labels = append_clicks(points_roi, labels, logits, goal, generators, cell)
     return torch.stack(dice, dim=1)
 
 
 def _series(
     network: FastSAM3D, batch: Batch, features: TeacherFeatures | None
 ) -> tuple[ClickSeries, ClickSeries | None]:
-    """The network's and, where there is one, the teacher's."""
+    """Return the series of the network and, if there is one, of the teacher."""
     if features is None:
         return ClickSeries(network, network.encode(batch["image"])), None
-    _, theirs = features.get(batch["key"], batch["image"])
-    ours = theirs if network is features.teacher else network.encode(batch["image"])
-    return ClickSeries(network, ours), ClickSeries(features.teacher, theirs)
-
-
-def dice_of(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Dice (B,) of the masks; 1 where both are empty."""
-    _, dice = overlaps(logits, wanted)
-    is_empty = ~((logits > 0) | (wanted >= 0.5)).flatten(1).any(dim=1)
-    return torch.where(is_empty, 1.0, dice)
+    _, teacher_embedding = features.get(batch["key"], batch["image"])
+    is_teacher = network is features.teacher
+    embedding = teacher_embedding if is_teacher else network.encode(batch["image"])
+    return ClickSeries(network, embedding), ClickSeries(features.teacher, teacher_embedding)
 
 
 @torch.no_grad()
@@ -122,15 +116,15 @@ def pair_errors(
     samples: Dataset,
     batch_size: int = 4,
 ) -> list[float]:
-    """The errors of `lib.trainers.losses.pair_losses` of each pair, means over the samples."""
+    """Return the error of each pair (`lib.trainers.losses.pair_losses`), means over the ROIs."""
     total, count = torch.zeros(len(pairs)), 0
     for batch in _batches(samples, student, batch_size):
-        outputs, _ = features.get(batch["key"], batch["image"])
-        _, ours = student.image_encoder.forward_intermediates(
+        teacher_outputs, _ = features.get(batch["key"], batch["image"])
+        _, outputs = student.image_encoder.forward_intermediates(
             batch["image"], [block for _, block in pairs]
         )
         errors = pair_losses(
-            [ours[block] for _, block in pairs], [outputs[block] for block, _ in pairs]
+            [outputs[block] for _, block in pairs], [teacher_outputs[block] for block, _ in pairs]
         )
         total += errors.cpu() * len(batch["key"])
         count += len(batch["key"])
@@ -143,19 +137,21 @@ def _batches(samples: Dataset, network: FastSAM3D, batch_size: int) -> Iterator[
         yield to_device(batch, device)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """reason: for the user, with the numbers."""
+class Verdict(NamedTuple):
+    """Whether a new student is better than the served one.
+
+    reason: a sentence for the user, with the numbers.
+    """
 
     is_better: bool
     reason: str
 
 
 def judge(candidate: Tensor, served: Tensor, min_gain: float) -> Verdict:
-    """Is a student measurably better?
+    """Decide whether the candidate is measurably better than the served student.
 
-    candidate, served: (ROIs, numbers of clicks) Dice with the same clicks. The mean must rise by
-    ``min_gain``, and by more than the standard error of the rise over the ROIs, which chance gives.
+    candidate, served: Dice (ROIs, numbers of clicks) with the same clicks. The gain of the mean
+    must reach `min_gain` and exceed its own standard error over the ROIs.
     """
     gains = (candidate - served).mean(dim=1)
     gain, count = float(gains.mean()), len(gains)
@@ -167,5 +163,5 @@ def judge(candidate: Tensor, served: Tensor, min_gain: float) -> Verdict:
     if gain < min_gain:
         return Verdict(False, f"{numbers}, but {min_gain:g} is needed")
     if gain <= error:
-        return Verdict(False, f"{numbers}, which may be chance; more val_rois would tell")
+        return Verdict(False, f"{numbers}, which may be chance; raise val_rois to decide")
     return Verdict(True, numbers)

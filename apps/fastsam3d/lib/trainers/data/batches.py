@@ -1,4 +1,4 @@
-"""Which ROIs each update is made of."""
+"""The ROIs of each update."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from ..train_options import TrainOptions
 
 
 class Batches(Sampler[list[int]]):
-    """The ROIs of each update, of which every process takes its share; an epoch at a time.
+    """Yields the ROIs of each update until the end of the epoch; each process takes its share.
 
-    They are dealt from one sequence of passes over the pool, each in an order of its own.
-    position: the next update; set it to go on elsewhere.
+    The ROIs come from a sequence of passes over the pool, each in a random order of its own.
+    position: number of the next update; set it to continue from there. Raise InputError if the
+    batch cannot be shared evenly by the processes.
     """
 
     def __init__(self, rois: int, options: TrainOptions, rank: int = 0, world: int = 1) -> None:
@@ -39,12 +40,13 @@ class Batches(Sampler[list[int]]):
             yield self.batch(update)[self._rank :: self._world]
 
     def batch(self, update: int) -> list[int]:
-        """Of all processes together."""
+        """Return the ROIs of an update, for all processes together."""
         size = self._options.train_batch_size
-        places = (divmod(place, self._rois) for place in range(update * size, (update + 1) * size))
-        return [int(_order(self._options.seed, turn, self._rois)[n]) for turn, n in places]
+        turns = (divmod(place, self._rois) for place in range(update * size, (update + 1) * size))
+        return [int(_order(self._options.seed, turn, self._rois)[n]) for turn, n in turns]
 
 
 @lru_cache(maxsize=4)
 def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    """Return the order of the ROIs in one pass over the pool: (count,) integers."""
     return np.random.default_rng([seed, 2, turn]).permutation(count)

@@ -1,4 +1,4 @@
-"""What is trained on: ROIs as served, with a first click and, where there is a label, a target."""
+"""ROIs for training, cut as in serving: image, first click, and target if there is a label."""
 
 from __future__ import annotations
 
@@ -22,31 +22,33 @@ from lib.imaging.roi import Roi, crop_labels
 from lib.imaging.volume import Volume, read_volume
 from lib.networks import FastSAM3DConfig
 
-from .studies import ExaminedStudy, read_label
+from ..train_options import TrainOptions
+from .studies import ExaminedStudy, Split, read_label
 from .tensor_store import TensorStore
 
 POOLING = 2
-"""ROI voxels along the side of a target's cell."""
+"""POOLING: ROI voxels along the side of a target's cell."""
 
 TRIES = 8
-"""Clicks tried in a study until the ROI around one has contrast."""
-
+"""TRIES: clicks that are tried in a study until a ROI has contrast."""
 
 VOLUME_BYTES = 1 << 30
+"""VOLUME_BYTES: memory for decoded images, and again for label maps."""
+
 HALF_MAX = 65504.0
+"""HALF_MAX: the largest finite number in half precision."""
 
 VERSION = 2
-"""Of how ROIs are made; a change makes stored ones of other versions useless."""
+"""VERSION: part of the ROIs' keys; raise it if the code makes other ROIs, to ignore stored ones."""
 
 
 @dataclass(frozen=True)
 class RoiOptions:
-    """How much ROIs vary. All 0: as a user who clicks would have them.
+    """The augmentation of ROIs; with zeros they are those of serving.
 
-    flip: probability of mirroring, for each axis. shift: how far the click may lie from where
-    serving would have it, as a share of the ROI. scale: standard deviation of the logarithm of the
-    scale, per axis. intensity: 1 changes a CT by up to 10 % and 20 HU, others by a gamma of up to
-    1.2, which fractions of it do less.
+    flip: probability of mirroring, per axis. shift: largest shift of the ROI, as a share of its
+    size. scale: standard deviation of the logarithm of the scale, per axis. intensity: 1 changes a
+    CT by up to 10 % and 20 HU, and other images by a gamma of up to 1.2.
     """
 
     spacing_mm: float = 1.5
@@ -57,20 +59,21 @@ class RoiOptions:
 
     @classmethod
     def plain(cls, spacing_mm: float = 1.5) -> RoiOptions:
-        """Without augmentation, for validation."""
+        """Return options without augmentation, for validation."""
         return cls(spacing_mm, flip=0, shift=0, scale=0, intensity=0)
 
 
 class RoiPool(Dataset):
     """`count` ROIs, the same in every epoch and every process; the studies take turns.
 
-    Item n: image (1, S, S, S) float32, normalised as served (and rounded to half precision, in
-    which it is kept); target (c, c, c) float32, the share of each cell of `POOLING`³ voxels that
-    belongs to the structure clicked on, zeros without a label; has_label, bool; click_roi (3,)
-    float32, the first click; key, text, which changes with anything that the item depends on.
+    Item n is a dictionary. image: (1, S, S, S) float32, normalised as in serving and rounded to
+    half precision, in which it is stored. target: (c, c, c) float32, the share of each cell of
+    `POOLING`³ voxels that belongs to the clicked structure; zeros without a label. has_label: bool.
+    click_roi: (3,) float32, the first click. key: a string that depends on everything that the item
+    depends on.
 
-    store: keeps items on disk, so that later epochs need no volumes. volume_bytes: of decoded
-    images that are kept in memory.
+    store: stores items on disk, so that later epochs read no volumes. volume_bytes: memory for
+    decoded images, and again for label maps.
     """
 
     def __init__(
@@ -99,23 +102,25 @@ class RoiPool(Dataset):
         return self.count
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Raises IndexError beyond the last ROI, and InputError where a study that was examined
-        cannot be read any more.
+        """Return a ROI.
+
+        Raise IndexError beyond the last ROI, and InputError if an examined study cannot be read any
+        more.
         """
         if not 0 <= number < self.count:
             raise IndexError(f"ROI {number} of a pool of {self.count}")
         study = self.studies[self._order[number % len(self.studies)]]
         key = self._key(study, number)
-        kept = self._store.get(key) if self._store else None
-        if kept is None:
-            kept = self._make(study, number)
+        entry = self._store.get(key) if self._store else None
+        if entry is None:
+            entry = self._make(study, number)
             if self._store:
-                self._store.put(key, kept)
+                self._store.put(key, entry)
         return {
-            "image": kept["image"].float()[None],
-            "target": kept["share"].float() / POOLING**3,
+            "image": entry["image"].float()[None],
+            "target": entry["share"].float() / POOLING**3,
             "has_label": torch.tensor(study.is_labelled),
-            "click_roi": kept["click_roi"],
+            "click_roi": entry["click_roi"],
             "key": key,
         }
 
@@ -124,12 +129,12 @@ class RoiPool(Dataset):
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _make(self, study: ExaminedStudy, number: int) -> dict[str, Tensor]:
-        """image (S, S, S) half, share (c, c, c) uint8, voxels of each cell, and click_roi (3,)."""
+        """Return image (S, S, S) half, share (c, c, c) uint8 (voxels per cell), click_roi (3,)."""
         generator = np.random.default_rng([self.seed, 1, number])
         volume = self._volumes.get_or_make(study.name, lambda: read_volume(study.study.image))
         for attempt in range(TRIES):
             click = draw_click(study, generator)
-            roi = place(volume, click.place_ijk, self.size, self.options, generator)
+            roi = place_roi(volume, click.place_ijk, self.size, self.options, generator)
             try:
                 image = make_image(roi, volume, self.options, generator)
                 break
@@ -154,27 +159,31 @@ class RoiPool(Dataset):
 
 
 class Click(NamedTuple):
-    """A first click: place_ijk (3,) integers, and the structure (label value) meant, or None."""
+    """A first click.
+
+    place_ijk: (3,) integers, a stored voxel. structure: label value at the click, None without a
+    label.
+    """
 
     place_ijk: np.ndarray
     structure: int | None
 
 
 def draw_click(study: ExaminedStudy, generator: np.random.Generator) -> Click:
-    """Anywhere in a structure, each as likely as others; without any, anywhere in the body."""
+    """Draw a click in one of the structures, all equally likely, or in the body without a label."""
     structure = int(generator.choice(list(study.structures))) if study.structures else None
     places = study.body if structure is None else study.structures[structure]
     return Click(places[generator.integers(len(places))], structure)
 
 
-def place(
+def place_roi(
     volume: Volume,
     click_ijk: np.ndarray,
     size: int,
     options: RoiOptions,
     generator: np.random.Generator,
 ) -> Roi:
-    """The ROI that serving places around a click, then mirrored, scaled and shifted."""
+    """Place a ROI around a stored voxel as serving does, mirrored, scaled and shifted."""
     orientation = io_orientation(volume.affine_mm)
     axes, signs = orientation[:, 0].astype(int), orientation[:, 1]
     signs = np.where(generator.random(3) < options.flip, -signs, signs)
@@ -196,11 +205,11 @@ def place(
 def make_image(
     roi: Roi, volume: Volume, options: RoiOptions, generator: np.random.Generator
 ) -> np.ndarray:
-    """The normalised ROI image (S, S, S) float32; raises InputError where it has no contrast."""
+    """Return the normalised ROI image, (S, S, S) float32; raise InputError without contrast."""
     image = roi.crop(volume.array)
     gain, offset, gamma = generator.uniform(-1, 1, 3) * options.intensity
     if volume.is_ct:
-        # outside of the scan all is 0; raised above 0 it would be most of what sets the scale
+        # outside of the scan voxels are 0; changed values there would dominate the normalisation
         image = np.where(image == 0, 0, image * (1 + 0.1 * gain) + 20 * offset)
     elif gamma:
         top = max(float(image.max()), 1e-6)
@@ -209,9 +218,25 @@ def make_image(
 
 
 def voxels_of_cells(mask: np.ndarray) -> np.ndarray:
-    """Voxels in the mask of each cell of `POOLING`³: (S, S, S) bool -> (c, c, c) uint8."""
+    """Count the voxels of a mask in each cell of `POOLING`³: (S, S, S) bool to (c, c, c) uint8."""
     counts = mask.view(np.uint8)
     for axis in range(3):
         starts = np.arange(0, counts.shape[axis], POOLING)
         counts = np.add.reduceat(counts, starts, axis=axis, dtype=np.uint8)
     return counts
+
+
+def make_pools(
+    studies: Split[ExaminedStudy],
+    config: FastSAM3DConfig,
+    options: TrainOptions,
+    spacing_mm: float,
+    store: TensorStore,
+) -> tuple[RoiPool, RoiPool]:
+    """Return the ROIs for training, and those for validation (without augmentation)."""
+    train = RoiPool(
+        studies.train, options.pool_size, config, RoiOptions(spacing_mm), options.seed, store
+    )
+    plain = RoiOptions.plain(spacing_mm)
+    held_out = RoiPool(studies.held_out, options.val_rois, config, plain, options.seed + 1, store)
+    return train, held_out

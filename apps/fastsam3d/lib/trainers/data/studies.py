@@ -1,4 +1,4 @@
-"""What a site has to train on: its studies, where to click in each, and which are held out."""
+"""The studies of a site: where to click in each, and which are held out for validation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import requests
@@ -20,21 +20,35 @@ from lib.errors import InputError
 from lib.imaging.volume import Volume, read_volume
 
 LABEL_TAGS = ("final", "original")
-"""Of MONAI Label's datastore; the first that a study has is taken."""
+"""LABEL_TAGS: tags of MONAI Label's datastore; the first tag that a study has is used."""
 
 PLACES = 512
-"""Places of possible clicks that are kept of a structure, or of the body."""
+"""PLACES: stored voxels that are kept as possible clicks, per structure or of the body."""
 
 MIN_STRUCTURE_MM3 = 100.0
-"""Smaller structures (about 30 voxels of the ROI) are no targets."""
+"""MIN_STRUCTURE_MM3: smallest volume of a target, about 30 voxels of the ROI."""
 
 BODY_SPACING_MM = 4.0
+"""BODY_SPACING_MM: voxel size at which the body is found."""
+
 MAX_LABEL_VALUE = 65535
+
+
+class Datastore(Protocol):
+    """The part of MONAI Label's datastore that training uses."""
+
+    def list_images(self) -> list[str]: ...
+
+    def get_image_uri(self, image_id: str) -> str: ...
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]: ...
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
 
 
 @dataclass(frozen=True)
 class Study:
-    """An image and the label on it, if there is one: files, or a folder of DICOM slices."""
+    """An image (a file, or a folder of DICOM slices) and its label, if there is one."""
 
     name: str
     image: Path
@@ -47,10 +61,11 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class ExaminedStudy:
-    """A study that was read once and can be used, and where a user could click in it.
+    """A study that was read once, and the voxels where a user could click.
 
-    key: changes with any voxel of image or label. structures: up to `PLACES` stored voxels (N, 3)
-    of each label value that can be a target. body: the same of what is not air.
+    key: hash of the voxels of image and label. structures: label value -> up to `PLACES` stored
+    voxels (N, 3), for each structure that is large enough. body: up to `PLACES` stored voxels
+    (N, 3) of the body, without the air around it.
     """
 
     study: Study
@@ -67,10 +82,10 @@ class ExaminedStudy:
         return bool(self.structures)
 
 
-def find_studies(datastore: Any) -> tuple[list[Study], dict[str, str]]:
-    """The studies of a MONAI Label datastore, in the order of their names.
+def find_studies(datastore: Datastore) -> tuple[list[Study], dict[str, str]]:
+    """Return the studies of a datastore, sorted by name, and the skipped ones: name -> reason.
 
-    Also, by name, why a study was skipped: what is not kept on disk yet is fetched, which may fail.
+    A DICOMweb datastore downloads images that it has not cached, which may fail.
     """
     studies, skipped = [], {}
     for name in sorted(datastore.list_images()):
@@ -84,18 +99,18 @@ def find_studies(datastore: Any) -> tuple[list[Study], dict[str, str]]:
     return studies, skipped
 
 
-def _find_label(datastore: Any, name: str) -> Path | None:
-    found = datastore.get_labels_by_image_id(name)
+def _find_label(datastore: Datastore, name: str) -> Path | None:
+    labels = datastore.get_labels_by_image_id(name)
     for tag in LABEL_TAGS:
-        if tag in found:
-            path = datastore.get_label_uri(found[tag], tag)
+        if tag in labels:
+            path = datastore.get_label_uri(labels[tag], tag)
             if path and Path(path).exists():
                 return Path(path)
     return None
 
 
 def examine(studies: Sequence[Study]) -> tuple[list[ExaminedStudy], dict[str, str]]:
-    """Read every study once: those that can be used, and by name why others cannot."""
+    """Read every study once; return the usable ones, and the others: name -> reason."""
     usable, skipped = [], {}
     for study in studies:
         try:
@@ -106,7 +121,7 @@ def examine(studies: Sequence[Study]) -> tuple[list[ExaminedStudy], dict[str, st
 
 
 def examine_study(study: Study) -> ExaminedStudy:
-    """Raises InputError where image or label cannot be read or do not belong together."""
+    """Read a study; raise InputError if image or label are unusable or do not fit together."""
     image = read_volume(study.image)
     digest = hashlib.blake2b(repr(image.affine_mm.tolist()).encode(), digest_size=32)
     digest.update(np.ascontiguousarray(image.array.T).data)
@@ -125,9 +140,9 @@ def examine_study(study: Study) -> ExaminedStudy:
 
 
 def read_label(path: Path, image: Volume) -> np.ndarray:
-    """The label map (I, J, K), integers from 0, on the grid of its image.
+    """Read a label map (I, J, K) of integers from 0, on the grid of its image.
 
-    Raises InputError where it cannot be read, lies on another grid, or holds other values.
+    Raise InputError if it cannot be read, lies on another grid, or holds other values.
     """
     label = read_volume(path)
     corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
@@ -153,20 +168,24 @@ def read_label(path: Path, image: Volume) -> np.ndarray:
 def _places_of_structures(
     labels: np.ndarray, image: Volume, generator: np.random.Generator
 ) -> dict[int, np.ndarray]:
-    least = max(1.0, MIN_STRUCTURE_MM3 / np.prod(_spacing_mm(image)))
+    """Return label value -> stored voxels (N, 3), for structures that are large enough."""
+    min_voxels = max(1.0, MIN_STRUCTURE_MM3 / np.prod(_spacing_mm(image)))
     places = {}
     for value, box in enumerate(find_objects(labels), start=1):
         if box is None:
             continue
-        found = np.flatnonzero(labels[box] == value)
-        if len(found) >= least:
-            inside = _some_places(found, labels[box].shape, generator)
+        indices = np.flatnonzero(labels[box] == value)
+        if len(indices) >= min_voxels:
+            inside = _some_places(indices, labels[box].shape, generator)
             places[value] = inside + [part.start for part in box]
     return places
 
 
 def _places_of_body(image: Volume, generator: np.random.Generator) -> np.ndarray:
-    """Voxels of what is bright against the air around it, holes filled, in one piece."""
+    """Return stored voxels (N, 3) of the body.
+
+    The body is the largest connected part brighter than the air (Otsu's threshold), holes filled.
+    """
     strides = [max(1, round(BODY_SPACING_MM / mm)) for mm in _spacing_mm(image)]
     coarse = image.array[tuple(slice(None, None, step) for step in strides)].astype(np.float32)
     coarse = gaussian_filter(coarse, sigma=1)
@@ -178,42 +197,41 @@ def _places_of_body(image: Volume, generator: np.random.Generator) -> np.ndarray
 
 
 def _some_places(
-    found: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator
+    indices: np.ndarray, shape: tuple[int, ...], generator: np.random.Generator
 ) -> np.ndarray:
-    """At most `PLACES` of the flat indices, as (N, 3)."""
-    if len(found) > PLACES:
-        found = generator.choice(found, PLACES, replace=False)
-    return np.stack(np.unravel_index(found, shape), axis=1)
+    """Draw at most `PLACES` of the flat indices; return them as (N, 3)."""
+    if len(indices) > PLACES:
+        indices = generator.choice(indices, PLACES, replace=False)
+    return np.stack(np.unravel_index(indices, shape), axis=1)
 
 
 def _spacing_mm(image: Volume) -> np.ndarray:
     return voxel_sizes(image.affine_mm)
 
 
-class Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def is_labelled(self) -> bool: ...
+AnyStudy = TypeVar("AnyStudy", Study, ExaminedStudy)
 
 
-AnyStudy = TypeVar("AnyStudy", bound=Named)
+class Split(NamedTuple, Generic[AnyStudy]):
+    """The studies for training and those held out for validation.
 
+    by_roi: there is one study only, which is in both parts; only the ROIs differ.
+    """
 
-class Split(NamedTuple):
-    """by_roi: there is one study only, which is in both parts; only the ROIs differ."""
-
-    train: list
-    held_out: list
+    train: list[AnyStudy]
+    held_out: list[AnyStudy]
     by_roi: bool
 
+    def all(self) -> list[AnyStudy]:
+        """Return each study once."""
+        return self.train if self.by_roi else self.train + self.held_out
 
-def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split:
-    """Set about `val_split` of the studies aside, of labelled and of unlabelled ones alike.
 
-    A study is wholly on one side, and each side has at least one. Which side depends on the seed
-    and the names alone, not on their order. Raises InputError where there is no study.
+def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[AnyStudy]:
+    """Hold out about `val_split` of the labelled studies, and of the unlabelled ones.
+
+    Each side has at least one study, and no study is on both sides (with several studies). The
+    split depends on the seed and the names alone. Raise InputError if there is no study.
     """
     if not studies:
         raise InputError("there are no studies to train on; add images to the datastore")
@@ -230,5 +248,6 @@ def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split:
         held_out += ranked[: min(max(count, 1), len(ranked) - 1)] if ranked else []
     if not held_out:  # one study of each kind: the label is worth more in training
         held_out = groups[1][:1]
-    kept = {x.name for x in held_out}
-    return Split([x for x in studies if x.name not in kept], held_out, by_roi=False)
+    held_out_names = {x.name for x in held_out}
+    train = [x for x in studies if x.name not in held_out_names]
+    return Split(train, held_out, by_roi=False)

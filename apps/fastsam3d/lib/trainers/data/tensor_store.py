@@ -1,4 +1,4 @@
-"""Tensors kept on disk between epochs and runs, bounded, never half of an entry."""
+"""A store of tensors on disk, of bounded size, between epochs and runs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SUFFIX = ".safetensors"
 class TensorStore:
     """Entries of named tensors, one file each, memory-mapped when read.
 
-    Holds up to `max_bytes`. Where an entry has no room, those that were not asked for since this
-    object was made go first, the longest unused before others. What is used now stays, and the new
-    entry is not kept: epochs that pass over more than fits would otherwise find nothing again.
-    Several processes may share a folder. Where the disk is full or not to be written, nothing is
-    kept; an entry that is damaged counts as missing.
+    The store holds up to `max_bytes`. For a new entry it removes entries that were not read since
+    this object was made, the least recently used first. Entries in use stay, and the new one is
+    then not stored: with a plain LRU cache, epochs longer than the cache would never hit it.
+    Several processes may share a folder. A full or read-only disk stores nothing and raises
+    nothing. A damaged entry counts as missing.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -37,24 +37,24 @@ class TensorStore:
         self._since = time.time()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors of an entry, on the CPU; None where there is none that is whole."""
+        """Return the tensors of an entry, on the CPU; None if it is missing or damaged."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 checksum = (file.metadata() or {}).get("crc32")
             if checksum != _checksum(tensors):
-                raise SafetensorError("its checksum is wrong")
+                raise SafetensorError("wrong checksum")
             os.utime(path)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
-            logger.warning("%s is made anew: %s", path, error)
+            logger.warning("%s is computed again: %s", path, error)
             return None
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep contiguous CPU tensors under a key that may be part of a file's name."""
+        """Store contiguous CPU tensors; the key becomes the file's name."""
         path = self._path(key)
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
         try:
@@ -64,22 +64,22 @@ class TensorStore:
             with write_atomically(path, durable=False) as temporary:
                 save_file(dict(tensors), temporary, metadata={"crc32": _checksum(tensors)})
         except (OSError, SafetensorError) as error:
-            logger.warning("%s is not kept: %s", path, error)
+            logger.warning("%s is not stored: %s", path, error)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all entries, those of other processes included."""
+        """Size of all entries in bytes, including those of other processes."""
         return sum(nbytes for _, nbytes, _ in self._entries())
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"
 
     def _entries(self) -> list[tuple[float, int, str]]:
-        """(last use, bytes, path) of all entries and of what other processes are writing."""
+        """Return (last use, bytes, path) of all files, including unfinished ones."""
         entries = []
         if self.folder.is_dir():
-            with os.scandir(self.folder) as found:
-                for file in found:
+            with os.scandir(self.folder) as files:
+                for file in files:
                     try:
                         stat = file.stat()
                     except FileNotFoundError:  # another process removed it
@@ -88,11 +88,11 @@ class TensorStore:
         return sorted(entries)
 
     def _make_room(self, nbytes: int) -> bool:
-        """Remove what was not used since this object was made; whether `nbytes` more fit then."""
+        """Remove entries not used since this object was made; return whether `nbytes` fit."""
         entries = self._entries()
         free = self.max_bytes - sum(entry[1] for entry in entries)
-        for used, size, path in entries:
-            if free >= nbytes or used >= self._since:
+        for last_use, size, path in entries:
+            if free >= nbytes or last_use >= self._since:
                 break
             Path(path).unlink(missing_ok=True)
             free += size

@@ -133,6 +133,8 @@ def test_make_targets_exist(page: Path) -> None:
     code = [*shell_blocks(page), *CODE_SPAN.findall(CODE_BLOCK.sub("", text))]
     named = re.findall(r"(?m)(?:^|&& )\s*(?:\w+='[^']*' )?make ([a-z][a-z-]*)", "\n".join(code))
     assert set(named) <= make_targets()
+    if page.name == "README.md" and page.parent == REPOSITORY:
+        assert {"serve", "test", "ohif", "accuracy"} <= set(named)
 
 
 @pytest.mark.parametrize("page", WRAPPED_PAGES, ids=name_of)

@@ -19,17 +19,14 @@ from test_repository import REPOSITORY, make_targets
 APP = REPOSITORY / "apps" / "fastsam3d"
 REFERENCE = REPOSITORY / "docs" / "options.md"
 CHANGELOG = REPOSITORY / "CHANGELOG.md"
-WRAPPED_PAGES = [
+PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
     CHANGELOG,
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
-]
-PAGES = [
-    *WRAPPED_PAGES,
     REPOSITORY / "benchmarks" / "README.md",
     REPOSITORY / "sample-data" / "README.md",
     REPOSITORY / "tests" / "golden" / "README.md",
+    *sorted((REPOSITORY / "docs").rglob("*.md")),
 ]
 CURRENT_PAGES = [page for page in PAGES if page != CHANGELOG]
 """CURRENT_PAGES: pages about the present code; the changelog also names files that are gone."""
@@ -95,7 +92,7 @@ def test_pages_are_short(name: str) -> None:
     assert len(lines) <= MAX_LINES[name]
 
 
-@pytest.mark.parametrize("page", WRAPPED_PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_lines_are_wrapped(page: Path) -> None:
     """Tables and pictures cannot be wrapped."""
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
@@ -137,7 +134,7 @@ def test_make_targets_exist(page: Path) -> None:
         assert {"serve", "test", "ohif", "accuracy"} <= set(named)
 
 
-@pytest.mark.parametrize("page", WRAPPED_PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_run_in_the_state_of_the_reader(page: Path) -> None:
     """Commands of the environment come with its path, or after a line that activates it."""
     for block in shell_blocks(page):

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from lib.infers.fastsam3d import OPTIONS as REQUEST_KEYS
+from lib.infers.request import OPTIONS as REQUEST_KEYS
 from lib.options import Options
 from lib.server.install import ERRORS, install
 from lib.trainers.train_options import TrainOptions
@@ -37,11 +37,7 @@ LINE_WIDTH = 100
 CODE_BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", flags=re.DOTALL | re.MULTILINE)
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SHELL_TOOLS = {
-    "awk", "bash", "cores", "curl", "done", "env", "for", "git", "pip", "source", "W",
-}  # fmt: skip
-"""SHELL_TOOLS: first words of a command that need no file of the repository."""
-
+CODE_FOLDERS = ("apps", "benchmarks", "docs", "sample-data", "tests", "tools", "training")
 ENVIRONMENT_TOOLS = {"monailabel", "python", "tensorboard", "torchrun"}
 """ENVIRONMENT_TOOLS: commands that exist only in an active environment."""
 
@@ -159,8 +155,10 @@ def test_python_files_and_modules_of_commands_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", CURRENT_PAGES, ids=name_of)
 def test_named_paths_exist(page: Path) -> None:
-    """`lib/...` lies in the app; all other paths start at the repository."""
+    """`lib/...` lies in the app; all other paths start at the repository; `name.py` is anywhere."""
     spans = CODE_SPAN.findall(CODE_BLOCK.sub("", page.read_text(encoding="utf-8")))
+    files = {path.name for folder in CODE_FOLDERS for path in (REPOSITORY / folder).rglob("*.py")}
+    assert {span for span in spans if re.fullmatch(r"\w+\.py", span)} <= files
     pattern = re.compile(r"(?:apps|benchmarks|docs|lib|sample-data|tests|tools|training)/[\w./-]+")
     paths = [span for span in spans if pattern.fullmatch(span)]
     made_at_run_time = ("sample-data/build", "apps/fastsam3d/model", "apps/fastsam3d/logs")

@@ -1,4 +1,4 @@
-"""README, model card, weights files and the committed reports have the same numbers."""
+"""README, model card, accuracy report, weights files and results contain the same numbers."""
 
 import hashlib
 import json

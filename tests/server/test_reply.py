@@ -12,8 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fastapi import Request
-from starlette.background import BackgroundTask
+from fastapi import BackgroundTasks, Request
 
 from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import Body, MaskForm
@@ -155,7 +154,8 @@ def test_other_requests_are_answered_between_the_chunks():
 def test_a_client_that_hangs_up_ends_the_reply():
     made, order = [], []
     response = stream(Body(400_000, chunks(100_000, made)), "application/octet-stream", {})
-    response.background = BackgroundTask(order.append, "background task")
+    response.background = BackgroundTasks()
+    response.background.add_task(order.append, "background task")
 
     async def send(message):
         order.append(message["type"])
@@ -173,7 +173,8 @@ def test_a_client_that_hangs_up_ends_the_reply():
 def test_background_tasks_run_after_the_last_byte():
     order = []
     response = image_reply(box_mask(), MaskForm(".nrrd"), NEAR)
-    response.background = BackgroundTask(order.append, "background task")
+    response.background = BackgroundTasks()
+    response.background.add_task(order.append, "background task")
 
     async def send(message):
         order.append(message.get("more_body"))

@@ -118,7 +118,8 @@ sample-data: install ## build the sample studies in sample-data/build
 
 # --- benchmarks -----------------------------------------------------------------------------------
 
-# What is written where, and how much is measured: make benchmark REPORT=/tmp/report ROWS=sam_med3d,fastsam3d
+# REPORT: folder of the results. ROWS: networks of efficiency.py (default: all). SHAPE: scan of
+# click_latency.py, as in make benchmark REPORT=/tmp/report ROWS=sam_med3d,fastsam3d
 REPORT ?= benchmark-report
 ROWS ?=
 SHAPE ?= 512,512,300

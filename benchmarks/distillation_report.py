@@ -24,13 +24,13 @@ def markdown(result: Mapping[str, Any]) -> str:
             [
                 ("teacher", *numbers(layerwise["dice_teacher"]), ""),
                 ("student, both stages", *numbers(layerwise["dice_student"]), minutes(layerwise)),
-                ("of the teacher's", *percents(layerwise["kept"]), ""),
+                ("share of the teacher's Dice", *percents(layerwise["kept"]), ""),
                 (
                     f"student, logits alone{rate(logits)}",
                     *numbers(logits["dice_student"]),
                     minutes(logits),
                 ),
-                ("of the teacher's", *percents(logits["kept"]), ""),
+                ("share of the teacher's Dice", *percents(logits["kept"]), ""),
             ],
         ),
         "",

@@ -73,7 +73,7 @@ def test_the_report(stats):
     }
     text = markdown(result)
     assert "| student, both stages | 0.500 | 0.600 | 0.700 | 0.800 | 1.7 |" in text
-    assert "| of the teacher's | 50 % | 50 % | 50 % | 50 % |  |" in text
+    assert "| share of the teacher's Dice | 50 % | 50 % | 50 % | 50 % |  |" in text
     assert "| stage1 / initial | 25 % |" in text
     assert "| 6 | 18 | 6 | 6 |" in text
     assert "120 ms (180 ms, 9 clicks) idle, no click during the training" in text

@@ -22,7 +22,7 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 
-from lib.errors import ConflictError, InputError, NotFoundError, SavingError
+from lib.errors import AppError, ConflictError, InputError, NotFoundError
 from lib.server import images, infer, ohif, train
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     InputError: (400, str),
     NotFoundError: (404, str),
     ConflictError: (409, str),
-    SavingError: (500, str),
+    AppError: (500, str),
     RequestValidationError: (400, _describe_validation),
     ImageNotFoundException: (404, lambda error: error.msg),
     LabelNotFoundException: (404, lambda error: error.msg),

@@ -10,7 +10,7 @@ import requests
 from monailabel.client.client import MONAILabelClientException
 from small_site import SHORT, SPACING_MM, Site
 
-from serving import Server, running_server
+from serving import RunningServer, running_server
 from slicer import SlicerPlugin
 
 CLICK = {"foreground": [[10, 9, 8]]}
@@ -26,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[Server]:
+def server(site: Site) -> Iterator[RunningServer]:
     conf = {
         "weights": site.student,
         "teacher_weights": site.teacher,
@@ -39,15 +39,15 @@ def server(site: Site) -> Iterator[Server]:
 
 
 @pytest.fixture
-def slicer(server: Server, tmp_path: Path) -> SlicerPlugin:
+def slicer(server: RunningServer, tmp_path: Path) -> SlicerPlugin:
     return SlicerPlugin(server.url, tmp_path)
 
 
-def stats(server: Server) -> dict:
+def stats(server: RunningServer) -> dict:
     return server.info()["train_stats"]["fastsam3d"]
 
 
-def wait_for_end(server: Server) -> dict:
+def wait_for_end(server: RunningServer) -> dict:
     """Return the task once the training has ended."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -58,7 +58,7 @@ def wait_for_end(server: Server) -> dict:
     raise TimeoutError(f"{task['status']}: {task.get('details')}")
 
 
-def wait_for_stats(server: Server, get: Callable[[dict], Any]) -> Any:
+def wait_for_stats(server: RunningServer, get: Callable[[dict], Any]) -> Any:
     """Return what `get` takes from the statistics, once it is not empty."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -71,18 +71,18 @@ def wait_for_stats(server: Server, get: Callable[[dict], Any]) -> Any:
     raise TimeoutError(f"{stats(server)}")
 
 
-def served_sha256(server: Server) -> str:
+def served_sha256(server: RunningServer) -> str:
     """Return the hash of the served weights from the reply to a click."""
     reply = server.infer("fastsam3d", "scan0", CLICK, output="json")
     assert reply.status_code == 200, reply.text
     return reply.json()["weights"]["sha256"]
 
 
-def post(server: Server, path: str = "fastsam3d", **params: object) -> requests.Response:
+def post(server: RunningServer, path: str = "fastsam3d", **params: object) -> requests.Response:
     return requests.post(f"{server.url}/train/{path}", json=params, timeout=60)
 
 
-def test_train_publish_and_roll_back(server: Server, slicer: SlicerPlugin) -> None:
+def test_train_publish_and_roll_back(server: RunningServer, slicer: SlicerPlugin) -> None:
     """Slicer sends the trainer's config, as changed in its table, and the client's id."""
     before = served_sha256(server)
     # the smallest gain suffices; the verdict has tests of its own
@@ -118,7 +118,7 @@ def test_train_publish_and_roll_back(server: Server, slicer: SlicerPlugin) -> No
     assert models["fastsam3d"]["weights"]["sha256"] == before
 
 
-def test_another_process_publishes(server: Server, site: Site) -> None:
+def test_another_process_publishes(server: RunningServer, site: Site) -> None:
     """The server serves the new version from its next click on."""
     published = site.task()._served.published
     before = served_sha256(server)
@@ -138,7 +138,7 @@ def test_another_process_publishes(server: Server, site: Site) -> None:
     requests.post(f"{url}/rollback", params={"version": 0}, timeout=30)
 
 
-def test_stop_and_resume(server: Server, slicer: SlicerPlugin) -> None:
+def test_stop_and_resume(server: RunningServer, slicer: SlicerPlugin) -> None:
     started = post(server, OHIF, **LONG).json()["fastsam3d"]["result"]
     assert started["status"] in ("SUBMITTED", "RUNNING")
     wait_for_stats(server, lambda s: s.get("epoch", 0) >= 2 and not s.get("total_time"))
@@ -161,7 +161,7 @@ def test_stop_and_resume(server: Server, slicer: SlicerPlugin) -> None:
     assert wait_for_end(server)["status"] == "STOPPED"
 
 
-def test_nothing_to_stop(server: Server) -> None:
+def test_nothing_to_stop(server: RunningServer) -> None:
     reply = requests.delete(f"{server.url}/train/", timeout=60)
     assert reply.status_code == 200 and reply.json() is None
 
@@ -181,7 +181,7 @@ def test_errors_in_a_request_reach_the_client(
     assert "Status: 400" in error.value.msg and message in error.value.msg
 
 
-def test_there_is_no_such_trainer(server: Server) -> None:
+def test_there_is_no_such_trainer(server: RunningServer) -> None:
     reply = post(server, "sam_med3d")
     assert reply.status_code == 404
     assert "no trainer 'sam_med3d'; there are fastsam3d" in reply.json()["detail"]
@@ -189,7 +189,7 @@ def test_there_is_no_such_trainer(server: Server) -> None:
         assert requests.get(f"{server.url}/{path}", timeout=30).status_code == 404
 
 
-def test_an_error_in_the_training_reaches_the_client(server: Server, site: Site) -> None:
+def test_an_error_in_the_training_reaches_the_client(server: RunningServer, site: Site) -> None:
     """The last of the task's details, which clients show, is the message."""
     for path in (site.folder / "studies" / "labels" / "final").glob("*.nii.gz"):
         path.rename(path.with_name(f"{path.name}.away"))
@@ -205,7 +205,7 @@ def test_an_error_in_the_training_reaches_the_client(server: Server, site: Site)
 
 
 @pytest.mark.slow
-def test_ohif_trains_without_options(server: Server) -> None:
+def test_ohif_trains_without_options(server: RunningServer) -> None:
     reply = post(server, OHIF)
     assert reply.json()["fastsam3d"]["result"]["status"] in ("SUBMITTED", "RUNNING")
     wait_for_stats(server, lambda s: s.get("total_epochs") == 48 and "error" not in s)

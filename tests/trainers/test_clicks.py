@@ -126,14 +126,14 @@ def test_a_series_decodes_the_previous_mask_and_the_clicks_of_the_policy(
     with torch.no_grad():
         embedding = network.encode(torch.randn(1, 1, 32, 32, 32, generator=generator()))
         series = ClickSeries(network, embedding)
-        series.answer(points_roi[:, :1], labels[:, :1])
-        logits = series.answer(points_roi, labels)
+        series.decode(points_roi[:, :1], labels[:, :1])
+        logits = series.decode(points_roi, labels)
 
         first, _ = network.decode(
             embedding, points_roi[:, :1], labels[:, :1], torch.zeros(1, 1, 16, 16, 16)
         )
-        shown = slice(None) if history == "all" else slice(1, None)
-        second, _ = network.decode(embedding, points_roi[:, shown], labels[:, shown], first)
+        decoded = slice(None) if history == "all" else slice(1, None)
+        second, _ = network.decode(embedding, points_roi[:, decoded], labels[:, decoded], first)
     assert torch.equal(logits, second[:, 0])
 
 
@@ -143,8 +143,8 @@ def test_a_series_does_not_depend_on_the_batch() -> None:
     labels = torch.ones(2, 1, dtype=torch.long)
     with torch.no_grad():
         embedding = network.encode(torch.randn(2, 1, 32, 32, 32, generator=generator()))
-        both = ClickSeries(network, embedding).answer(points_roi, labels)
-        alone = ClickSeries(network, embedding[1:]).answer(points_roi[1:], labels[1:])
+        both = ClickSeries(network, embedding).decode(points_roi, labels)
+        alone = ClickSeries(network, embedding[1:]).decode(points_roi[1:], labels[1:])
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from small_site import SHORT, Site
 
 from lib.trainers.processes import is_launcher, is_under_torchrun, own_device, process_count
 
-SMALL = {**SHORT, "start": "served", "threads": 1}
+SMALL = {**SHORT, "max_epochs": 2, "start": "served", "threads": 1}
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,14 @@ def wait_for_stats(server: RunningServer, get: Callable[[dict], Any]) -> Any:
     raise TimeoutError(f"{stats(server)}")
 
 
+def wait_until_idle(slicer: SlicerPlugin) -> None:
+    """Wait until MONAI Label's thread has noticed that the stopped process ended."""
+    deadline = time.monotonic() + DEADLINE
+    while slicer.client.train_status(True):
+        assert time.monotonic() < deadline, "the training is still running"
+        time.sleep(0.3)
+
+
 def served_sha256(server: RunningServer) -> str:
     """Return the hash of the served weights from the reply to a click."""
     reply = server.infer("fastsam3d", "scan0", CLICK, output="json")
@@ -150,7 +158,7 @@ def test_stop_and_resume(server: RunningServer, slicer: SlicerPlugin) -> None:
     assert slicer.client.train_stop()["status"] == "STOPPED"
     assert time.monotonic() - start < 60
     assert wait_for_end(server)["status"] == "STOPPED"
-    assert not slicer.client.train_status(True)
+    wait_until_idle(slicer)
     stopped = stats(server)
     assert "train again to go on" in stopped["reason"] and "error" not in stopped
 

@@ -202,9 +202,9 @@ def test_users_click_on_errors_against_the_label_or_else_the_teacher(
     points_roi = batch["click_roi"][:, None]
     labels = torch.ones(4, 1, dtype=torch.long)
     with torch.no_grad():
-        teacher_logits = ClickSeries(features.teacher, teacher_embedding).answer(points_roi, labels)
+        teacher_logits = ClickSeries(features.teacher, teacher_embedding).decode(points_roi, labels)
         series = ClickSeries(student, student.encode(batch["image"]))
-        student_logits = series.answer(points_roi, labels)
+        student_logits = series.decode(points_roi, labels)
     logits, goal = seen[0]
     torch.testing.assert_close(logits, on_cells(student_logits, 16))
     assert torch.equal(goal[0], batch["target"][0])

@@ -62,11 +62,11 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(features: TeacherFeatur
         expected = whole(make_batch(labelled=True), update)
         losses = parts(make_batch(labelled=True), update)
         assert losses["loss"] == pytest.approx(expected["loss"], rel=1e-3)
-        for ours, theirs in zip(
+        for weight, whole_weight in zip(
             parts.student.parameters(), whole.student.parameters(), strict=True
         ):
-            if theirs.grad is not None:
-                torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-2, atol=1e-4)
+            if whole_weight.grad is not None:
+                torch.testing.assert_close(weight.grad, whole_weight.grad, rtol=1e-2, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_names_the_options(

@@ -121,7 +121,7 @@ def test_a_store_gives_the_same_items_and_needs_no_volumes(tmp_path: Path) -> No
     stored = RoiPool(
         fresh.studies, 12, tiny.STUDENT, VARIED, 0, store=TensorStore(tmp_path / "rois", 1 << 30)
     )
-    kept = [stored[n] for n in range(12)]
+    items = [stored[n] for n in range(12)]
     for path in tmp_path.glob("*.nii.gz"):
         path.unlink()
     later = RoiPool(
@@ -130,7 +130,7 @@ def test_a_store_gives_the_same_items_and_needs_no_volumes(tmp_path: Path) -> No
     for number in range(12):
         again = later[number]
         for name in ("image", "target", "has_label", "click_roi"):
-            assert torch.equal(first[number][name], kept[number][name])
+            assert torch.equal(first[number][name], items[number][name])
             assert torch.equal(first[number][name], again[name])
 
 

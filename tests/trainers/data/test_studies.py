@@ -30,8 +30,7 @@ def test_a_final_label_comes_before_an_original_one(tmp_path: Path) -> None:
         tiny.make_study(tmp_path, name, labelled=False)
     label = tiny.make_study(tmp_path, "elsewhere").label
     assert label is not None
-    kept = {("b", "original"), ("c", "original"), ("c", "final")}
-    for name, tag in kept:
+    for name, tag in (("b", "original"), ("c", "original"), ("c", "final")):
         folder = tmp_path / "labels" / tag
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.nii.gz").write_bytes(label.read_bytes())

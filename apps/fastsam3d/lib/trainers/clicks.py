@@ -138,7 +138,7 @@ class ClickSeries:
         size = network.config.low_res_size
         self._previous = embedding.new_zeros(len(embedding), 1, size, size, size)
 
-    def answer(self, points_roi: Tensor, labels: Tensor) -> Tensor:
+    def decode(self, points_roi: Tensor, labels: Tensor) -> Tensor:
         """Decode all clicks so far, (B, N, 3) and (B, N): low-resolution logits (B, s, s, s)."""
         if self._network.policy.click_history == "newest":
             points_roi, labels = points_roi[:, -1:], labels[:, -1:]
@@ -147,7 +147,7 @@ class ClickSeries:
         self._threshold = mask_threshold(logits, self._network.policy.mask_threshold)
         return logits[:, 0]
 
-    def cut(self, logits: Tensor) -> Tensor:
+    def shifted(self, logits: Tensor) -> Tensor:
         """Shift the last logits, on any cells (B, c, c, c), to be positive inside the mask."""
         return logits.detach() - self._threshold[:, None, None, None]
 

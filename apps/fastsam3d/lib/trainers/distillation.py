@@ -107,8 +107,6 @@ class DistillationTask(TrainTask):
         """
         options = self.check(request, datastore)
         with self._record_errors(options):
-            if options.threads:
-                torch.set_num_threads(options.threads)
             lock = processes.only_run(self._folder.folder)
             with lock if processes.is_launcher() else nullcontext():
                 studies, skipped = self._find_studies(options, datastore)
@@ -151,6 +149,8 @@ class DistillationTask(TrainTask):
     ) -> dict[str, Any]:
         """Train in this process; the first process of a run publishes the student."""
         start_ts = int(time.time())
+        if options.threads:
+            torch.set_num_threads(options.threads)
         weights = RunWeights(
             self._served.base.network_id, self._served(), self._teacher_for(options)
         )

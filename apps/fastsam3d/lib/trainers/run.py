@@ -186,7 +186,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether all updates are done; publishing may still be due."""
+        """True after the last update; publishing may still be due."""
         return self.progress.update >= self._schedule.updates
 
     @contextmanager

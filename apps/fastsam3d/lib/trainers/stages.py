@@ -141,14 +141,14 @@ class Stage2(nn.Module):
             if teacher is not None:
                 teacher_logits, goal = teacher_goal(teacher, points_roi, labels, batch)
             with torch.set_grad_enabled(torch.is_grad_enabled() and click in graded):
-                logits = student.answer(points_roi, labels)
+                logits = student.decode(points_roi, labels)
                 cell_logits = on_cells(logits, cells)
                 if click in graded:
                     steps.append(_parts(logits, teacher_logits, cell_logits, batch))
-            shown = student.cut(cell_logits)
+            mask_logits = student.shifted(cell_logits)
             if click + 1 < clicks:
                 points_roi, labels = append_clicks(
-                    points_roi, labels, shown, goal, generators, cell
+                    points_roi, labels, mask_logits, goal, generators, cell
                 )
         kl, dice, ce = torch.stack(steps).mean(dim=0)
         return {
@@ -156,7 +156,7 @@ class Stage2(nn.Module):
             "kl": kl.detach(),
             "dice": dice.detach(),
             "ce": ce.detach(),
-            "dice_score": overlaps(shown, goal)[1].mean(),
+            "dice_score": overlaps(mask_logits, goal)[1].mean(),
         }
 
     def _draw_series(self, seed: int) -> tuple[int, set[int]]:
@@ -185,8 +185,8 @@ def teacher_goal(
     probabilities, (B, c, c, c).
     """
     target, has_label = batch["target"], batch["has_label"]
-    logits = teacher.answer(points_roi, labels)
-    probabilities = teacher.cut(on_cells(logits, target.shape[-1])).sigmoid()
+    logits = teacher.decode(points_roi, labels)
+    probabilities = teacher.shifted(on_cells(logits, target.shape[-1])).sigmoid()
     return logits, torch.where(has_label[:, None, None, None], target, probabilities)
 
 

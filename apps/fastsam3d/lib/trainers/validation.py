@@ -87,7 +87,7 @@ def _click_dice(
     points_roi, labels = first_clicks(batch["click_roi"])
     dice = []
     for count in range(1, max(clicks) + 1):
-        logits = series.cut(on_cells(series.answer(points_roi, labels), cells))
+        logits = series.shifted(on_cells(series.decode(points_roi, labels), cells))
         if teacher is not None and not batch["has_label"].all():
             _, goal = teacher_goal(teacher, points_roi, labels, batch)
         if count in clicks:
@@ -138,9 +138,9 @@ def _batches(samples: Dataset, network: FastSAM3D, batch_size: int) -> Iterator[
 
 
 class Verdict(NamedTuple):
-    """Whether a new student is better than the served one.
+    """The comparison of a new student with the served one.
 
-    reason: a sentence for the user, with the numbers.
+    is_better: whether to publish the new one. reason: a sentence for the user, with the numbers.
     """
 
     is_better: bool

@@ -36,7 +36,8 @@ from lib.trainers.losses import overlaps
 from .measure import Call, Timing, describe_machine, time_calls
 
 CLICKS = 5
-CUBE = SampleOptions(roi_size=64, extents_mm=(9.0, 75.0))
+CUBE_SPACING_MM = 1.5
+CUBE = SampleOptions(roi_size=64, spacings_mm=(CUBE_SPACING_MM, CUBE_SPACING_MM))
 HELD_OUT = 4
 """Every so many cases is not trained on."""
 
@@ -133,7 +134,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             {
                 "network": name,
                 "tokens": config.grid_size**3,
-                "cell_mm": CUBE.spacing_mm * config.roi_size / config.low_res_size,
+                "cell_mm": CUBE_SPACING_MM * config.roi_size / config.low_res_size,
                 "times_ms": {stage: round(each.median, 1) for stage, each in times[name].items()},
                 "steps": steps,
                 "dice": [round(float(x), 3) for x in dice],

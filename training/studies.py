@@ -24,6 +24,9 @@ from .sources import Case, load_atlases, load_cases
 LARGEST_SPREAD = 3.0
 """Of a painted study's normalised values: real ROIs have about 1, CTs with much air up to 4."""
 
+PAINTED_SPACING_MM = 1.5
+"""Of all painted studies, whatever their ROI's was: the app's trainer then sees the same ROIs."""
+
 PAINTED = SampleOptions(scene=0.4, synthetic=1.0, field_of_view=0.1)
 
 
@@ -41,8 +44,7 @@ def write_study(
 
 def write_painted(folder: Path, samples: ClickSamples, count: int) -> None:
     """`count` ROIs as drawn for the pretraining, each a study of its own."""
-    spacing_mm = samples.options.spacing_mm
-    affine_mm = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine_mm = np.diag([PAINTED_SPACING_MM] * 3 + [1.0])
     for number in tqdm(range(count), unit="study", mininterval=5):
         generator = np.random.default_rng([samples.seed, 2, number])
         image, is_ct, labels, _ = samples.draw_roi(generator)

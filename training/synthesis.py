@@ -7,8 +7,12 @@ All images here are (S, S, S) float32 on the ROI's grid.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter
+from torch.nn import functional as F
 
 from .fields import log_uniform, resize, smooth_field
 
@@ -77,8 +81,27 @@ def add_lesion(image: np.ndarray, level: np.ndarray, generator: np.random.Genera
     return (image + weight * (value + texture - image)).astype(np.float32)
 
 
-def degrade(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What acquisition adds: blur, a bias field, noise, thick slices; each in some images."""
+def coarsen(image: np.ndarray, voxels: Sequence[float]) -> np.ndarray:
+    """The image as if its voxels were `voxels` ROI voxels long, along each axis, and interpolated.
+
+    Nothing happens along an axis where they are shorter than a ROI voxel: a painted label map shows
+    steps in a finer ROI, which no interpolated image has.
+    """
+    shape = [
+        max(2, round(length / max(1.0, each)))
+        for length, each in zip(image.shape, voxels, strict=True)
+    ]
+    if tuple(shape) == image.shape:
+        return image
+    tensor = F.interpolate(torch.from_numpy(image)[None, None], size=shape, mode="area")
+    return resize(tensor[0].numpy(), image.shape)[0]
+
+
+def degrade(image: np.ndarray, generator: np.random.Generator, thickest: float) -> np.ndarray:
+    """What acquisition adds: blur, a bias field, noise, thick slices; each in some images.
+
+    thickest: of the slices, in ROI voxels, at least 1.5.
+    """
     if generator.random() < 0.25:
         image = gaussian_filter(image, generator.uniform(0.4, 1.5), truncate=3)
     if generator.random() < 0.4:
@@ -89,7 +112,7 @@ def degrade(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         image = image + sigma * generator.standard_normal(image.shape, dtype=np.float32)
     if generator.random() < 0.35:
         axis = 2 if generator.random() < 0.5 else int(generator.integers(3))
-        image = thick_slices(image, axis, log_uniform(generator, 1.5, 8))
+        image = thick_slices(image, axis, log_uniform(generator, 1.5, thickest))
     return image
 
 

@@ -18,7 +18,7 @@ from training.initial import (
     spread_keys,
     take_weights,
 )
-from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best
+from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best, loss_of_harm
 from training.pretrain import TrainOptions, averaged_network, make_optimizer, pretrain
 from training.state import AveragedWeights, learning_rate
 
@@ -131,8 +131,9 @@ def test_only_graded_clicks_are_learnt_from(tiny_network: FastSAM3D) -> None:
             tiny_network, batch_of(0, 1), 3, graded, torch.Generator().manual_seed(0)
         )
         loss.backward()
-        names = {name for name in facts if name != "multimask_1"}
-        assert names == {"dice_1", "dice_2", "dice_3"} and ("multimask_1" in facts) == (0 in graded)
+        names = {name for name in facts if name.startswith("dice")}
+        assert names == {"dice_1", "dice_2", "dice_3"}
+        assert ("multimask_1" in facts) == (0 in graded) and ("harm" in facts) == (2 in graded)
         parameters = (tiny_network.image_encoder, tiny_network.mask_decoder)
         # the heads of masks that are not asked for have none
         parameters = [p for part in parameters for p in part.parameters()]
@@ -158,6 +159,20 @@ def test_of_several_masks_the_best_learns_most() -> None:
     learnt = masks.grad.abs().sum(dim=(0, 2, 3, 4))
     assert learnt[1] > 3 * learnt[0] > 0 and learnt[1] > 3 * learnt[2] > 0
     assert dice == pytest.approx(2 * 18 / 54)
+
+
+def test_a_click_that_unmakes_what_was_right_costs_what_it_loses() -> None:
+    targets = torch.zeros(2, 8, 8, 8)
+    targets[:, 2:6, 2:6, 2:6] = 1
+    right = (targets * 20 - 10).requires_grad_()
+    worse = right.detach().clone()
+    worse[0, 4:6] = -10  # half of one target is lost, the other mask stays
+    worse.requires_grad_()
+    harm = loss_of_harm(right, worse, targets)
+    harm.backward()
+    assert float(harm.detach()) == pytest.approx((1 - 2 / 3) / 2, abs=0.01)
+    assert right.grad is None and worse.grad[0].any() and not worse.grad[1].any()
+    assert float(loss_of_harm(worse, right, targets).detach()) == 0
 
 
 def test_the_iou_expected_of_each_mask_is_learnt() -> None:

@@ -29,6 +29,9 @@ LARGEST_SPREAD = 3.0
 Real ROIs have about 1, CTs with much air up to 4.
 """
 
+PAINTED_SPACING_MM = 1.5
+"""PAINTED_SPACING_MM: voxel size of painted studies; the app's trainer uses the same ROI voxel."""
+
 PAINTED = SampleOptions(scene=0.4, synthetic=1.0, field_of_view=0.1)
 
 
@@ -46,8 +49,7 @@ def write_study(
 
 def write_painted(folder: Path, samples: ClickSamples, count: int) -> None:
     """Write `count` ROIs of the pretraining, each as a study."""
-    spacing_mm = samples.options.spacing_mm
-    affine_mm = np.diag([spacing_mm, spacing_mm, spacing_mm, 1.0])
+    affine_mm = np.diag([PAINTED_SPACING_MM] * 3 + [1.0])
     for number in tqdm(range(count), unit="study", mininterval=5):
         generator = np.random.default_rng([samples.seed, 2, number])
         image, is_ct, labels, _ = samples.draw_roi(generator)

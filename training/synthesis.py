@@ -7,8 +7,12 @@ than in real images, so that the network learns shape and contrast at the click.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter
+from torch.nn import functional as F
 
 from .fields import log_uniform, resize, smooth_field
 
@@ -80,8 +84,27 @@ def add_lesion(image: np.ndarray, level: np.ndarray, generator: np.random.Genera
     return (image + weight * (value + texture - image)).astype(np.float32)
 
 
-def degrade(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Simulate the acquisition: blur, bias field, noise and thick slices, each in some images."""
+def coarsen(image: np.ndarray, voxels: Sequence[float]) -> np.ndarray:
+    """Return the image as if its voxels were `voxels` ROI voxels long along each axis.
+
+    The result is interpolated back to the ROI's grid. Axes with voxels shorter than a ROI voxel
+    stay unchanged. A painted label map shows steps in a finer ROI, which no interpolated image has.
+    """
+    shape = [
+        max(2, round(length / max(1.0, each)))
+        for length, each in zip(image.shape, voxels, strict=True)
+    ]
+    if tuple(shape) == image.shape:
+        return image
+    tensor = F.interpolate(torch.from_numpy(image)[None, None], size=shape, mode="area")
+    return resize(tensor[0].numpy(), image.shape)[0]
+
+
+def degrade(image: np.ndarray, generator: np.random.Generator, thickest: float) -> np.ndarray:
+    """Simulate the acquisition: blur, bias field, noise and thick slices, each in some images.
+
+    thickest: largest thickness of a slice in ROI voxels, at least 1.5.
+    """
     if generator.random() < 0.25:
         image = gaussian_filter(image, generator.uniform(0.4, 1.5), truncate=3)
     if generator.random() < 0.4:
@@ -92,7 +115,7 @@ def degrade(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         image = image + sigma * generator.standard_normal(image.shape, dtype=np.float32)
     if generator.random() < 0.35:
         axis = 2 if generator.random() < 0.5 else int(generator.integers(3))
-        image = thick_slices(image, axis, log_uniform(generator, 1.5, 8))
+        image = thick_slices(image, axis, log_uniform(generator, 1.5, thickest))
     return image
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -23,7 +24,7 @@ from lib.imaging.roi import Roi
 
 SMALL = SampleOptions(roi_size=32, scenes=2)
 PLAIN = SampleOptions(
-    roi_size=32, scene=0, synthetic=0, lesion=0, merge=0, field_of_view=0, fit=0, spacing_mm=2
+    roi_size=32, scene=0, synthetic=0, lesion=0, merge=0, field_of_view=0, spacings_mm=(2, 2)
 )
 
 
@@ -107,6 +108,30 @@ def test_the_roi_is_centred_on_the_structure_and_labels_fit_the_image(
         spacings.add(roi.steps)
         axes.add(roi.axes)
     assert len(spacings) == 30 and len(axes) > 3
+
+
+def test_the_roi_is_drawn_for_the_structure(make_case: Callable[..., Case]) -> None:
+    case = make_case()
+    wide = replace(SMALL, spacings_mm=(0.1, 100.0))
+    rois = [place(case, 1, wide, np.random.default_rng(seed)) for seed in range(60)]
+    # the longest side of 12 voxels of 2 mm keeps about its length in every sample
+    shares = np.array([24 / (roi.size * roi.spacing_mm) for roi in rois])
+    assert 0.07 < shares.min() < 0.15 and 0.7 < shares.max() < 1.4
+    assert np.median(shares) == pytest.approx(0.1**0.5, rel=0.4)
+
+    narrow = replace(SMALL, spacings_mm=(1.0, 2.0))
+    spacings = {place(case, 1, narrow, np.random.default_rng(n)).spacing_mm for n in range(60)}
+    assert min(spacings) == 1 and max(spacings) == 2 and len(spacings) > 10
+
+
+def test_a_painted_image_is_not_finer_than_its_label_map(make_case: Callable[..., Case]) -> None:
+    case = make_case(with_image=False)
+    options = replace(SMALL, scene=0, lesion=0, field_of_view=0, spacings_mm=(0.4, 0.4))
+    samples = ClickSamples([case], options, seed=0)
+    image, _, labels, _ = samples.draw_roi(np.random.default_rng(1))
+    edge = np.abs(np.diff(labels.astype(int), axis=2)) > 0
+    step = np.abs(np.diff(image, axis=2))[edge]
+    assert step.max() < 0.5 * np.ptp(image)
 
 
 def test_labels_are_cropped_as_images_are() -> None:

@@ -18,7 +18,7 @@ from training.initialisation import (
     spread_keys,
     take_weights,
 )
-from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best
+from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best, loss_of_harm
 from training.pretrain import PretrainOptions, averaged_network, make_optimizer, pretrain
 from training.state import AveragedWeights, learning_rate
 
@@ -133,8 +133,9 @@ def test_only_graded_clicks_have_a_gradient(tiny_network: FastSAM3D) -> None:
             tiny_network, batch_of(0, 1), 3, graded, torch.Generator().manual_seed(0)
         )
         loss.backward()
-        names = {name for name in facts if name != "multimask_1"}
-        assert names == {"dice_1", "dice_2", "dice_3"} and ("multimask_1" in facts) == (0 in graded)
+        names = {name for name in facts if name.startswith("dice")}
+        assert names == {"dice_1", "dice_2", "dice_3"}
+        assert ("multimask_1" in facts) == (0 in graded) and ("harm" in facts) == (2 in graded)
         parameters = (tiny_network.image_encoder, tiny_network.mask_decoder)
         # the heads of masks that are not requested have no gradient
         parameters = [p for part in parameters for p in part.parameters()]
@@ -160,6 +161,20 @@ def test_the_best_of_several_masks_has_the_largest_gradient() -> None:
     learnt = masks.grad.abs().sum(dim=(0, 2, 3, 4))
     assert learnt[1] > 3 * learnt[0] > 0 and learnt[1] > 3 * learnt[2] > 0
     assert dice == pytest.approx(2 * 18 / 54)
+
+
+def test_a_click_that_lowers_the_dice_costs_the_loss_of_dice() -> None:
+    targets = torch.zeros(2, 8, 8, 8)
+    targets[:, 2:6, 2:6, 2:6] = 1
+    right = (targets * 20 - 10).requires_grad_()
+    worse = right.detach().clone()
+    worse[0, 4:6] = -10  # half of one target is lost, the other mask stays
+    worse.requires_grad_()
+    harm = loss_of_harm(right, worse, targets)
+    harm.backward()
+    assert float(harm.detach()) == pytest.approx((1 - 2 / 3) / 2, abs=0.01)
+    assert right.grad is None and worse.grad[0].any() and not worse.grad[1].any()
+    assert float(loss_of_harm(worse, right, targets).detach()) == 0
 
 
 def test_the_loss_contains_the_expected_iou_of_each_mask() -> None:

@@ -31,7 +31,7 @@ def test_painted_structures_are_homogeneous_and_differ() -> None:
     assert max(differences) > 0.3
 
 
-@pytest.mark.parametrize("make", [synthesis.paint, lambda x, g: synthesis.degrade(x + 1.0, g)])
+@pytest.mark.parametrize("make", [synthesis.paint, lambda x, g: synthesis.degrade(x + 1.0, g, 8)])
 def test_images_depend_on_the_generator_alone(make) -> None:  # noqa: ANN001
     first, again, other = (make(two_halves(), rng(seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
-from lib.errors import AppError
+from lib.errors import AppError, NotFoundError
 from lib.infers import Caches
 from lib.infers.transforms import LoadVolumed
 from lib.options import Options
@@ -39,7 +40,20 @@ class MyApp(MONAILabelApp):
     """Collects the task configurations and registers their models and trainers."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        """Read the weights of all models; raises AppError for an option or a file of weights."""
+        """Read the weights of all models; raises AppError for an option or a file of weights.
+
+        A server logs the error and exits with code 1 instead.
+        """
+        try:
+            self._set_up(app_dir, studies, conf)
+        except AppError as error:
+            if not _is_starting_a_server():
+                raise
+            logger.error("the server cannot start: %s", error)
+            logging.shutdown()
+            os._exit(1)  # uvicorn logs the traceback of any exception in its start, SystemExit too
+
+    def _set_up(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         options = Options.from_conf(conf or {})
         caches = Caches(
             volumes=ByteCache(options.volume_cache_mb * 2**20, array_nbytes),
@@ -66,6 +80,18 @@ class MyApp(MONAILabelApp):
     def models(self) -> list[str]:
         """The names of the models."""
         return list(self._infers)
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Return the mask for the clicks in a request; see `lib.infers.FastSAM3DInfer`.
+
+        request: ``model``, ``image`` (an id of the datastore or a path), and what a client sends.
+        Raises NotFoundError for an image that does not exist, InputError for an invalid request.
+        """
+        image, studies = request["image"], datastore or self.datastore()
+        is_id = isinstance(image, str) and not os.path.exists(image)
+        if is_id and not studies.get_image_uri(image):
+            raise NotFoundError(f"there is no image {image!r} among the studies of this server")
+        return super().infer(request, datastore)
 
     def init_infers(self) -> dict[str, InferTask]:
         """Return the infer task of each model."""
@@ -122,3 +148,12 @@ class MyApp(MONAILabelApp):
         for task in self._infers.values():
             task.prepare()
         super().on_init_complete()
+
+
+def _is_starting_a_server() -> bool:
+    """Return whether an event loop runs in this thread: a server makes its app in one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

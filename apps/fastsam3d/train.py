@@ -21,10 +21,9 @@ from typing import Any
 
 # MONAI Label reads its settings at import
 os.environ.setdefault("MONAI_LABEL_DATASTORE_AUTO_RELOAD", "false")
-os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
 
 from lib.configs import FastSAM3D
-from lib.errors import AppError
+from lib.errors import AppError, InputError
 from lib.options import Options
 from lib.trainers.train_options import TrainOptions
 from lib.weights import published_facts
@@ -65,6 +64,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def train(studies: str, conf: dict[str, str], options: dict[str, str]) -> dict[str, Any]:
     """Train; return whether a student was published, and why. Raise InputError as the task does."""
+    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+        raise InputError(f"studies {studies!r} are neither a folder nor an http(s) address")
     from main import MyApp
 
     app = MyApp(str(APP), studies, conf)

@@ -327,9 +327,12 @@ def moved(label):
 
 
 KEPT = {
-    "empty": (lambda label: label * 0, "it is empty"),
-    "another grid": (lambda label: label[:-1], "it has 59 × 52 × 34 voxels, its image 60 × 52"),
-    "another place": (moved, "it lies elsewhere than its image"),
+    "empty": (lambda label: label * 0, "the label is empty"),
+    "another grid": (
+        lambda label: label[:-1],
+        "the label has 59 × 52 × 34 voxels, its image 60 × 52",
+    ),
+    "another place": (moved, "the label lies elsewhere than its image"),
 }
 
 

@@ -12,7 +12,9 @@ import requests
 import SimpleITK as sitk
 from monailabel.client import MONAILabelClient
 
-from serving import running_server
+from lib.errors import NotFoundError
+from main import MyApp
+from serving import APP, running_server
 
 SHAPE_IJK = (70, 90, 40)
 AFFINE_MM = nib.affines.from_matvec(
@@ -441,11 +443,18 @@ def test_configured_weights_are_served(studies, tmp_path):
 
 def test_a_server_that_cannot_start_says_why(studies, tmp_path):
     conf = ("--conf", "weights", "nowhere.pth")
-    with (
-        pytest.raises(RuntimeError, match="'nowhere.pth' are neither a file nor a published name"),
-        running_server(studies, tmp_path / "server.log", *conf),
-    ):
+    log = tmp_path / "server.log"
+    with pytest.raises(RuntimeError), running_server(studies, log, *conf):
         pass
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert "the server cannot start: weights 'nowhere.pth' are neither a file nor" in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_the_app_refuses_an_unknown_image(tmp_path):
+    app = MyApp(str(APP), str(tmp_path), {})
+    with pytest.raises(NotFoundError, match="there is no image 'nobody' among the studies"):
+        app.infer({"model": "fastsam3d", "image": "nobody", **CLICKS})
 
 
 def test_json_is_complete(server):

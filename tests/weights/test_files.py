@@ -190,8 +190,10 @@ def test_encoder_and_teacher_are_opened_once_each(tmp_path, monkeypatch):
     torch.save(build_untrained(STUDENT, 3).image_encoder.state_dict(), tmp_path / "encoder.pth")
     save_checkpoint(build_untrained(TEACHER, 4), tmp_path / "teacher.safetensors")
     vanishing = Vanishing(monkeypatch, tmp_path)
-    file_weights(tmp_path / "encoder.pth", tmp_path / "teacher.safetensors")
-    assert vanishing.opened == ["encoder.pth", "teacher.safetensors"]
+    teacher = file_weights(tmp_path / "teacher.safetensors")
+    student = file_weights(tmp_path / "encoder.pth", teacher)
+    assert vanishing.opened == ["teacher.safetensors", "encoder.pth"]
+    assert student.network_id.endswith(f"+{teacher.network_id}")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -211,13 +213,13 @@ def test_an_encoder_alone_is_completed_from_the_teacher(tmp_path):
     student, teacher = build_untrained(STUDENT, 3), build_untrained(TEACHER, 4)
     torch.save(student.image_encoder.state_dict(), tmp_path / "encoder.pth")
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
-    weights = choose_weights("encoder.pth", tmp_path, teacher="teacher.pth")
+    weights = choose_weights("encoder.pth", tmp_path, file_weights(tmp_path / "teacher.pth"))
     assert weights.network.policy.click_history == "newest"
     for name, x in weights.network.mask_decoder.state_dict().items():
         torch.testing.assert_close(x, teacher.mask_decoder.state_dict()[name])
 
     torch.save(build_untrained(TEACHER, 5).state_dict(), tmp_path / "teacher.pth")
-    changed = choose_weights("encoder.pth", tmp_path, teacher="teacher.pth")
+    changed = file_weights(tmp_path / "encoder.pth", tmp_path / "teacher.pth")
     assert changed.network_id != weights.network_id
 
 

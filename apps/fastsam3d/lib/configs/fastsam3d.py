@@ -11,7 +11,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
 from lib.trainers import DistillationTask
-from lib.weights import PublishedVersions, ServedWeights, choose_weights
+from lib.weights import PublishedVersions, ServedWeights, Weights, choose_weights
 from lib.weights.files import check_default
 
 from .sam_med3d import teacher_weights
@@ -33,7 +33,7 @@ class FastSAM3D(TaskConfig):
         base = choose_weights(
             chosen.weights or check_default(DEFAULT_WEIGHTS, "weights"),
             Path(self.model_dir),
-            teacher=chosen.teacher_weights,
+            teacher=self._teacher() if chosen.teacher_weights else None,
         )
         published = PublishedVersions(self._folder / "published", base.network_id)
         self.served = ServedWeights(base, published)
@@ -41,6 +41,10 @@ class FastSAM3D(TaskConfig):
     @property
     def _folder(self) -> Path:
         return Path(self.model_dir, self.name)
+
+    def _teacher(self) -> Weights:
+        options: Options = self.kwargs["options"]
+        return teacher_weights(options.teacher_weights, self.model_dir)
 
     def infer(self) -> InferTask:
         options: Options = self.kwargs["options"]
@@ -59,7 +63,7 @@ class FastSAM3D(TaskConfig):
         return DistillationTask(
             self._folder,
             self.served,
-            teacher_weights(options.teacher_weights, self.model_dir),
+            self._teacher(),
             spacing_mm=options.spacing_mm,
             device=options.device,
         )

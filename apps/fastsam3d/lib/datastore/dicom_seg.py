@@ -32,7 +32,7 @@ def write_segmentation(image: str, label: str, label_info: Sequence[Mapping[str,
     folder = image.removesuffix(".nii.gz")
     segmentation: str = nifti_to_dicom_seg(folder, label, describe_segments(values, label_info))
     if not os.path.exists(segmentation):
-        raise InputError("itkimage2segimage failed to make a DICOM-SEG of it; see the log")
+        raise InputError("itkimage2segimage failed to make a DICOM-SEG of the label; see the log")
     return segmentation
 
 
@@ -82,14 +82,14 @@ def _check_label(label: str, image: str) -> list[int]:
     grid.ReadImageInformation()
     if mask.GetSize() != grid.GetSize() or mask.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
-            f"it has {' × '.join(map(str, mask.GetSize()))} voxels, its image "
+            f"the label has {' × '.join(map(str, mask.GetSize()))} voxels, its image "
             f"{' × '.join(map(str, grid.GetSize()))}; save one label map on the grid of the image"
         )
     corners_ijk = np.array([*np.ndindex(2, 2, 2)]) * (np.array(mask.GetSize()) - 1)
     shifts_mm = apply_affine(itk_affine(mask) - itk_affine(grid), corners_ijk)
     if np.linalg.norm(shifts_mm, axis=1).max() > SAME_GRID_VOXELS * min(grid.GetSpacing()):
-        raise InputError("it lies elsewhere than its image; save it on the grid of the image")
+        raise InputError("the label lies elsewhere than its image; save it on its grid")
     values = [int(value) for value in np.unique(sitk.GetArrayViewFromImage(mask)) if value]
     if not values:
-        raise InputError("it is empty; draw or click on something first")
+        raise InputError("the label is empty; draw or click on something first")
     return values

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 import threading
 from collections import defaultdict
@@ -165,7 +164,8 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
                     f'"{image_id}"; try again'
                 )
             series = read_series(slices)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                folder.rename(Path(temporary, "earlier"))
             slices.rename(folder)
             if self._convert_to_nifti:
                 image = Path(temporary, f"{image_id}.nii.gz")

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -45,18 +44,6 @@ class MaskForm:
     extension: str
     dtype: str = "uint8"
     compress: bool | None = None
-
-    @classmethod
-    def of(cls, params: Mapping[str, Any], image: str) -> MaskForm:
-        """Return the form that checked request parameters ask for.
-
-        image: the path of the image, whose extension is the default.
-        """
-        return cls(
-            params.get("result_extension") or own_extension(image),
-            params.get("result_dtype") or "uint8",
-            params.get("result_compress"),
-        )
 
 
 def own_extension(path: str) -> str:

@@ -33,12 +33,12 @@ from monailabel.utils.others.generic import device_list
 
 from lib.cache import ByteCache
 from lib.imaging.intensity import normalize
-from lib.imaging.mask_file import MaskForm, write_temporary
+from lib.imaging.mask_file import write_temporary
 from lib.imaging.volume import Volume
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
-from lib.infers.request import MASK, check_reply_form, requested_device
+from lib.infers.request import MASK, check_reply_form, requested_device, requested_form
 from lib.infers.stopwatch import Stopwatch
 from lib.infers.transforms import (
     LabelClickedVoxelsd,
@@ -180,7 +180,7 @@ class FastSAM3DInfer(BasicInferTask):
         _log_click(data)
         if data.get(MASK):
             return None, {**params, MASK: data["pred"]}
-        form = MaskForm.of(data, data["image_path"])
+        form = requested_form(data, data["image_path"])
         form = replace(form, extension=extension or form.extension, dtype=dtype or form.dtype)
         return write_temporary(data["pred"], form), params
 

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lib.imaging.mask import dice
 from lib.networks import FastSAM3D, mask_threshold
 from lib.networks.torch_private import has_amx, has_vnni, int8_matmul
 
@@ -120,12 +121,12 @@ def choose(network: FastSAM3D, device: torch.device) -> tuple[FastSAM3D, Precisi
     if not network.has_decoder:
         return network, _log(Precision("float32", "the network has no decoder to check masks with"))
     low = lowered(network, number_type)
-    dice = lowest_dice(low, network, device)
-    if dice < DICE:
-        reason = f"{number_type} changes the masks: Dice {dice:.4f} is below {DICE}"
-        return network, _log(Precision("float32", reason, dice))
-    reason = f"masks as in float32: lowest Dice {dice:.4f}"
-    return low, _log(Precision(number_type, reason, dice))
+    lowest = lowest_dice(low, network, device)
+    if lowest < DICE:
+        reason = f"{number_type} changes the masks: Dice {lowest:.4f} is below {DICE}"
+        return network, _log(Precision("float32", reason, lowest))
+    reason = f"masks as in float32: lowest Dice {lowest:.4f}"
+    return low, _log(Precision(number_type, reason, lowest))
 
 
 def _log(precision: Precision) -> Precision:
@@ -134,26 +135,26 @@ def _log(precision: Precision) -> Precision:
 
 
 @torch.inference_mode()
-def lowest_dice(ours: FastSAM3D, expected: FastSAM3D, device: torch.device) -> float:
+def lowest_dice(tested: FastSAM3D, expected: FastSAM3D, device: torch.device) -> float:
     """Return the lowest Dice of two networks' masks over three clicks on a synthetic ROI.
 
     Each click is decoded with the network's own mask of the click before. Dice is 1 if both masks
-    are empty. ours: the network to check. expected: the reference. Both must be on `device`.
+    are empty. tested: the network to check. expected: the reference. Both must be on `device`.
     """
     volume, points, labels = (x.to(device) for x in synthetic_clicks(expected.config.roi_size))
     size = expected.config.low_res_size
     masks = [torch.zeros(1, 1, size, size, size, device=device) for _ in range(2)]
-    embeddings = [network.prepare(network.encode(volume)) for network in (ours, expected)]
+    embeddings = [network.prepare(network.encode(volume)) for network in (tested, expected)]
     worst = 1.0
     for click in range(points.shape[1]):
-        for n, network in enumerate((ours, expected)):
+        for n, network in enumerate((tested, expected)):
             shown = slice(click, click + 1)
             masks[n] = network.decode(embeddings[n], points[:, shown], labels[:, shown], masks[n])[
                 0
             ].float()
-        a, b = (mask > mask_threshold(mask, expected.policy.mask_threshold) for mask in masks)
-        total = float(a.sum() + b.sum())
-        worst = min(worst, 2 * float((a & b).sum()) / total if total else 1.0)
+        kind = expected.policy.mask_threshold
+        cut = [(logits > mask_threshold(logits, kind)).cpu().numpy() for logits in masks]
+        worst = min(worst, dice(*cut))
     return worst
 
 

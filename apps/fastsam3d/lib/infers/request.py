@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from lib.errors import InputError
-from lib.imaging.mask_file import DTYPES, EXTENSIONS
+from lib.imaging.mask_file import DTYPES, EXTENSIONS, MaskForm, own_extension
 from lib.options import find_device
 
-# OPTIONS: what a client may send: the clicks, the form of the reply, what Slicer and OHIF add
 CLICKS = ("foreground", "background", "roi")
 REPLY = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
 CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
 OPTIONS = (*CLICKS, *REPLY, *CLIENT)
+"""OPTIONS: keys that a client may send.
+
+CLICKS: the clicks and the box. REPLY: the form of the reply. CLIENT: what Slicer and OHIF add.
+"""
 
 MASK = "mask"
 """MASK: key that the server's own route sets to true, to get the mask itself and no file.
@@ -39,6 +42,18 @@ def check_reply_form(request: Mapping[str, Any]) -> None:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
     if request.get("result_compress") not in (None, True, False):
         raise InputError(f"result_compress is {request['result_compress']!r}; send true or false")
+
+
+def requested_form(request: Mapping[str, Any], image: str) -> MaskForm:
+    """Return the form of the mask file that a checked request asks for.
+
+    image: the path of the image, whose extension is the default.
+    """
+    return MaskForm(
+        request.get("result_extension") or own_extension(image),
+        request.get("result_dtype") or "uint8",
+        request.get("result_compress"),
+    )
 
 
 def requested_device(value: Any) -> str:

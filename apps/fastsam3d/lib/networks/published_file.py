@@ -34,7 +34,7 @@ def parse_published(content: bytes | mmap.mmap) -> dict[str, Tensor]:
 
 
 def few(names: list[str]) -> str:
-    """Join names for a message; after the first five follows how many there are."""
+    """Join at most five names for a message; name the total if there are more."""
     shown = ", ".join(names[:_MOST_NAMES]) or "nothing"
     return f"{shown}, … ({len(names)} in all)" if len(names) > _MOST_NAMES else shown
 
@@ -46,11 +46,9 @@ def _unpickle(content: bytes | mmap.mmap) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # garbage makes the unpickler raise almost anything: KeyError, IndexError, struct.error, …
+        # its message advises to load without a check, which would run code in the file
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        first_line = str(error).partition("\n")[0]
-        reason = (
-            f"it holds a {refused.group(1)}" if refused else f"{type(error).__name__}: {first_line}"
-        )
+        reason = f"it holds a {refused.group(1)}" if refused else type(error).__name__
         raise PublishedFileError(
             f"not a complete PyTorch checkpoint of tensors and plain values ({reason})"
         ) from error

@@ -21,7 +21,7 @@ from monailabel.endpoints.infer import ResultType
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
 from lib.imaging.mask_file import MaskForm, write_temporary
-from lib.infers.request import MASK, check_options
+from lib.infers.request import MASK, check_options, requested_form
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import AnnotatorRole, UserRole
 from lib.server.find_image import find_image, image_file
@@ -58,7 +58,7 @@ def infer(
         _check_has_series(app, is_uploaded=bool(session_id) or file is not None)
     with image_file(app, image, session_id, file) as path:
         result = app.infer({**request, "model": model, "image": path, MASK: True})["params"]
-        mask, form = result.pop(MASK), MaskForm.of(request, path)
+        mask, form = result.pop(MASK), requested_form(request, path)
         if output == ResultType.dicom_seg:
             label_info = request.get("label_info") or []
             mask_path = write_temporary(mask, MaskForm(".nii.gz"))

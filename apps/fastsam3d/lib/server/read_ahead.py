@@ -11,7 +11,7 @@ from typing import Any
 import requests
 from cachetools import TTLCache
 
-from lib.errors import InputError, NotFoundError
+from lib.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Prefetcher:
         try:
             self._load({"image_path": find()})
             logger.info("prefetched %s", name)
-        except (InputError, NotFoundError, requests.RequestException, OSError) as error:
+        except (InputError, requests.RequestException, OSError) as error:
             logger.info("could not prefetch %s: %s", name, error)
         except Exception:
             logger.exception("could not prefetch %s", name)

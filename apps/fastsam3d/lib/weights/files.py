@@ -70,36 +70,47 @@ class Weights:
         return f"weights {self.file}" if self.trained else f"UNTRAINED weights {self.file}"
 
 
-def choose_weights(name: str, folder: Path, teacher: str = "") -> Weights:
+def choose_weights(name: str, folder: Path, teacher: Weights | None = None) -> Weights:
     """Read the weights called ``name`` (:func:`find_weights`).
 
-    teacher: name of the file that completes an encoder-only file. Raises WeightsError.
+    teacher: see :func:`file_weights`. Raises WeightsError.
     """
-    donor = find_weights(teacher, folder) if teacher else None
-    return file_weights(find_weights(name, folder), donor)
+    return file_weights(find_weights(name, folder), teacher)
 
 
-def file_weights(path: Path, teacher: Path | None = None) -> Weights:
+def file_weights(path: Path, teacher: Path | Weights | None = None) -> Weights:
     """Read the weights in a file, once; raises WeightsError if they cannot be used.
 
-    teacher: file whose prompt encoder and mask decoder complete an encoder-only checkpoint.
+    teacher: file, or weights already read, whose prompt encoder and mask decoder complete an
+    encoder-only checkpoint; by default a published teacher in the same folder.
     """
     with as_weights_errors():
         checkpoint = read_checkpoint(path)
         _check_recorded(checkpoint)
-        donor_path = find_teacher(checkpoint, teacher)
-        if checkpoint.encoder_only and donor_path is None:
+        donor = _read_donor(checkpoint, teacher)
+        if checkpoint.encoder_only and donor is None:
             raise WeightsError(
                 f"{path}: holds an image encoder only; its prompt encoder and mask decoder are the "
                 "teacher's: give that file with --conf teacher_weights, or put it beside this one "
                 f"as {TEACHER_FILES[0]}"
             )
-        donor = read_checkpoint(donor_path) if donor_path else None
         network = rebuild_network(checkpoint, donor)
     network_id = f"{checkpoint.sha256}+{donor.sha256}" if donor else checkpoint.sha256
     trained = checkpoint.metadata.get("trained", "true") == "true"
     logger.info("%s: %d blocks, SHA-256 %s", path, network.config.depth, checkpoint.sha256)
     return Weights(network, network_id, path.name, trained, checkpoint.metadata)
+
+
+def _read_donor(checkpoint: Checkpoint, teacher: Path | Weights | None) -> Checkpoint | None:
+    """Return the checkpoint that completes an encoder-only one; None if it needs none."""
+    if not isinstance(teacher, Weights):
+        path = find_teacher(checkpoint, teacher)
+        return read_checkpoint(path) if path else None
+    if not checkpoint.encoder_only:
+        return None
+    network = teacher.network
+    path, state = Path(teacher.file), dict(network.state_dict())
+    return Checkpoint(path, teacher.network_id, state, network.config, network.policy)
 
 
 @contextmanager

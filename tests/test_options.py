@@ -25,6 +25,7 @@ def test_defaults_and_values():
         ({"weigths": "x.pth"}, "unknown --conf weigths; there are weights, teacher_weights"),
         ({"labels": " , "}, "--conf labels ' , ' cannot be used: holds no name"),
         ({"spacing_mm": "nan"}, "--conf spacing_mm 'nan'"),
+        ({"zoom": "-1"}, "--conf zoom '-1'"),
         ({"volume_cache_mb": "-1"}, "must be positive"),
         ({"device": "tpu"}, "--conf device 'tpu' cannot be used: there is no device 'tpu'"),
     ],
@@ -93,3 +94,12 @@ def test_the_error_for_an_unknown_device_lists_the_devices(monkeypatch, gpus, na
     assert str(caught.value) == message
     with pytest.raises(OptionError, match="--conf device .* cannot be used: there is no device"):
         Options.from_conf({"device": name})
+
+
+@pytest.mark.parametrize(
+    ("text", "zoom", "spacing_mm"),
+    [("auto", "auto", 1.5), ("fixed", "fixed", 1.5), ("2", "fixed", 2)],
+)
+def test_zoom(text, zoom, spacing_mm):
+    options = Options.from_conf({"zoom": text})
+    assert (options.zoom, options.spacing_mm) == (zoom, spacing_mm)

@@ -9,7 +9,7 @@ from lib.cache import ByteCache, array_nbytes
 from lib.errors import InputError
 from lib.infers import Caches, FastSAM3DInfer
 from lib.infers.device_queue import DeviceQueue
-from lib.infers.request import check_options, check_reply_form, requested_device
+from lib.infers.request import check_options, check_reply_form, requested_device, requested_size
 from lib.networks import FastSAM3DConfig, build_untrained
 from lib.weights.files import Weights
 
@@ -90,3 +90,14 @@ def test_a_task_runs_on_the_device_of_the_request(two_gpus, monkeypatch, default
     task = FastSAM3DInfer(Weights(network, "a", "a.safetensors"), ["liver"], caches, device=default)
     task({"image": "scan.nii", **request_})
     assert requests == [{"image": "scan.nii", **request_, "device": device}]
+
+
+@pytest.mark.parametrize(("request_", "size"), [({}, 0), ({"size": None}, 0), ({"size": -2}, -2)])
+def test_sizes(request_, size):
+    assert requested_size(request_) == size
+
+
+@pytest.mark.parametrize("size", [3, 0.5, "1", True, [1]])
+def test_an_unknown_size_is_named(size):
+    with pytest.raises(InputError, match=r"size is .*; choose one of -2, -1, 0, 1, 2"):
+        requested_size({"size": size})

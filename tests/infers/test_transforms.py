@@ -3,16 +3,22 @@
 import numpy as np
 import pytest
 
+from lib.cache import ByteCache
 from lib.errors import InputError
 from lib.imaging.box import EMPTY_BOX
 from lib.imaging.mask import BoxMask
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.prompts import parse_prompts
+from lib.infers.scale import RoiScale
 from lib.infers.transforms import LabelClickedVoxelsd, PasteRoid, PlaceRoid, allowed_voxels
 
 SHAPE_IJK = (6, 9, 12)
 BLOCK_IJK = ((1, 4), (2, 5), (3, 8))
+
+
+def fixed_scale(roi_size, spacing_mm):
+    return RoiScale(roi_size, spacing_mm, False, ByteCache(1, nbytes=lambda _: 1))
 
 
 def label_clicks(box_ijk, **request):
@@ -74,7 +80,7 @@ def test_a_click_may_lie_outside_of_the_pasted_box():
         "volume": Volume(np.zeros(shape_ijk, np.int16), affine_mm, is_ct=False),
         "prompts": parse_prompts(request, shape_ijk),
     }
-    data = PlaceRoid(size=16, spacing_mm=1.0)(data)
+    data = PlaceRoid(fixed_scale(16, 1.0))({**data, "volume_key": "a"})
     data["prompts"] = parse_prompts({"foreground": [[10, 10, 10], [12.51, 10, 10]]}, shape_ijk)
     box_ijk = data["roi_cube"].box_ijk
     assert box_ijk[0][1] <= 13
@@ -93,7 +99,9 @@ def test_the_mask_is_the_pasted_one_with_the_clicks(within):
     request = {"foreground": [[50, 30, 15], [60, 44, 20]], "background": [[40, 25, 11]]}
     prompts = parse_prompts({**request, "roi": within}, shape_ijk)
     volume = Volume(np.zeros(shape_ijk, np.int16), affine_mm, is_ct=False)
-    data = PlaceRoid(size=32, spacing_mm=1.5)({"volume": volume, "prompts": prompts})
+    data = PlaceRoid(fixed_scale(32, 1.5))(
+        {"volume": volume, "volume_key": "a", "prompts": prompts}
+    )
     roi: Roi = data["roi_cube"]
     for seed in range(3):
         generator = np.random.default_rng(seed)

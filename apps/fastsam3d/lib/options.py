@@ -46,6 +46,8 @@ class Options:
     labels: label names that clients offer.
     device: ``cpu``, ``cuda`` or ``cuda:N``; empty selects the first GPU, or the CPU without one.
     spacing_mm: voxel size of the ROI.
+    zoom: ``fixed``, or ``auto`` to choose the voxel size for each structure from the image around
+        its first click; a number is the same as ``spacing_mm``.
     volume_cache_mb: limit of the cache of images; a quarter of the memory by default.
     embedding_cache_mb: limit of the cache of image embeddings, which the models share.
     model_dir: folder that weights are searched in and trained weights are written to; empty for the
@@ -57,6 +59,7 @@ class Options:
     labels: tuple[str, ...] = LABELS
     device: str = ""
     spacing_mm: float = 1.5
+    zoom: str = "fixed"
     volume_cache_mb: int = 0
     embedding_cache_mb: int = 256
     model_dir: str = ""
@@ -69,6 +72,8 @@ class Options:
         if unknown:
             raise OptionError(f"unknown --conf {', '.join(unknown)}; there are {', '.join(known)}")
         values = {name: _parse(name, conf[name]) for name in known if name in conf}
+        if isinstance(values.get("zoom"), float):
+            values |= {"spacing_mm": values["zoom"], "zoom": "fixed"}
         return cls(**{"volume_cache_mb": _default_cache_mb(), **values})
 
 
@@ -112,12 +117,17 @@ def _device(text: str) -> str:
     return text
 
 
+def _zoom(text: str) -> str | float:
+    return text if text in ("auto", "fixed") else _positive(float)(text)
+
+
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "weights": str,
     "teacher_weights": str,
     "labels": _names,
     "device": _device,
     "spacing_mm": _positive(float),
+    "zoom": _zoom,
     "volume_cache_mb": _positive(int),
     "embedding_cache_mb": _positive(int),
     "model_dir": str,

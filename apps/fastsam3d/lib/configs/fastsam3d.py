@@ -53,6 +53,7 @@ class FastSAM3D(TaskConfig):
             options.labels,
             self.kwargs["caches"],
             spacing_mm=options.spacing_mm,
+            auto_zoom=options.zoom == "auto",
             device=options.device or None,
             description="FastSAM3D: a 3D mask from clicks",
             current=self.served,

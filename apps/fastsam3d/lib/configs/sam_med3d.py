@@ -36,6 +36,7 @@ class SAMMed3D(TaskConfig):
             options.labels,
             self.kwargs["caches"],
             spacing_mm=options.spacing_mm,
+            auto_zoom=options.zoom == "auto",
             device=options.device or None,
             description="SAM-Med3D, the teacher: a 3D mask from clicks",
         )

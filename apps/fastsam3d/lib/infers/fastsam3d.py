@@ -6,6 +6,7 @@ dictionary `data` per request:
 `__call__`         check the request and choose the device      request.py
 `pre_transforms`   read the volume (cached)                     transforms.py, lib/imaging/volume.py
                    parse clicks and box                         prompts.py
+                   choose the voxel size of the ROI (cached)    scale.py
                    place the ROI around the clicks              lib/imaging/roi.py
 `run_inferer`      crop and normalise the ROI, encode (cached)  predictor.py
                    decode click after click (cached)            predictor.py
@@ -39,6 +40,7 @@ from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.infers.request import MASK, check_reply_form, requested_device, requested_form
+from lib.infers.scale import RoiScale
 from lib.infers.stopwatch import Stopwatch
 from lib.infers.transforms import (
     LabelClickedVoxelsd,
@@ -51,6 +53,10 @@ from lib.infers.transforms import (
 from lib.weights.files import Weights
 
 logger = logging.getLogger(__name__)
+
+
+MAX_VOXEL_SIZES = 1024
+"""MAX_VOXEL_SIZES: first clicks whose voxel size is remembered."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class FastSAM3DInfer(BasicInferTask):
         caches: Caches,
         *,
         spacing_mm: float = 1.5,
+        auto_zoom: bool = False,
         device: str | None = None,
         description: str = "",
         current: Callable[[], Weights] | None = None,
@@ -79,8 +86,9 @@ class FastSAM3DInfer(BasicInferTask):
         """Set up the task; a network goes to its device when it is first used there.
 
         weights: what to serve. labels: names that clients offer. spacing_mm: distance of ROI
-        voxels. device: a name for `find_device`; None offers all devices, the first by default.
-        current: returns the weights to use now, if they can change while the server runs.
+        voxels. auto_zoom: choose another distance for structures of another size. device: a name
+        for `find_device`; None offers all devices, the first by default. current: returns the
+        weights to use now, if they can change while the server runs.
         """
         super().__init__(
             path=None,
@@ -94,6 +102,8 @@ class FastSAM3DInfer(BasicInferTask):
         self._current = current or (lambda: weights)
         self._caches = caches
         self._spacing_mm = spacing_mm
+        self._auto_zoom = auto_zoom
+        self._voxel_sizes: ByteCache[float] = ByteCache(MAX_VOXEL_SIZES, nbytes=lambda _: 1)
         self._predictors: dict[tuple[str, str], FastSAM3DPredictor] = {}
         self._predictors_lock = threading.Lock()
 
@@ -130,10 +140,11 @@ class FastSAM3DInfer(BasicInferTask):
         # the same version from here to the reply, even if another one is published meanwhile
         weights = data["weights"] = self._current()
         size = weights.network.config.roi_size
+        scale = RoiScale(size, self._spacing_mm, self._auto_zoom, self._voxel_sizes)
         return [
             LoadVolumed(self._caches.volumes),
             ParsePromptsd(),
-            PlaceRoid(size, self._spacing_mm),
+            PlaceRoid(scale),
         ]
 
     def run_inferer(

@@ -9,14 +9,18 @@ from lib.errors import InputError
 from lib.imaging.mask_file import DTYPES, EXTENSIONS, MaskForm, own_extension
 from lib.options import find_device
 
-CLICKS = ("foreground", "background", "roi")
+CLICKS = ("foreground", "background", "roi", "size")
 REPLY = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
 CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
 OPTIONS = (*CLICKS, *REPLY, *CLIENT)
 """OPTIONS: keys that a client may send.
 
-CLICKS: the clicks and the box. REPLY: the form of the reply. CLIENT: what Slicer and OHIF add.
+CLICKS: the clicks, the box, and the size of the answer. REPLY: the form of the reply. CLIENT: what
+Slicer and OHIF add.
 """
+
+SIZES = (-2, -1, 0, 1, 2)
+"""SIZES: values of the option ``size``: the next smaller or larger answers to the same clicks."""
 
 MASK = "mask"
 """MASK: key that the server's own route sets to true, to get the mask itself and no file.
@@ -54,6 +58,16 @@ def requested_form(request: Mapping[str, Any], image: str) -> MaskForm:
         request.get("result_dtype") or "uint8",
         request.get("result_compress"),
     )
+
+
+def requested_size(request: Mapping[str, Any]) -> int:
+    """Return the option ``size``, 0 if there is none; raise InputError for a value not in SIZES."""
+    size = request.get("size")
+    if size is None:
+        return 0
+    if isinstance(size, bool) or size not in SIZES:
+        raise InputError(f"size is {size!r}; choose one of {', '.join(map(str, SIZES))}")
+    return int(size)
 
 
 def requested_device(value: Any) -> str:

@@ -14,6 +14,8 @@ from lib.imaging.mask import BoxMask
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume, read_volume
 from lib.infers.prompts import FOREGROUND, Prompts, parse_prompts
+from lib.infers.request import requested_size
+from lib.infers.scale import RoiScale
 
 Data = dict[str, Any]
 
@@ -53,20 +55,25 @@ class ParsePromptsd:
 
 
 class PlaceRoid:
-    """Place the ROI around the clicks of ``prompts``, as ``roi_cube``."""
+    """Place the ROI around the clicks of ``prompts``, as ``roi_cube``.
 
-    def __init__(self, size: int, spacing_mm: float) -> None:
-        self._size = size
-        self._spacing_mm = spacing_mm
+    The option ``size`` of the request asks for a smaller or larger voxel.
+    """
+
+    def __init__(self, scale: RoiScale) -> None:
+        self._scale = scale
 
     def __call__(self, data: Data) -> Data:
         volume: Volume = data["volume"]
+        points_ijk = data["prompts"].points_ijk
         data["roi_cube"] = Roi.place(
             volume.shape_ijk,
             volume.affine_mm,
-            data["prompts"].points_ijk,
-            size=self._size,
-            spacing_mm=self._spacing_mm,
+            points_ijk,
+            size=self._scale.roi_size,
+            spacing_mm=self._scale.spacing_mm(
+                volume, data["volume_key"], points_ijk[0], requested_size(data)
+            ),
         )
         return data
 

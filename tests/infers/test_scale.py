@@ -1,0 +1,79 @@
+"""The ROI's voxel follows the size of the clicked structure, and nothing but image and click."""
+
+import numpy as np
+import pytest
+
+from lib.cache import ByteCache
+from lib.imaging.volume import Volume
+from lib.infers.scale import LARGEST_MM, SMALLEST_MM, RoiScale, estimate_diameter
+
+CENTRE_IJK = np.array([60.0, 50.0, 45.0])
+SHAPE_IJK = (120, 110, 90)
+
+
+def ball_volume(radius_mm):
+    """Return a bright ball in weak noise, voxels of 2 mm."""
+    grid = np.stack(np.meshgrid(*map(np.arange, SHAPE_IJK), indexing="ij"), axis=-1)
+    inside = np.linalg.norm((grid - CENTRE_IJK) * 2.0, axis=-1) < radius_mm
+    noise = np.random.default_rng(0).normal(0, 10, SHAPE_IJK)
+    array = (200 + 300 * inside + noise).astype(np.int16)
+    return Volume(array, np.diag([2.0, 2, 2, 1]), is_ct=False)
+
+
+def scale(auto=True, default_mm=1.5):
+    return RoiScale(128, default_mm, auto, ByteCache(100, nbytes=lambda _: 1))
+
+
+def test_the_estimate_grows_with_the_structure():
+    line = np.arange(64)
+    squares = (line - 30)[:, None, None] ** 2 + (line - 33)[:, None] ** 2 + (line - 35) ** 2
+    place = (np.array([30, 33, 35]) + 0.5) / 64
+    noise = np.random.default_rng(0).normal(0, 0.1, (64,) * 3)
+    estimates = [
+        estimate_diameter((2.0 * (squares < radius**2) - 1 + noise).astype(np.float32), place)
+        for radius in (3, 6, 12, 24)
+    ]
+    assert estimates == sorted(estimates)
+    assert estimates[-1] > 1.5 * estimates[0]
+
+
+def test_a_small_structure_gets_a_finer_roi():
+    spacings = [
+        scale().spacing_mm(ball_volume(radius_mm), "key", CENTRE_IJK, 0) for radius_mm in (8, 45)
+    ]
+    assert SMALLEST_MM <= spacings[0] < spacings[1] <= LARGEST_MM
+
+
+def test_without_auto_the_default_stays():
+    assert scale(auto=False).spacing_mm(ball_volume(6), "key", CENTRE_IJK, 0) == 1.5
+
+
+@pytest.mark.parametrize(("step", "factor"), [(-2, 1 / 2.25), (-1, 1 / 1.5), (1, 1.5), (2, 2.25)])
+def test_sizes_are_steps_of_the_voxel(step, factor):
+    spacing_mm = scale(auto=False).spacing_mm(ball_volume(6), "key", CENTRE_IJK, step)
+    assert spacing_mm == pytest.approx(1.5 * factor)
+
+
+def test_sizes_stay_within_the_limits():
+    volume = ball_volume(6)
+    assert scale(auto=False, default_mm=3.0).spacing_mm(volume, "a", CENTRE_IJK, 2) == LARGEST_MM
+    assert scale(auto=False, default_mm=0.5).spacing_mm(volume, "a", CENTRE_IJK, -2) == SMALLEST_MM
+
+
+def test_each_image_and_click_has_its_own_choice():
+    """The cache is keyed by both; a choice does not depend on what was asked before."""
+    rule, small, large = scale(), ball_volume(6), ball_volume(45)
+    expected = {
+        (name, i): scale().spacing_mm(volume, name, CENTRE_IJK + i, 0)
+        for name, volume in (("small", small), ("large", large))
+        for i in (0, 20)
+    }
+    for (name, i), spacing_mm in [*expected.items(), *reversed(expected.items())]:
+        volume = small if name == "small" else large
+        assert rule.spacing_mm(volume, name, CENTRE_IJK + i, 0) == spacing_mm
+    assert len(set(expected.values())) > 1
+
+
+def test_a_roi_without_contrast_keeps_the_default():
+    flat = Volume(np.full(SHAPE_IJK, 7, np.int16), np.diag([2.0, 2, 2, 1]), is_ct=False)
+    assert scale().spacing_mm(flat, "key", CENTRE_IJK, 0) == 1.5

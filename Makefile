@@ -39,7 +39,7 @@ ALL_TESTS := $(if $(CHROMIUM),,not browser)
 pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordlist 3,$(words $(1)),$(1))))
 
 .PHONY: help serve ohif benchmark test test-all lint typecheck sample-data install install-dev clean
-.PHONY: accuracy weights pack-weights check-data
+.PHONY: accuracy weights check-data
 .PHONY: check-conf check-port check-studies check-orthanc
 
 help: ## list the targets
@@ -118,7 +118,8 @@ sample-data: install ## build the sample studies in sample-data/build
 
 # --- benchmarks -----------------------------------------------------------------------------------
 
-# What is written where, and how much is measured: make benchmark REPORT=/tmp/report ROWS=sam_med3d,fastsam3d
+# REPORT: folder of the results. ROWS: networks of efficiency.py (default: all). SHAPE: scan of
+# click_latency.py, as in make benchmark REPORT=/tmp/report ROWS=sam_med3d,fastsam3d
 REPORT ?= benchmark-report
 ROWS ?=
 SHAPE ?= 512,512,300
@@ -163,12 +164,11 @@ check-data:
 
 # --- default weights ------------------------------------------------------------------------------
 
-# Minutes of the teacher's pretraining, and where everything is written. TEACHER: weights of one that
-# was trained already, on another machine say. PACK: further options of training.pack.
+# MINUTES: length of the teacher's pretraining. WEIGHTS_BUILD: folder that everything is written to.
+# TEACHER: weights of a teacher that exists already; the pretraining is then skipped.
 MINUTES ?= 600
 WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
-PACK ?=
 TEACHER_FILE = $(abspath $(or $(TEACHER),$(WEIGHTS_BUILD)/teacher/weights.safetensors))
 DISTILLATION := --start-from teacher --max-epochs 36 --stage1-fraction 1 --iterations-per-epoch 6 --train-batch-size 12 \
     --rois 288 --val-rois 16 --val-interval 18
@@ -177,17 +177,12 @@ weights: check-data install-dev ## rebuild the default weights from DATA, teache
 	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)')
 	.venv/bin/python -m training.student --teacher '$(TEACHER_FILE)' \
 	    --out '$(WEIGHTS_BUILD)/student.safetensors'
-	.venv/bin/python -m training.studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'
+	.venv/bin/python -m training.painted_studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'
 	.venv/bin/python apps/fastsam3d/train.py --studies '$(WEIGHTS_BUILD)/studies' $(DISTILLATION) \
 	    --conf weights '$(abspath $(WEIGHTS_BUILD))/student.safetensors' \
 	    --conf teacher_weights '$(TEACHER_FILE)' \
 	    --conf model_dir '$(abspath $(WEIGHTS_BUILD))/model'
 	@echo 'The student: $(WEIGHTS_BUILD)/model/fastsam3d/published; measure and publish both: docs/model-card.md'
-
-pack-weights: MINUTES = 25
-pack-weights: check-data install-dev ## pack the teacher's pretraining for a GPU machine in WEIGHTS_BUILD/pack (MINUTES, PACK)
-	rm -rf '$(WEIGHTS_BUILD)/pack'
-	.venv/bin/python -m training.pack --data '$(DATA)' --out '$(WEIGHTS_BUILD)/pack' --minutes '$(MINUTES)' $(PACK)
 
 # --- environment ----------------------------------------------------------------------------------
 

@@ -1,12 +1,13 @@
-"""Dice after simulated clicks, on anyone's labelled scans.
+"""Measure Dice after simulated clicks on labelled scans.
 
 python benchmarks/accuracy.py --data DIR
     --models fastsam3d,sam_med3d,ball,region_growing,random_walker --clicks 1,3,5,10
     [--json FILE] [--markdown FILE] [--pictures FOLDER]
 
-DIR: see `benchmarks/datasets.py`. Models are asked through the server's own path, with nothing but
-the clicks, and masks are scored on the scan's own grid. Clicks depend on what a model answers, but
-their random numbers only on seed, case, structure and number: neither on the order nor on others.
+`benchmarks/datasets.py` lists the layouts that DIR may have. The app's models run through the
+server's own inference path and get nothing but the clicks. Masks are scored on the scan's own grid.
+The clicks depend on the model's masks. Their random numbers depend on the seed, the case, the
+structure and the click's number alone, so neither the order nor other models change them.
 """
 
 from __future__ import annotations
@@ -15,15 +16,12 @@ import argparse
 import json
 import logging
 import os
-import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import date
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,153 +29,24 @@ if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
-from benchmarks.accuracy_report import CURVE_AREAS, Score, markdown, summarise, worst  # noqa: E402
-from benchmarks.contestants import (  # noqa: E402
-    Contestant,
-    Scan,
-    Served,
-    make_contestants,
-    present_models,
-)
-from benchmarks.datasets import Case, choose_cases, find_cases, read_case, targets  # noqa: E402
-from benchmarks.protocols import (  # noqa: E402
-    MIN_MM3,
-    Protocol,
-    Series,
-    area,
-    make_protocol,
-)
+from benchmarks.accuracy_report import Score, markdown, summarise, worst  # noqa: E402
+from benchmarks.bench import Bench, Plan, collect  # noqa: E402
+from benchmarks.contestants import available_models  # noqa: E402
+from benchmarks.datasets import choose_cases, find_cases  # noqa: E402
+from benchmarks.processor import cpu_name  # noqa: E402
+from benchmarks.protocols import MIN_MM3, make_protocol  # noqa: E402
 from lib.errors import InputError  # noqa: E402
 
 FAILURES = 6
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every process needs to know.
-
-    repeats: series of clicks on each structure, of which the mean counts. threads: of each process
-    where there are several.
-    """
-
-    models: tuple[str, ...]
-    weights: Mapping[str, str]
-    protocol: Protocol
-    radius_mm: float
-    repeats: int = 1
-    threads: int = 1
-
-
-class Bench:
-    """The contestants of a plan, ready to run."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.contestants: dict[str, Contestant] = make_contestants(
-            plan.models, plan.weights, plan.radius_mm
-        )
-
-    def weights(self) -> dict[str, dict[str, Any]]:
-        return {
-            name: contestant.weights()
-            for name, contestant in self.contestants.items()
-            if isinstance(contestant, Served)
-        }
-
-    def measure(self, case: Case) -> dict[str, list[Score]] | str:
-        """The scores of each model on each structure of a case, or why it cannot be used."""
-        try:
-            volume, labels = read_case(case)
-        except InputError as error:
-            return f"{case.source}: {error}"
-        scan = Scan(case.image, volume)
-        scores: dict[str, list[Score]] = {name: [] for name in self.contestants}
-        for structure, target in targets(case, labels, MIN_MM3):
-            for name in self.contestants:
-                series = [
-                    self.click(name, scan, f"{case.name}/{structure}", target, repeat)
-                    for repeat in range(self.plan.repeats)
-                ]
-                scores[name].append(make_score(case, structure, target, series))
-        return scores
-
-    def click(self, name: str, scan: Scan, key: str, target: np.ndarray, repeat: int = 0) -> Series:
-        """One series of clicks of a contestant. key: of case and structure."""
-        protocol = replace(self.plan.protocol, seed=self.plan.protocol.seed + repeat)
-        return self.contestants[name](scan, target, protocol, key)
-
-
-def make_score(case: Case, structure: str, target: np.ndarray, series: Sequence[Series]) -> Score:
-    """The mean of all series on a structure."""
-    dice = np.mean([one.dice for one in series], axis=0)
-    nsd = np.mean([one.nsd for one in series], axis=0)
-    extra = (area(dice), dice[-1], area(nsd), nsd[-1]) if series[0].nsd else ()
-    return Score(
-        case.source,
-        case.name,
-        structure,
-        case.modality,
-        int(np.count_nonzero(target)),
-        tuple(round(float(value), 4) for value in dice),
-        {name: round(float(v), 4) for name, v in zip(CURVE_AREAS, extra, strict=False)},
-        round(float(np.median([seconds for one in series for seconds in one.seconds])), 4),
-        sum(one.refused for one in series),
-    )
-
-
-_bench: Bench | None = None
-
-
-def _start_worker(plan: Plan) -> None:
-    global _bench
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(plan.threads)
-    _bench = Bench(plan)
-
-
-def _measure_in_worker(case: Case) -> dict[str, list[Score]] | str:
-    assert _bench is not None
-    return _bench.measure(case)
-
-
-def measure_in_processes(
-    plan: Plan, cases: Sequence[Case], jobs: int
-) -> Iterator[dict[str, list[Score]] | str]:
-    """`Bench.measure` of each case, in order; the processes share the cores."""
-    with ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(plan,)
-    ) as pool:
-        yield from pool.map(_measure_in_worker, cases)
-
-
-def collect(
-    bench: Bench, cases: Sequence[Case], jobs: int = 1
-) -> tuple[dict[str, list[Score]], list[str]]:
-    """All scores by model, and what was left out; raises InputError where nothing is left."""
-    scores: dict[str, list[Score]] = {name: [] for name in bench.contestants}
-    skipped = []
-    results = (
-        map(bench.measure, cases) if jobs == 1 else measure_in_processes(bench.plan, cases, jobs)
-    )
-    for result in tqdm(results, total=len(cases), unit="case", mininterval=2):
-        if isinstance(result, str):
-            skipped.append(result)
-            continue
-        for name, found in result.items():
-            scores[name] += found
-    if not all(scores.values()):
-        reasons = "; ".join(skipped[:3]) or f"no structure has {MIN_MM3:.0f} mm³"
-        raise InputError(f"nothing to measure in {len(cases)} cases: {reasons}")
-    return scores, skipped
+"""FAILURES: structures with the lowest Dice that the report lists for each model."""
 
 
 def make_report(
     plan: Plan, scores: Mapping[str, Sequence[Score]], skipped: Sequence[str], about: dict[str, Any]
 ) -> dict[str, Any]:
+    """Return the report as it is written to JSON; `about` comes first."""
     protocol = plan.protocol
     first = next(iter(scores.values()))
     return {
@@ -190,56 +59,63 @@ def make_report(
         "structures": len(first),
         "skipped": list(skipped),
         "models": {
-            name: summarise(found, protocol.counts, protocol.seed) for name, found in scores.items()
+            name: summarise(model_scores, protocol.counts, protocol.seed)
+            for name, model_scores in scores.items()
         },
         "failures": {
-            name: [asdict(score) for score in worst(found, FAILURES)]
-            for name, found in scores.items()
+            name: [asdict(score) for score in worst(model_scores, FAILURES)]
+            for name, model_scores in scores.items()
         },
-        "pairs": {name: [asdict(score) for score in found] for name, found in scores.items()},
+        "pairs": {
+            name: [asdict(score) for score in model_scores] for name, model_scores in scores.items()
+        },
     }
 
 
 def machine() -> str:
-    """Processor, cores and versions that the numbers were taken with."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if "model name" in line
-        ]
-        cpu = names[0] if names else cpu
-    return f"{cpu}, {os.cpu_count()} cores, torch {torch.__version__}"
+    """Return the processor, its cores and torch's version."""
+    return f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder or datalist of scans")
-    parser.add_argument("--part", help="part of the data: eval, Ts, validation")
-    parser.add_argument("--models", help="names with commas between; default: all that are there")
-    parser.add_argument("--clicks", default="1,3,5,10", help="numbers of clicks to score after")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder or datalist of labelled scans"
+    )
+    parser.add_argument("--part", help="part of the data, as in eval, Ts, validation")
+    parser.add_argument(
+        "--models", help="comma-separated names; default: all models whose weights are available"
+    )
+    parser.add_argument(
+        "--clicks", default="1,3,5,10", help="click counts after which masks are scored"
+    )
     parser.add_argument("--protocol", default="random", help="random or cvpr2025")
     parser.add_argument(
-        "--weights", action="append", default=[], metavar="NAME=FILE", help="may be repeated"
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="weights of a model; repeatable",
     )
-    parser.add_argument("--per-source", type=int, help="at most so many cases of each source")
+    parser.add_argument("--per-source", type=int, help="most cases of each source; default: all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--repeats", type=int, default=1, help="series of clicks on each structure")
-    parser.add_argument("--radius-mm", type=float, default=10.0, help="of the ball")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--repeats", type=int, default=1, help="click series per structure")
+    parser.add_argument("--radius-mm", type=float, default=10.0, help="radius of the ball baseline")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--pictures", type=Path, help="folder for the curve and the failures")
+    parser.add_argument(
+        "--pictures", type=Path, help="folder for the curve and pictures of failures"
+    )
     return parser.parse_args(arguments)
 
 
 def make_plan(options: argparse.Namespace) -> Plan:
+    """Return the plan of the command line; raises InputError for invalid options."""
     weights = dict(_split_weights(text) for text in options.weights)
-    names = options.models.split(",") if options.models else present_models(weights)
+    names = options.models.split(",") if options.models else available_models(weights)
     try:
         counts = [int(text) for text in options.clicks.split(",")]
     except ValueError:
@@ -262,9 +138,9 @@ def _split_weights(text: str) -> tuple[str, str]:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure, write what was asked for, and return the report."""
+    """Measure, write the requested files, and return the report."""
     plan = make_plan(options)
-    bench = Bench(plan)  # first, so that a wrong name is said at once
+    bench = Bench(plan)  # before the data is read, so that a wrong name fails at once
     cases = choose_cases(find_cases(options.data, options.part), options.per_source, MIN_MM3)
     start = time.monotonic()
     scores, skipped = collect(bench, cases, options.jobs)
@@ -292,7 +168,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shown_arguments(options: argparse.Namespace) -> list[str]:
-    """The options that decide the numbers; of the data only its name, which lies anywhere."""
+    """Return the options that decide the numbers; of the data's path only its last part."""
     shown = ["--data", options.data.resolve().name]
     for name in ("part", "models", "protocol", "clicks", "per_source", "seed", "repeats"):
         if (value := getattr(options, name)) is not None:

@@ -1,25 +1,23 @@
-"""Pictures of a measurement: Dice against clicks, and the structures that came out worst."""
+"""Pictures of a report: Dice against clicks, and the structures with the lowest Dice."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from .contestants import Scan
-from .datasets import Case, read_case, targets
-from .protocols import MIN_MM3, Series
+from .bench import Bench
+from .datasets import BenchmarkCase, read_case, targets
+from .protocols import MIN_MM3, Scan, Series
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
 
-if TYPE_CHECKING:
-    from .accuracy import Bench
-
+# VIEWS: axes across and up in a picture, after `_Turn`
 VIEWS = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
 CT_WINDOW_HU = (-160, 240)
 MARGIN_MM = 25
@@ -27,31 +25,34 @@ DPI = 90
 
 
 def draw_all(
-    report: Mapping[str, Any], bench: Bench, cases: Sequence[Case], folder: Path
+    report: Mapping[str, Any], bench: Bench, cases: Sequence[BenchmarkCase], folder: Path
 ) -> list[Path]:
-    """`curve.png`, and `failures-MODEL.png` for each of the app's models (else the first model)."""
+    """Write `curve.png` and `failures-MODEL.png`; return their paths.
+
+    Failures are drawn for the app's models, or for the first model if none is the app's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [draw_curve(report, folder / "curve.png")]
     for name in report["weights"] or list(report["models"])[:1]:
-        found = report["failures"][name]
-        paths.append(draw_failures(name, found, bench, cases, folder / f"failures-{name}.png"))
+        path = folder / f"failures-{name}.png"
+        paths.append(draw_failures(name, report["failures"][name], bench, cases, path))
     return paths
 
 
 def draw_curve(report: Mapping[str, Any], path: Path) -> Path:
-    """Dice against clicks: the mean over sources with its interval, and each source."""
+    """Plot Dice against clicks: the mean over the sources with its interval, then each source."""
     models, counts = report["models"], report["clicks"]
     sources = list(next(iter(models.values()))["sources"])
     rows = -(-(len(sources) + 1) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(10, 3 * rows), sharey=True, squeeze=False)
     for axis, source in zip(axes.flat, [None, *sources], strict=False):
-        for name, found in models.items():
-            row = found["macro"] if source is None else found["sources"][source]
+        for name, summary in models.items():
+            row = summary["macro"] if source is None else summary["sources"][source]
             (line,) = axis.plot(
                 counts, [row[str(n)] for n in counts], "o-", label=name, markersize=3
             )
             if source is None:
-                bands = np.array([found["interval"][str(n)] for n in counts]).T
+                bands = np.array([summary["interval"][str(n)] for n in counts]).T
                 axis.fill_between(counts, *bands, color=line.get_color(), alpha=0.15)
         axis.set_title(source or "mean of the sources", size=9)
         axis.set_xticks(counts)
@@ -68,10 +69,13 @@ def draw_failures(
     name: str,
     failures: Sequence[Mapping[str, Any]],
     bench: Bench,
-    cases: Sequence[Case],
+    cases: Sequence[BenchmarkCase],
     path: Path,
 ) -> Path:
-    """Each failure clicked again: mask filled, true border dashed, clicks in the plane crossed."""
+    """Repeat the clicks of each failure and draw them.
+
+    The mask is filled, the true border dashed, and clicks in the plane are crosses.
+    """
     by_name = {(case.source, case.name): case for case in cases}
     rows = len(failures)
     figure, axes = plt.subplots(rows, 3, figsize=(9, 3 * rows), squeeze=False)
@@ -88,7 +92,7 @@ def draw_failures(
 
 
 def draw_row(row: np.ndarray, scan: Scan, target: np.ndarray, series: Series, title: str) -> None:
-    """Three planes through the target's largest sections, as radiologists look at them."""
+    """Draw the planes through the target's largest sections in radiological orientation."""
     turn = _Turn(scan.volume.affine_mm, scan.volume.shape_ijk)
     image, target, mask = (turn.array(a) for a in (scan.volume.array, target, series.mask))
     clicks, spacing_mm = turn.points(series.clicks_ijk), np.array(scan.spacing_mm)[turn.axes]
@@ -117,7 +121,7 @@ def draw_row(row: np.ndarray, scan: Scan, target: np.ndarray, series: Series, ti
 
 
 class _Turn:
-    """From stored order to axes that run towards the patient's left, front and head."""
+    """Reorders stored axes so that they run towards the patient's left, front and head."""
 
     def __init__(self, affine_mm: np.ndarray, shape_ijk: Sequence[int]) -> None:
         orientation = io_orientation(affine_mm)
@@ -134,6 +138,7 @@ class _Turn:
 
 
 def _surroundings(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[slice, ...]:
+    """Return the mask's bounding box with a margin of `MARGIN_MM`, within the image."""
     margin = np.ceil(MARGIN_MM / spacing_mm).astype(int)
     places = np.argwhere(mask)
     starts = np.maximum(places.min(axis=0) - margin, 0).tolist()
@@ -142,6 +147,7 @@ def _surroundings(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[slice, ...]
 
 
 def _window(scan: Scan) -> tuple[float, float]:
+    """Return the intensities that are drawn black and white."""
     if scan.volume.is_ct:
         return CT_WINDOW_HU
     low, high = np.percentile(scan.volume.array, [1, 99.5])

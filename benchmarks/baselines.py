@@ -1,7 +1,7 @@
-"""What can be had without a network: classical segmentations from the same clicks.
+"""Baselines without a network: classical segmentations from the same clicks.
 
-Their parameters were chosen by the mean Dice over 1, 3, 5 and 10 clicks on the train part of the
-data (`benchmarks/tune_baselines.py`), never on what is reported.
+The defaults of their parameters gave the highest mean Dice over 1, 3, 5 and 10 clicks on the
+training part of the data; the data of the reports was not used for this choice.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from skimage.segmentation import random_walker
 
@@ -20,28 +21,28 @@ from lib.imaging.volume import Volume
 Box = tuple[slice, ...]
 
 
-def voxel_mm(volume: Volume) -> np.ndarray:
-    """The lengths (3,) of a voxel along the stored axes."""
-    return np.linalg.norm(volume.affine_mm[:3, :3], axis=0)
-
-
 def ball(volume: Volume, centre_ijk: np.ndarray, radius_mm: float) -> tuple[Box, np.ndarray]:
-    """The part of the image around a click and, within it, what is at most `radius_mm` away."""
-    reach = radius_mm / voxel_mm(volume)
+    """Return a box around a voxel and a mask of the ball in it.
+
+    The box is clipped to the image. The mask has the box's shape and is True up to `radius_mm` from
+    the centre.
+    """
+    sizes_mm = voxel_sizes(volume.affine_mm)
+    reach = radius_mm / sizes_mm
     starts = np.maximum(np.ceil(centre_ijk - reach), 0).astype(int)
     stops = np.minimum(np.floor(centre_ijk + reach) + 1, volume.shape_ijk).astype(int)
     box = tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))
     axes = np.ogrid[box]
     squared = sum(
         ((axis - place) * mm) ** 2
-        for axis, place, mm in zip(axes, centre_ijk, voxel_mm(volume), strict=True)
+        for axis, place, mm in zip(axes, centre_ijk, sizes_mm, strict=True)
     )
     return box, np.asarray(squared <= radius_mm**2)
 
 
 @dataclass
 class Ball:
-    """A ball around each click, filled for a positive and emptied for a negative one, in order."""
+    """A ball around each click, in order: added if the click is positive, removed if negative."""
 
     volume: Volume
     radius_mm: float = 10.0
@@ -56,12 +57,12 @@ class Ball:
 
 @dataclass
 class RegionGrowing:
-    """Connected threshold: what hangs together with the click and is about as bright.
+    """Connected threshold: the connected region around a click with a similar intensity.
 
-    From each click grow the voxels within `spread` standard deviations of the mean, both taken
-    over `sample_mm` around it, no further than `radius_mm`; in the image smoothed by `sigma_mm`.
-    Regions of positive clicks are added and those of negative ones removed, in order; the latter
-    grow no further than `negative_mm`.
+    A region holds voxels within `spread` standard deviations of the mean; both are taken over
+    `sample_mm` around the click, in the image smoothed by `sigma_mm`. It extends at most
+    `radius_mm` from the click. Regions of positive clicks are added and regions of negative clicks
+    are removed, in order; the latter extend at most `negative_mm`.
     """
 
     volume: Volume
@@ -83,20 +84,22 @@ class RegionGrowing:
         return mask
 
     def _grow(self, click: np.ndarray, is_positive: bool) -> tuple[Box, np.ndarray]:
+        """Return a box around a click and the mask of its region in the box."""
         radius_mm = self.radius_mm if is_positive else self.negative_mm
         box, inside = ball(self.volume, click, radius_mm)
-        sigma = self.sigma_mm / voxel_mm(self.volume)
+        sigma = self.sigma_mm / voxel_sizes(self.volume.affine_mm)
         image = ndimage.gaussian_filter(self.volume.array[box].astype(np.float32), sigma)
         here = tuple(int(c) - part.start for c, part in zip(click, box, strict=True))
         mean, std = self._sample(image, box, click)
-        alike = inside & (np.abs(image - mean) <= self.spread * std)
-        alike[here] = True
-        regions, _ = ndimage.label(alike)
+        similar = inside & (np.abs(image - mean) <= self.spread * std)
+        similar[here] = True
+        regions, _ = ndimage.label(similar)
         return box, regions == regions[here]
 
     def _sample(self, image: np.ndarray, box: Box, click: np.ndarray) -> tuple[float, float]:
-        """Mean and standard deviation near the click, over its 27 neighbours at least."""
-        radius_mm = max(self.sample_mm, float(np.sqrt(3) * voxel_mm(self.volume).min()))
+        """Return mean and standard deviation near the click, over at least 3×3×3 voxels."""
+        finest_mm = float(voxel_sizes(self.volume.affine_mm).min())
+        radius_mm = max(self.sample_mm, float(np.sqrt(3)) * finest_mm)
         near_box, near = ball(self.volume, click, radius_mm)
         shift = tuple(
             slice(max(n.start - b.start, 0), n.stop - b.start)
@@ -108,10 +111,11 @@ class RegionGrowing:
 
 @dataclass
 class RandomWalker:
-    """Random walks to the clicks: positive ones against negative ones and the border of a cube.
+    """Random walker (Grady 2006): positive seeds against negative seeds and a cube's border.
 
-    The cube has `size` voxels of `spacing_mm` around the clicks, coarser where they lie apart; a
-    click is a seed of `seed_mm`. beta: how much an edge in the image hinders a walk (Grady 2006).
+    The cube lies around the clicks and has `size` voxels of `spacing_mm` along each side; the
+    spacing grows if the clicks lie further apart. Each click is a seed of radius `seed_mm`. beta:
+    weight of the image's edges.
     """
 
     volume: Volume
@@ -131,16 +135,16 @@ class RandomWalker:
         )
         try:
             image = normalize(roi.crop(volume.array), volume.is_ct)
-        except InputError:  # no contrast: only the seeds are known
+        except InputError:  # no contrast: only the seeds count
             image = np.zeros((self.size,) * 3, dtype=np.float32)
         seeds = self._seeds(roi, clicks_ijk, labels)
-        shares = random_walker(
+        probabilities = random_walker(
             image, seeds, beta=self.beta, mode="cg_j", tol=1e-3, prob_tol=0.1, return_full_prob=True
         )
-        return roi.paste(shares[0] - 0.5).astype(bool)
+        return roi.paste(probabilities[0] - 0.5).astype(bool)
 
     def _seeds(self, roi: Roi, clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """1 object, 2 background, 0 for the walker to find out: (size, size, size)."""
+        """Return (size, size, size) int32: 1 structure, 2 background, 0 for unlabelled voxels."""
         seeds = np.full((self.size,) * 3, 2, dtype=np.int32)
         seeds[1:-1, 1:-1, 1:-1] = 0
         grid = np.indices(seeds.shape).reshape(3, -1).T

@@ -1,4 +1,4 @@
-"""A real server, and the clicks that OHIF and 3D Slicer send to it over HTTP."""
+"""A real server process, and clients that click over HTTP as OHIF and 3D Slicer do."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import psutil
 from monailabel.client import MONAILabelClient
 
@@ -27,29 +28,32 @@ APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
 START_SECONDS = 120
 MODEL = "fastsam3d"
 
-Clicks = Sequence[Sequence[int]]
+Clicks = Sequence[np.ndarray]
+"""Clicks: stored voxel indices, each (3,)."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running one; processes: those that compute."""
+    """A running server. processes: the processes that compute masks."""
 
     url: str
     processes: tuple[psutil.Process, ...]
 
     def get(self, path: str) -> bytes:
+        """Return the body of a GET request."""
         with urllib.request.urlopen(self.url + path, timeout=120) as reply:
             return reply.read()
 
     def rss_mb(self) -> float:
+        """Return the resident memory of all processes in MiB."""
         return sum(process.memory_info().rss for process in self.processes) / 2**20
 
 
 @contextmanager
 def running_server(studies: Path, folder: Path, conf: Sequence[str] = ()) -> Iterator[Server]:
-    """Start ``monailabel start_server`` on a free port; it is stopped at the end.
+    """Run ``monailabel start_server`` on a free port; it stops when the block ends.
 
-    studies: folder of images. folder: where the log goes. conf: name, value, name, value, ….
+    studies: folder of images. folder: for the log. conf: name, value, name, value, ….
     """
     port = free_port()
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP)]
@@ -78,7 +82,7 @@ def running_server(studies: Path, folder: Path, conf: Sequence[str] = ()) -> Ite
 def running_servers(
     count: int, studies: Path, folder: Path, conf: Sequence[str] = ()
 ) -> Iterator[Server]:
-    """Several server processes behind one nginx, which gives a client the same one each time."""
+    """Run several servers behind one nginx, which sends a client to the same server each time."""
     nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if nginx is None:
         raise SystemExit("--processes needs nginx; on Debian and Ubuntu: apt install nginx-light")
@@ -147,7 +151,11 @@ def _wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None
 
 @dataclass
 class Answer:
-    """ms: until the client has the mask, which checksum is of. stages: the server's seconds."""
+    """The reply to a click.
+
+    ms: from the request until the client has the mask. checksum: of the mask's voxels. stages:
+    the server's seconds by stage.
+    """
 
     ms: float
     checksum: int
@@ -155,17 +163,18 @@ class Answer:
 
 
 class Ohif:
-    """Sends what OHIF sends and reads to the end, as fast as a browser's own network code can."""
+    """Sends OHIF's requests and reads the whole reply, at least as fast as a browser does."""
 
     name = "ohif"
 
     def __init__(self, url: str, source: str = "127.0.0.1") -> None:
-        """source: address of this client, any of 127.x.x.x on Linux."""
+        """Connect to a server; source: address of this client, any of 127.x.x.x on Linux."""
         self._place = urlsplit(url)
         self._source = (source, 0)
         self.backend = ""
 
     def click(self, image: str, foreground: Clicks, background: Clicks = ()) -> Answer:
+        """Request a mask; raises RuntimeError unless the server returns it."""
         params = {
             "foreground": [list(map(int, point)) for point in foreground],
             "background": [list(map(int, point)) for point in background],
@@ -174,16 +183,16 @@ class Ohif:
             "result_compress": False,
             "restore_label_idx": False,
         }
-        limit = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
+        boundary = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
         body = (
-            f'--{limit}\r\nContent-Disposition: form-data; name="params"\r\n\r\n'
-            f"{json.dumps(params)}\r\n--{limit}--\r\n"
+            f'--{boundary}\r\nContent-Disposition: form-data; name="params"\r\n\r\n'
+            f"{json.dumps(params)}\r\n--{boundary}--\r\n"
         )
         start = time.perf_counter()
         connection = http.client.HTTPConnection(
             str(self._place.hostname), self._place.port, source_address=self._source
         )
-        headers = {"Content-Type": f"multipart/form-data; boundary={limit}"}
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         connection.request("POST", f"/infer/{MODEL}?image={image}&output=image", body, headers)
         reply = connection.getresponse()
         content = reply.read()
@@ -196,7 +205,7 @@ class Ohif:
 
 
 class Slicer:
-    """MONAI Label's own client, which 3D Slicer ships, until it has written the mask's file."""
+    """MONAI Label's own client, as in 3D Slicer; its time includes writing the mask's file."""
 
     name = "slicer"
 
@@ -204,6 +213,7 @@ class Slicer:
         self._client = MONAILabelClient(url, str(folder), "benchmark")
 
     def click(self, image: str, foreground: Clicks, background: Clicks = ()) -> Answer:
+        """Request a mask; raises MONAILabelClientException unless the server returns it."""
         params: dict[str, Any] = {
             "label": "organ",
             "foreground": [list(map(int, point)) for point in foreground],
@@ -212,15 +222,15 @@ class Slicer:
             "result_dtype": "uint8",
         }
         start = time.perf_counter()
-        path, said = self._client.infer(MODEL, image, params)
+        path, result = self._client.infer(MODEL, image, params)
         ms = 1e3 * (time.perf_counter() - start)
         content = Path(path).read_bytes()
         Path(path).unlink()
-        told = said["latencies"]
-        stages = {name: s for stage in told["transform"].values() for name, s in stage.items()}
-        return Answer(ms, _checksum(content), {**stages, "Write": told["write"]})
+        latencies = result["latencies"]
+        stages = {name: s for stage in latencies["transform"].values() for name, s in stage.items()}
+        return Answer(ms, _checksum(content), {**stages, "Write": latencies["write"]})
 
 
 def _checksum(nrrd: bytes) -> int:
-    """Of the voxels."""
+    """Return a checksum of the voxels, without the header."""
     return zlib.crc32(memoryview(nrrd)[nrrd.index(b"\n\n") + 2 :])

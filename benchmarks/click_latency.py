@@ -1,10 +1,10 @@
-"""What a user waits for between a click and its mask: a real server, real HTTP, both viewers.
+"""Measure the time from a click to its mask: a real server, real HTTP, both viewers.
 
 python benchmarks/click_latency.py [--shape 512,512,300] [--clicks 500] [--processes 2]
     [--json FILE] [--markdown FILE] [--plot FILE] [--conf weights FILE ...]
 
-The scan is the synthetic torso with noise of its own, int16 in a .nii.gz. Each viewer's time runs
-from its request until it has all of the mask. Needs what requirements-dev.txt lists.
+The scan is the synthetic torso with added noise, int16 in a .nii.gz. A viewer's time runs from its
+request until it has the whole mask. The packages of requirements-dev.txt are needed.
 """
 
 from __future__ import annotations
@@ -45,10 +45,16 @@ from benchmarks.click_clients import (  # noqa: E402
 )
 from benchmarks.click_report import machine, markdown, plot  # noqa: E402
 
-FIELD_MM = (410.0, 410.0, 360.0)  # of a scan of the trunk, whatever its shape
+FIELD_MM = (410.0, 410.0, 360.0)
+"""FIELD_MM: the scan's extent, whatever its shape."""
+
 NOISE_HU = 12.0
-SERIES = 3  # structures that are clicked on ten times each
+SERIES = 3
+"""SERIES: structures that are clicked on."""
+
 CLICKS = 10
+"""CLICKS: clicks on each structure."""
+
 RNG_SEED = 0
 
 Viewer = Ohif | Slicer
@@ -72,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_scans(studies: Path, shape_ijk: Sequence[int]) -> None:
-    """One scan under several names, so that each can be met for the first time."""
+    """Write one scan under several names, so that the server can read each one cold."""
     studies.mkdir()
     coarse_ijk = tuple(max(length // 3, 8) for length in shape_ijk)
     affine_mm = torso.centred_affine(coarse_ijk, np.divide(FIELD_MM, coarse_ijk), "LPS")
@@ -88,6 +94,7 @@ def make_scans(studies: Path, shape_ijk: Sequence[int]) -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Return all numbers as they are written to JSON."""
     studies, shape_ijk = folder / "studies", options.shape
     result: dict[str, Any] = {"date": str(date.today()), "shape": list(shape_ijk), **machine()}
     print("timing LoadImage", flush=True)
@@ -112,15 +119,16 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_image_ms(path: Path) -> float:
-    """MONAI's reader, which MONAI Label's own tasks run for each click."""
-    from monai.transforms import LoadImage
+    """Time MONAI's reader, which MONAI Label's own tasks run for each click."""
+    from monai.transforms.io.array import LoadImage
 
     return statistics.median(_ms(lambda: LoadImage(image_only=True)(path)) for _ in range(3))
 
 
 def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], list[Answer]]:
-    """Times of one viewer alone, and all its answers."""
-    places = random_places(shape_ijk, seed=len(viewer.name))  # of its own: nothing is known yet
+    """Return the times of one viewer alone, and its answers."""
+    # a seed of its own, so that no other viewer has clicked there
+    places = random_places(shape_ijk, seed=len(viewer.name))
     cold = viewer.click(f"cold_{viewer.name}", [next(places)])
     viewer.click("scan", [next(places)])  # decodes the scan
     firsts, nexts, labels = [], [], []
@@ -128,8 +136,9 @@ def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], 
         clicks = series(next(places), shape_ijk)
         firsts.append(viewer.click("scan", clicks[:1]))
         nexts += [viewer.click("scan", clicks[:count]) for count in range(2, CLICKS + 1)]
-        # the first click stays, and with it the ROI; what follows is new
-        labels.append(viewer.click("scan", clicks[:1], [clicks[3], clicks[5]]))
+        # the first click and its ROI stay; the negative clicks are new and lie on other voxels
+        negative = [click for click in clicks[3:] if (click != clicks[0]).any()]
+        labels.append(viewer.click("scan", clicks[:1], negative[:2]))
     times = {
         "first_cold_ms": round(cold.ms, 1),
         "first_ms": _median(firsts),
@@ -140,7 +149,7 @@ def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], 
 
 
 def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Medians, ms, of the server's stages over the answers in which they ran."""
+    """Return each stage's median time in ms, over the answers in which it ran."""
     spent: dict[str, list[float]] = {}
     for answer in answers:
         for stage, seconds in answer.stages.items():
@@ -170,14 +179,14 @@ def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def read_ahead(server: Server, viewer: Viewer, shape_ijk: Sequence[int]) -> float:
-    """The first click of a user who looked at the scan for a while."""
+    """Time the first click of a user who opened the scan 5 s before."""
     server.get("/datastore/image/info?image=ahead")
     time.sleep(5)
     return round(viewer.click("ahead", [next(random_places(shape_ijk, seed=2))]).ms, 1)
 
 
 def several_clients(viewers: Sequence[Viewer], shape_ijk: Sequence[int]) -> dict[str, Any]:
-    """Each clicks its own ten times at once; the masks are compared with those of one alone."""
+    """Let all viewers click ten times at once; compare their masks with those of each alone."""
     places = [next(random_places(shape_ijk, seed=10 + number)) for number in range(len(viewers))]
 
     def click(viewer: Viewer, place: np.ndarray) -> list[Answer]:
@@ -199,35 +208,35 @@ def several_clients(viewers: Sequence[Viewer], shape_ijk: Sequence[int]) -> dict
 
 
 def info_times(server: Server, viewer: Viewer, shape_ijk: Sequence[int]) -> dict[str, Any]:
-    """Of GET /info/: the slowest, ms, with nothing else, while clicks compute, while decoding."""
+    """Time GET /info/ in ms: on an idle server, during clicks, and while a scan is decoded."""
     places = random_places(shape_ijk, seed=3)
 
     def clicks() -> None:
-        for _ in range(CLICKS):  # a new ROI each: cropped, encoded, decoded
+        for _ in range(CLICKS):  # each has a new ROI: cropped, encoded, decoded
             viewer.click("scan", [next(places)])
 
-    with asking(server) as idle:
+    with polling(server) as idle:
         time.sleep(1)
-    with asking(server) as clicking:
+    with polling(server) as clicking:
         clicks()
-    with asking(server) as decoding:
+    with polling(server) as decoding:
         viewer.click("cold_info", [next(places)])
     times = {"idle": idle, "clicking": clicking, "decoding": decoding}
     return {name: {"max": max(ms), "p50": statistics.median(ms)} for name, ms in times.items()}
 
 
 @contextmanager
-def asking(server: Server) -> Iterator[list[float]]:
-    """Ask for /info/ over and over; gives the list that the times, ms, are put into."""
+def polling(server: Server) -> Iterator[list[float]]:
+    """Request /info/ repeatedly; yield the list that collects the times in ms."""
     times: list[float] = []
     done = threading.Event()
 
-    def ask() -> None:
+    def poll() -> None:
         while not done.is_set():
             times.append(round(_ms(lambda: server.get("/info/")), 1))
             done.wait(0.02)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=poll)
     thread.start()
     try:
         yield times
@@ -239,26 +248,26 @@ def asking(server: Server) -> Iterator[list[float]]:
 def memory_growth(
     server: Server, viewer: Viewer, shape_ijk: Sequence[int], count: int
 ) -> dict[str, Any]:
-    """RSS of the server before and after `count` clicks, each series of ten at a new place."""
+    """Return the server's RSS and its growth over `count` clicks, ten at each place."""
     places = random_places(shape_ijk, seed=4)
     before = server.rss_mb()
-    clicked = 0
-    while clicked < count:
+    done = 0
+    while done < count:
         clicks = series(next(places), shape_ijk)
-        for length in range(1, min(CLICKS, count - clicked) + 1):
+        for length in range(1, min(CLICKS, count - done) + 1):
             viewer.click("scan", clicks[:length])
-            clicked += 1
+            done += 1
     after = server.rss_mb()
-    return {"rss_mb": round(after, 1), "rss_growth_mb": round(after - before, 1), "clicks": clicked}
+    return {"rss_mb": round(after, 1), "rss_growth_mb": round(after - before, 1), "clicks": done}
 
 
 def several_processes(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """As many clients as processes at once, each with a process of its own."""
+    """Measure as many clients as processes at once, each with a process of its own."""
     studies = folder / "studies"
     with running_servers(options.processes, studies, folder, options.conf) as server:
         place = next(random_places(options.shape, seed=5))
         viewers: dict[str, Viewer] = {}
-        for number in range(2, 250):  # addresses of this machine; nginx goes by a client's address
+        for number in range(2, 250):  # local addresses; nginx chooses the process by address
             viewer = Ohif(server.url, f"127.0.0.{number}")
             viewer.click("scan", [place])
             viewers.setdefault(viewer.backend, viewer)
@@ -270,14 +279,14 @@ def several_processes(folder: Path, options: argparse.Namespace) -> dict[str, An
 
 
 def random_places(shape_ijk: Sequence[int], seed: int) -> Iterator[np.ndarray]:
-    """Stored voxels (3,) in the middle of the body, without end."""
+    """Yield stored voxel indices (3,) in the middle of the body, without end."""
     generator = np.random.default_rng(seed)
     while True:
         yield (generator.uniform(0.35, 0.65, 3) * shape_ijk).astype(int)
 
 
 def series(place: np.ndarray, shape_ijk: Sequence[int]) -> list[np.ndarray]:
-    """Ten clicks around a place, itself the first."""
+    """Return ten clicks around a place, which is the first."""
     generator = np.random.default_rng(int(place.sum()))
     offsets = generator.uniform(-0.04, 0.04, (CLICKS, 3)) * shape_ijk
     offsets[0] = 0
@@ -302,11 +311,13 @@ def _ms(call: Callable[[], object]) -> float:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--shape", type=_shape, default=(512, 512, 300), help="I,J,K (%(default)s)")
-    parser.add_argument("--clicks", type=int, default=500, help="for the memory (%(default)s)")
+    parser.add_argument(
+        "--clicks", type=int, default=500, help="clicks of the memory measurement (%(default)s)"
+    )
     parser.add_argument("--processes", type=int, default=1, help="server processes behind nginx")
-    parser.add_argument("--json", type=Path, help="file for the numbers")
-    parser.add_argument("--markdown", type=Path, help="file for a table")
-    parser.add_argument("--plot", type=Path, help="PNG file")
+    parser.add_argument("--json", type=Path, help="file of the numbers")
+    parser.add_argument("--markdown", type=Path, help="file of the tables")
+    parser.add_argument("--plot", type=Path, help="file of the picture, PNG")
     parser.add_argument("--conf", nargs="*", default=[], help="options of the app: name value …")
     return parser.parse_args(arguments)
 

@@ -1,9 +1,9 @@
-"""What click_latency.py measured, as a table and as a picture."""
+"""The numbers of click_latency.py as Markdown tables and as a picture."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ from typing import Any
 import psutil
 import torch
 
+from .processor import cpu_name
+from .report_table import table
+
 PACKAGES = ("monailabel", "monai", "torch", "numpy", "nibabel", "SimpleITK", "isal", "uvicorn")
 VIEWERS = {"ohif": "OHIF", "slicer": "3D Slicer"}
 
 
 def machine() -> dict[str, Any]:
-    """What the times depend on besides the code."""
+    """Return what the times depend on besides the code."""
     return {
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
@@ -28,44 +31,39 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def markdown(result: Mapping[str, Any]) -> str:
-    shape = " × ".join(map(str, result["shape"]))
-    rows = [
-        f"# Click latency, {shape} voxels",
+    """Return the numbers as Markdown: viewers, stages, and everything else."""
+    clicks: list[tuple[str, Callable[[Mapping[str, Any]], float]]] = [
+        ("first click, scan not read yet", lambda times: times["first_cold_ms"]),
+        ("first click, scan read", lambda times: times["first_ms"]),
+        ("another label in the same region", lambda times: times["other_label_ms"]),
+        ("2nd to 10th click, median", lambda times: times["next_ms"]["p50"]),
+        ("2nd to 10th click, 95th percentile", lambda times: times["next_ms"]["p95"]),
+    ]
+    stages = [(name.removesuffix("_ms"), ms) for name, ms in result["stages"].items()]
+    lines = [
+        f"# Click latency, {' × '.join(map(str, result['shape']))} voxels",
         "",
         f"{result['date']}, {result['device']}, {result['processor']}, {result['cores']} cores, "
         f"{result['threads']} threads; milliseconds.",
         "",
-        "| | OHIF | 3D Slicer |",
-        "|---|---|---|",
+        *table(
+            ["", *VIEWERS.values()],
+            [[text, *(time(result[viewer]) for viewer in VIEWERS)] for text, time in clicks],
+        ),
+        "",
+        *table(["stage", "median"], stages),
+        "",
+        *table(["", ""], _other_rows(result)),
     ]
-    for key, text in (
-        ("first_cold_ms", "first click, scan not read yet"),
-        ("first_ms", "first click, scan read"),
-        ("other_label_ms", "another label in the same region"),
-    ):
-        rows.append(f"| {text} | {' | '.join(str(result[name][key]) for name in VIEWERS)} |")
-    for key, text in (("p50", "2nd to 10th click, median"), ("p95", "the same, 95th percentile")):
-        values = (str(result[name]["next_ms"][key]) for name in VIEWERS)
-        rows.append(f"| {text} | {' | '.join(values)} |")
-    rows += ["", "| stage | median |", "|---|---|"]
-    rows += [f"| {name.removesuffix('_ms')} | {ms} |" for name, ms in result["stages"].items()]
-    rows += ["", "| | |", "|---|---|", *_others(result)]
-    return "\n".join(rows) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def _others(result: Mapping[str, Any]) -> list[str]:
-    """Rows of a table with what is not of one viewer."""
-    pairs = [
+def _other_rows(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the rows of the numbers that belong to no single viewer."""
+    rows = [
         ("MONAI's LoadImage of the file", result["load_image_ms"]),
-        ("first click after the scan was opened", result["first_after_read_ahead_ms"]),
+        ("first click, 5 s after the scan was opened", result["first_after_read_ahead_ms"]),
         *((f"/info, slowest, {name}", times["max"]) for name, times in result["info_ms"].items()),
         (f"memory growth, {result['clicks']} clicks, MB", result["rss_growth_mb"]),
         ("memory of the server, MB", result["rss_mb"]),
@@ -74,16 +72,16 @@ def _others(result: Mapping[str, Any]) -> list[str]:
     if "processes" in result:
         count = result["processes"]["count"]
         measured[f"{count} clients, {count} processes"] = result["processes"]
-        pairs.append((f"memory of {count} processes, MB", result["processes"]["rss_mb"]))
+        rows.append((f"memory of {count} processes, MB", result["processes"]["rss_mb"]))
     for name, each in measured.items():
-        pairs.append((f"{name}: next click, median", each["next_ms"]["p50"]))
-        pairs.append((f"{name}: clicks a second", each["clicks_per_second"]))
-        pairs.append((f"{name}: masks as alone", "yes" if each["masks_as_alone"] else "NO"))
-    return [f"| {name} | {value} |" for name, value in pairs]
+        rows.append((f"{name}: next click, median", each["next_ms"]["p50"]))
+        rows.append((f"{name}: clicks per second", each["clicks_per_second"]))
+        rows.append((f"{name}: same masks as alone", "yes" if each["masks_as_alone"] else "NO"))
+    return rows
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """A bar for each kind of click and viewer, beside MONAI's reader."""
+    """Draw a bar for each kind of click and viewer, and lines for MONAI's reader."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Who is measured: the app's models as the server runs them, classical baselines, 2D SAMs."""
+"""The models to measure: the app's models as the server runs them, baselines, 2D SAMs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ import numpy as np
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
-from lib.errors import InputError
+from lib.errors import InputError, WeightsError
 from lib.imaging.volume import Volume
 from lib.infers import Caches
-from lib.networks.checkpoint import CheckpointError
 from lib.options import Options
-from lib.weights.files import WeightsError
 
 from .baselines import Ball, RandomWalker, RegionGrowing
-from .protocols import Model, Protocol, Series, click_series
+from .protocols import Model, Protocol, Scan, Series, click_series
 
 MODEL_FOLDER = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d" / "model"
 
-# name -> which of the app's models, and the published file that it runs with (default: its own)
+# SERVED: by name, the app's model and the published file of its weights; "" for its default weights
 SERVED = {
     "fastsam3d": ("fastsam3d", ""),
     "sam_med3d": ("sam_med3d", ""),
@@ -42,30 +40,22 @@ VOLUME_CACHE_BYTES = 2**30
 RESULT_CACHE_BYTES = 2**29
 
 
-@dataclass(frozen=True)
-class Scan:
-    """A scan as it lies in a file, and decoded."""
-
-    path: Path
-    volume: Volume
-
-    @property
-    def spacing_mm(self) -> tuple[float, ...]:
-        return tuple(np.linalg.norm(self.volume.affine_mm[:3, :3], axis=0).tolist())
-
-
 Contestant = Callable[[Scan, np.ndarray, Protocol, str], Series]
-"""Scan, target (I, J, K) bool, protocol, key of case and structure -> what came of the clicks."""
+"""Contestant(scan, target, protocol, key) returns the Series of its clicks.
+
+target: (I, J, K) bool. key: names case and structure; it seeds the clicks.
+"""
 
 
 class Served:
-    """One of the app's models, built as the app builds it and asked as a client asks it.
+    """A model of the app, built as the app builds it and called with a client's request.
 
-    Everything between the request and the mask is the server's, its caches too; only the reply is
-    not written to a file.
+    The whole path from the request to the mask is the server's, with its caches. The mask is not
+    written to a file.
     """
 
     def __init__(self, kind: str, weights: str) -> None:
+        """Load the app's model `kind`; weights: a file, or "" for the default weights."""
         option = {"fastsam3d": "weights", "sam_med3d": "teacher_weights"}[kind]
         conf = {option: weights} if weights else {}
         caches = Caches(
@@ -73,7 +63,7 @@ class Served:
             embeddings=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
             masks=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
         )
-        config = CONFIGS[kind]()
+        config: Any = CONFIGS[kind]()
         options = Options.from_conf(conf)
         config.init(kind, str(MODEL_FOLDER), conf, planner=None, options=options, caches=caches)
         self._task: Any = config.infer()
@@ -92,13 +82,13 @@ class Served:
         return click_series(model, target, protocol, key, scan.spacing_mm)
 
     def weights(self) -> dict[str, Any]:
-        """As `/info` names them."""
+        """Return the description of the weights that `/info` shows."""
         return self._task.info()["weights"]
 
 
 @dataclass(frozen=True)
 class Classical:
-    """A baseline; it starts afresh on each object."""
+    """A baseline without a network; each structure gets a new instance."""
 
     make: Callable[[Volume], Model]
 
@@ -106,27 +96,28 @@ class Classical:
         return click_series(self.make(scan.volume), target, protocol, key, scan.spacing_mm)
 
 
-def present_models(weights: Mapping[str, str]) -> list[str]:
-    """All that can be measured here: whatever is trained, and the baselines."""
+def available_models(weights: Mapping[str, str]) -> list[str]:
+    """Return the names of all models whose weights are available, and of the baselines."""
     served = [
         name
         for name, (_, file) in SERVED.items()
         if name in weights or (not file or (MODEL_FOLDER / file).is_file())
     ]
-    given = [name for name in weights if name not in served]
-    return [*served, *given, *BASELINES]
+    others = [name for name in weights if name not in served]
+    return [*served, *others, *BASELINES]
 
 
 def make_contestants(
     names: Sequence[str], weights: Mapping[str, str], radius_mm: float = 10.0
 ) -> dict[str, Contestant]:
-    """weights: file of a model by name; a new name is a model of its own.
+    """Load the models.
 
-    Raises InputError for an unknown name and for weights that are not there.
+    weights: file of a model, by its name; a name that is not in `SERVED` becomes a FastSAM3D with
+    these weights. Raises InputError for an unknown name and for missing weights.
     """
     unused = sorted(set(weights) - set(names))
     if unused:
-        raise InputError(f"--weights {unused[0]}=… is given, but {unused[0]} is not in --models")
+        raise InputError(f"--weights {unused[0]}=…: {unused[0]} is not in --models")
     return {name: _make(name, weights.get(name, ""), radius_mm) for name in names}
 
 
@@ -141,14 +132,14 @@ def _make(name: str, weights: str, radius_mm: float) -> Contestant:
     if name not in SERVED and not weights:
         known = ", ".join([*SERVED, *BASELINES, *SLICEWISE])
         raise InputError(
-            f"there is no model {name!r}; there are {known}, "
-            f"and any name with --weights {name}=FILE"
+            f"unknown model {name!r}; choose from {known}, "
+            f"or give it weights: --weights {name}=FILE"
         )
     if published and not weights and not (MODEL_FOLDER / published).is_file():
         raise InputError(f"{name} needs {published} in {MODEL_FOLDER}, or --weights {name}=FILE")
     try:
         return Served(kind, weights or published)
-    except (CheckpointError, WeightsError) as error:
+    except WeightsError as error:
         raise InputError(f"{name}: {error}") from error
 
 

@@ -1,10 +1,13 @@
-"""Labelled scans in the layouts that people have: which files, and which structures are in them.
+"""Labelled scans in common layouts: their files and their structures.
 
-A folder is taken for, in this order: one with a `manifest.csv` (columns source, case, image, label,
-and part where there are several), an nnU-Net folder (`imagesTr/CASE_0000.nii.gz`, `labelsTr`,
-`dataset.json`; the first channel is used), a BIDS-like folder (`sub-*/**/*.nii.gz` with labels
-`*dseg*`, `*label*` or `*mask*` below `derivatives`), or a folder of such folders, each a source of
-its own. A file is taken for a MONAI datalist.
+A folder is read as the first of these that fits:
+- a folder with `manifest.csv` (columns source, case, image, label, and optionally part),
+- an nnU-Net folder (`imagesTr/CASE_0000.nii.gz`, `labelsTr`, `dataset.json`; the first channel is
+  used),
+- a BIDS-like folder (`sub-*/**/*.nii.gz` with labels `*dseg*`, `*label*` or `*mask*` below
+  `derivatives`),
+- a folder of such folders, each of which is a source.
+A file is read as a MONAI datalist.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from lib.errors import InputError
 from lib.imaging.volume import Volume, read_volume
@@ -29,12 +33,15 @@ EXPECTED = (
 )
 
 Structures = Mapping[str, tuple[int, ...]]
-"""Name of a structure -> the label values that it is made of."""
+"""Structures: by name, the label values of each structure."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """A scan and its label map. structures: as the data set names them; empty where it does not."""
+class BenchmarkCase:
+    """The files of a scan and its label map.
+
+    structures: from the data set; empty if it names none.
+    """
 
     source: str
     name: str
@@ -44,11 +51,11 @@ class Case:
     modality: str = ""
 
 
-def find_cases(data: Path, part: str | None = None) -> list[Case]:
-    """All cases of a data set, sorted as it lists them; raises InputError where there are none.
+def find_cases(data: Path, part: str | None = None) -> list[BenchmarkCase]:
+    """Return all cases of a data set in its order; raises InputError if there are none.
 
-    part: the manifest's column `part` (default: "eval" where there is one, else all), nnU-Net's
-    "Tr" (default) or "Ts", or the name of the datalist's list (default: all).
+    part: a value of the manifest's column `part` (default: "eval" if present, else all), nnU-Net's
+    "Tr" (default) or "Ts", or the name of a list of the datalist (default: all lists).
     """
     if not data.exists():
         raise InputError(f"{data} does not exist; {EXPECTED}")
@@ -56,17 +63,15 @@ def find_cases(data: Path, part: str | None = None) -> list[Case]:
         return _datalist_cases(data, part)
     cases = _folder_cases(data, part)
     if cases is None:
-        found = [
-            _folder_cases(folder, part) for folder in sorted(data.iterdir()) if folder.is_dir()
-        ]
-        cases = [case for part_of in found if part_of for case in part_of]
+        folders = [path for path in sorted(data.iterdir()) if path.is_dir()]
+        cases = [case for folder in folders for case in _folder_cases(folder, part) or ()]
     if not cases:
         raise InputError(f"no labelled scans in {data}; {EXPECTED}")
     return cases
 
 
-def _folder_cases(folder: Path, part: str | None) -> list[Case] | None:
-    """The cases of a folder that is a data set itself, else None."""
+def _folder_cases(folder: Path, part: str | None) -> list[BenchmarkCase] | None:
+    """Return the cases of a folder that is a data set itself, else None."""
     if (folder / "manifest.csv").is_file():
         return _manifest_cases(folder, part)
     if (folder / f"labels{part or 'Tr'}").is_dir():
@@ -78,7 +83,7 @@ def _folder_cases(folder: Path, part: str | None) -> list[Case] | None:
     return None
 
 
-def _manifest_cases(folder: Path, part: str | None) -> list[Case]:
+def _manifest_cases(folder: Path, part: str | None) -> list[BenchmarkCase]:
     with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         missing = {"source", "case", "image", "label"} - set(reader.fieldnames or ())
@@ -94,7 +99,7 @@ def _manifest_cases(folder: Path, part: str | None) -> list[Case]:
             f"{folder / 'manifest.csv'} has no part {part!r}; it has {', '.join(parts)}"
         )
     return [
-        Case(
+        BenchmarkCase(
             row["source"],
             row["case"],
             folder / row["image"],
@@ -107,7 +112,7 @@ def _manifest_cases(folder: Path, part: str | None) -> list[Case]:
     ]
 
 
-def _nnunet_cases(folder: Path, part: str) -> list[Case]:
+def _nnunet_cases(folder: Path, part: str) -> list[BenchmarkCase]:
     description = _read_json(folder / "dataset.json")
     structures = _flat_names(description.get("labels", {}))
     channels = description.get("channel_names") or description.get("modality") or {}
@@ -122,14 +127,14 @@ def _nnunet_cases(folder: Path, part: str) -> list[Case]:
             )
         modality = str(channels.get("0", "")) if isinstance(channels, dict) else ""
         source = str(description.get("name") or folder.resolve().name)
-        cases.append(Case(source, name, image, label, structures, modality))
+        cases.append(BenchmarkCase(source, name, image, label, structures, modality))
     return cases
 
 
-def _datalist_cases(path: Path, part: str | None) -> list[Case]:
+def _datalist_cases(path: Path, part: str | None) -> list[BenchmarkCase]:
     content = _read_json(path)
     lists = content if isinstance(content, dict) else {"training": content}
-    lists = {name: found for name, found in lists.items() if _is_datalist(found)}
+    lists = {name: entries for name, entries in lists.items() if _is_datalist(entries)}
     if not lists or (part and part not in lists):
         raise InputError(
             f"{path} has no list {part or 'of images and labels'}; expected a MONAI datalist: "
@@ -145,20 +150,22 @@ def _datalist_cases(path: Path, part: str | None) -> list[Case]:
             if not file.is_file():
                 raise InputError(f"{path} names {file}, which does not exist")
         name = str(entry.get("case") or _stem(image))
-        cases.append(Case(entry.get("source") or source, name, image, label, _flat_names(names)))
+        cases.append(
+            BenchmarkCase(entry.get("source") or source, name, image, label, _flat_names(names))
+        )
     return cases
 
 
-def _is_datalist(found: Any) -> bool:
+def _is_datalist(entries: Any) -> bool:
     return (
-        isinstance(found, list)
-        and bool(found)
-        and all(isinstance(entry, dict) and {"image", "label"} <= entry.keys() for entry in found)
+        isinstance(entries, list)
+        and bool(entries)
+        and all(isinstance(entry, dict) and {"image", "label"} <= entry.keys() for entry in entries)
     )
 
 
-def _bids_cases(folder: Path) -> list[Case]:
-    """Each label map of `derivatives` with the image of its subject whose name is most alike."""
+def _bids_cases(folder: Path) -> list[BenchmarkCase]:
+    """Pair each label map of `derivatives` with its subject's image of the most similar name."""
     cases = []
     for label in _images_in(folder / "derivatives"):
         words = set(_stem(label).split("_"))
@@ -170,7 +177,7 @@ def _bids_cases(folder: Path) -> list[Case]:
             raise InputError(f"{label}: no image of {subject} in {folder / subject}")
         image = max(images, key=lambda path: len(words & set(_stem(path).split("_"))))
         names = _segmentation_names(label, folder)
-        cases.append(Case(folder.resolve().name, _stem(label), image, label, names))
+        cases.append(BenchmarkCase(folder.resolve().name, _stem(label), image, label, names))
     return cases
 
 
@@ -180,7 +187,7 @@ def _same_session(image: Path, words: set[str]) -> bool:
 
 
 def _segmentation_names(label: Path, folder: Path) -> Structures:
-    """Names in BIDS' table beside a label map, or in one for all of them."""
+    """Read the names from the BIDS table beside a label map, or from the table for all of them."""
     tables = [
         label.with_name(f"{_stem(label)}.tsv"),
         *sorted(folder.glob("derivatives/**/dseg.tsv")),
@@ -194,7 +201,7 @@ def _segmentation_names(label: Path, folder: Path) -> Structures:
 
 
 def _flat_names(names: Any) -> Structures:
-    """`{"1": "liver"}`, `{"liver": 1}` or `{"kidneys": [2, 3]}` -> values by name."""
+    """Return values by name for `{"1": "liver"}`, `{"liver": 1}` or `{"kidneys": [2, 3]}`."""
     structures: dict[str, tuple[int, ...]] = {}
     for key, value in names.items() if isinstance(names, dict) else ():
         if isinstance(value, list):
@@ -221,6 +228,7 @@ def _stem(path: Path) -> str:
 
 
 def _read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or {} if there is none."""
     if not path.is_file():
         return {}
     try:
@@ -229,8 +237,8 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path} is no valid JSON: {error}") from error
 
 
-def read_case(case: Case) -> tuple[Volume, Volume]:
-    """Image and label map of a case; raises InputError unless both lie on one grid."""
+def read_case(case: BenchmarkCase) -> tuple[Volume, Volume]:
+    """Return image and label map; raises InputError unless both have the same grid."""
     image, labels = read_volume(case.image), read_volume(case.label)
     if image.shape_ijk != labels.shape_ijk:
         raise InputError(
@@ -239,7 +247,7 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
         )
     corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
     apart_mm = np.abs((image.affine_mm - labels.affine_mm) @ corners).max()
-    if apart_mm > 0.5 * np.linalg.norm(image.affine_mm[:3, :3], axis=0).min():
+    if apart_mm > 0.5 * voxel_sizes(image.affine_mm).min():
         raise InputError(
             f"{case.name}: image and label map lie {apart_mm:.1f} mm apart in space; "
             "give the label map the image's geometry"
@@ -247,8 +255,10 @@ def read_case(case: Case) -> tuple[Volume, Volume]:
     return image, labels
 
 
-def targets(case: Case, labels: Volume, min_mm3: float) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and mask, (I, J, K) bool, of each structure of at least `min_mm3` in a label map."""
+def targets(
+    case: BenchmarkCase, labels: Volume, min_mm3: float
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and mask, (I, J, K) bool, of each structure of at least `min_mm3`."""
     voxel_mm3 = abs(np.linalg.det(labels.affine_mm[:3, :3]))
     array = (
         np.rint(labels.array).astype(np.int64) if labels.array.dtype.kind == "f" else labels.array
@@ -263,7 +273,7 @@ def targets(case: Case, labels: Volume, min_mm3: float) -> Iterator[tuple[str, n
 
 
 def _count_values(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`np.unique` with counts, without sorting a whole scan where the values are small."""
+    """Return the values and their counts, as `np.unique`; small values need no sorting."""
     if array.dtype.kind in "ui" and int(array.min()) >= 0 and int(array.max()) < 1 << 16:
         counts = np.bincount(array.ravel(order="K"))
         values = np.flatnonzero(counts)
@@ -271,21 +281,26 @@ def _count_values(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(array, return_counts=True)
 
 
-def choose_cases(cases: Iterable[Case], per_source: int | None, min_mm3: float) -> list[Case]:
-    """The first cases of each source that have a structure to click on; all for None."""
+def choose_cases(
+    cases: Iterable[BenchmarkCase], per_source: int | None, min_mm3: float
+) -> list[BenchmarkCase]:
+    """Return the first `per_source` cases of each source that have a structure; None: all."""
     if per_source is None:
         return list(cases)
-    taken: dict[str, int] = {}
-    chosen = []
+    counts: dict[str, int] = {}
+    selected = []
     for case in cases:
-        if taken.get(case.source, 0) < per_source and _has_target(case, min_mm3):
-            taken[case.source] = taken.get(case.source, 0) + 1
-            chosen.append(case)
-    return chosen
+        if counts.get(case.source, 0) < per_source and _has_target(case, min_mm3):
+            counts[case.source] = counts.get(case.source, 0) + 1
+            selected.append(case)
+    return selected
 
 
-def _has_target(case: Case, min_mm3: float) -> bool:
-    """A label map that cannot be read counts as one: it is reported when it is measured."""
+def _has_target(case: BenchmarkCase, min_mm3: float) -> bool:
+    """Return whether a case has a structure; True also if its label map cannot be read.
+
+    The measurement reports an unreadable label map.
+    """
     try:
         return next(targets(case, read_volume(case.label), min_mm3), None) is not None
     except InputError:

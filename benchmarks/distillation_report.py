@@ -1,12 +1,15 @@
-"""What distillation.py measured, as Markdown."""
+"""The numbers of distillation_benchmark.py as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .report_table import table
+
 
 def markdown(result: Mapping[str, Any]) -> str:
+    """Return the numbers as Markdown."""
     layerwise, logits = result["layerwise"], result["logits_only"]
     studies = layerwise["studies"]
     lines = [
@@ -21,13 +24,13 @@ def markdown(result: Mapping[str, Any]) -> str:
             [
                 ("teacher", *numbers(layerwise["dice_teacher"]), ""),
                 ("student, both stages", *numbers(layerwise["dice_student"]), minutes(layerwise)),
-                ("of the teacher's", *percents(layerwise["kept"]), ""),
+                ("share of the teacher's Dice", *percents(layerwise["kept"]), ""),
                 (
                     f"student, logits alone{rate(logits)}",
                     *numbers(logits["dice_student"]),
                     minutes(logits),
                 ),
-                ("of the teacher's", *percents(logits["kept"]), ""),
+                ("share of the teacher's Dice", *percents(logits["kept"]), ""),
             ],
         ),
         "",
@@ -38,29 +41,29 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         *table(
             ("epoch", "iteration", "k", "Eq. 2"),
-            [tuple(str(value) for value in row.values()) for row in result["schedule"]],
+            [tuple(row.values()) for row in result["schedule"]],
         ),
         "",
-        *others(result),
+        *server_facts(result),
     ]
     return "\n".join(lines) + "\n"
 
 
 def rate(run: Mapping[str, Any]) -> str:
+    """Return the learning rate in words, or nothing for the default."""
     return f" (Adam at {run['rate']:g})" if run.get("rate") else ""
 
 
 def pair_rows(errors: Mapping[str, Sequence[float]]) -> list[tuple[str, ...]]:
+    """Return a row for each time of the errors, and stage 1's error relative to the initial."""
     rows = [(name, *(f"{value:.3f}" for value in values)) for name, values in errors.items()]
-    shares = [after / before for before, after in zip(*both(errors), strict=True)]
+    pairs = zip(errors["initial"], errors["stage1"], strict=True)
+    shares = [after / before for before, after in pairs]
     return [*rows, ("stage1 / initial", *(f"{100 * share:.0f} %" for share in shares))]
 
 
-def both(errors: Mapping[str, Sequence[float]]) -> tuple[Sequence[float], Sequence[float]]:
-    return errors["initial"], errors["stage1"]
-
-
-def others(result: Mapping[str, Any]) -> list[str]:
+def server_facts(result: Mapping[str, Any]) -> list[str]:
+    """Return lines on publishing, click times, and the killed training."""
     publishing, clicks = result["publishing"], result["click_ms"]
     lines = [
         f"Published: {publishing['published']} ({publishing['reason']}); the server serves the "
@@ -84,11 +87,6 @@ def latency(times: Mapping[str, float] | None) -> str:
     if not times:
         return "no click"
     return f"{times['median']:.0f} ms ({times['p95']:.0f} ms, {times['clicks']} clicks)"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def numbers(dice: Mapping[str, float]) -> list[str]:

@@ -5,9 +5,9 @@
     python benchmarks/efficiency.py --rows sam_med3d_published,sam_med3d,fastsam3d
     python benchmarks/efficiency.py --rows none --table4 --plot growth.png
 
-Our own rows need torch alone; those of the 2D networks need requirements-benchmarks.txt as well,
-and are left out, with the reason, where that is not installed. Each fast row is compared with its
-slow reference before anything is timed.
+The rows of this project need torch alone. The rows of 2D networks also need
+requirements-benchmarks.txt; without it they are skipped and the report names the reason. Each fast
+row is compared with its slow reference before anything is timed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-if __name__ == "__main__":  # the repository in place of this folder, whose names others use too
+if __name__ == "__main__":  # this folder's modules must not hide packages of the same name
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import efficiency_report, growth  # noqa: E402
@@ -46,16 +46,17 @@ from benchmarks.measure import (  # noqa: E402
 )
 
 SAME_MASKS = 0.99
-"""Dice that a faster row has to keep against its reference; below, the command fails."""
+"""SAME_MASKS: lowest Dice between a fast row and its reference; below, the command fails."""
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure and report; return 1 if a row's masks differ from its reference."""
     options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     device = torch.device(options.device)
     if options.threads or options.clock == "cpu":
         torch.set_num_threads(1 if options.clock == "cpu" else options.threads)
-    torch.backends.cuda.matmul.allow_tf32 = False  # float32 rows are float32
+    torch.backends.cuda.matmul.allow_tf32 = False  # float32 rows compute in float32
     torch.backends.cudnn.allow_tf32 = False
     result: dict[str, Any] = describe_machine(device)
     result |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": [], "left_out": {}}
@@ -79,28 +80,40 @@ def main(arguments: list[str] | None = None) -> int:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"of {', '.join(ROWS)}; or none")
     parser.add_argument(
-        "--weights", action="append", default=[], metavar="NAME=FILE", help="instead of random ones"
+        "--rows", default=",".join(ROWS), help=f"rows of {', '.join(ROWS)}; or none"
+    )
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="weights of a row's network; default: random",
     )
     parser.add_argument("--runs", type=int, default=30, help="timed runs of each call")
-    parser.add_argument("--seconds", type=float, default=20.0, help="… at most so long, each")
-    parser.add_argument("--threads", type=int, default=0, help="default: torch's own choice")
+    parser.add_argument("--seconds", type=float, default=20.0, help="most time for each call")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="torch's threads (default: its own choice)"
+    )
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu: time of this process with one thread, for a machine that others use meanwhile",
+        help="cpu: CPU time of this process with one thread, for a machine under other load",
     )
-    parser.add_argument("--table4", action="store_true", help="sparse and flash, on and off")
-    parser.add_argument("--sizes", type=int, nargs="+", default=growth.SIZES, help="of --table4")
-    parser.add_argument("--json", type=Path, help="file to write")
-    parser.add_argument("--markdown", type=Path, help="file to write")
-    parser.add_argument("--plot", type=Path, help="picture of --table4 to write (needs matplotlib)")
+    parser.add_argument(
+        "--table4", action="store_true", help="measure sparse and flash attention, on and off"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=growth.SIZES, help="ROI sizes of --table4"
+    )
+    parser.add_argument("--json", type=Path, help="file of the numbers")
+    parser.add_argument("--markdown", type=Path, help="file of the tables")
+    parser.add_argument("--plot", type=Path, help="picture of --table4 (needs matplotlib)")
     options = parser.parse_args(arguments)
     options.rows = [] if options.rows == "none" else options.rows.split(",")
     if unknown := [name for name in options.rows if name not in ROWS]:
-        parser.error(f"no rows {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        parser.error(f"unknown rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
     if wrong := [pair for pair in options.weights if "=" not in pair]:
         parser.error(f"--weights {wrong[0]}: expected NAME=FILE")
     options.weights = dict(pair.split("=", 1) for pair in options.weights)
@@ -108,13 +121,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure_rows(options: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
+    """Append the rows to result["rows"], and the skipped ones to result["left_out"]."""
     ours = Candidates3D(device, options.weights)
     candidates = [ours.make(name) for name in options.rows if name not in ROWS_2D]
     described = [describe(candidate, device) for candidate in candidates]
     add_times(candidates, described, device, options)
     result["rows"] += described
     for name in options.rows:
-        if name in ROWS_2D:  # one after the other: each fills the memory by itself
+        if name in ROWS_2D:  # one at a time: each one alone fills the memory
             try:
                 candidate = make_2d(name, device, options.weights.get(name))
             except ImportError as error:
@@ -126,7 +140,7 @@ def measure_rows(options: argparse.Namespace, device: torch.device, result: dict
 
 
 def describe(candidate: Candidate, device: torch.device) -> dict[str, Any]:
-    """A row without its times: first of all, whether it gives what its reference gives."""
+    """Return a row without its times; first compare it with its reference."""
     logging.info("checking %s", candidate.name)
     row: dict[str, Any] = {
         "name": candidate.name,
@@ -147,7 +161,7 @@ def describe(candidate: Candidate, device: torch.device) -> dict[str, Any]:
         ("decoder", decode, candidate.decode, candidate.decoder_weights),
     ):
         if part == "decoder":
-            counted()  # what is kept between clicks is not part of one
+            counted()  # what is cached between clicks is not part of a click
         flops = count_flops(counted)
         row[f"{part}_gflops"] = flops * candidate.images / 1e9
         row[f"{part}_gmacs_per_image"] = flops / 2e9
@@ -163,6 +177,7 @@ def add_times(
     device: torch.device,
     options: argparse.Namespace,
 ) -> None:
+    """Time all candidates in turns and add the times to their rows."""
     for part in ("encode", "prepare", "decode"):
         logging.info("timing %s of %s", part, ", ".join(c.name for c in candidates))
         calls = {c.name: getattr(c, part) for c in candidates if getattr(c, part)}
@@ -181,6 +196,7 @@ def add_timing(row: dict[str, Any], key: str, timing: Timing) -> None:
 
 
 def write(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write the requested files; print the tables, or the JSON if no file gets it."""
     text = json.dumps(result, indent=1, ensure_ascii=False)
     for path, content in (
         (options.json, text + "\n"),

@@ -1,4 +1,4 @@
-"""The measurements of ``efficiency.py`` as Markdown and as a picture."""
+"""The numbers of ``efficiency.py`` as Markdown and as a picture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import growth
+from benchmarks.report_table import table
 
-# (row, what it is compared with, encoder or decoder)
+# RATIOS: a row and the row it is compared with
 RATIOS = (
     ("sam_med3d", "sam_med3d_published"),
     ("fastsam3d", "sam_med3d_published"),
@@ -20,7 +21,7 @@ Row = dict[str, Any]
 
 
 def add_ratios(rows: list[Row]) -> None:
-    """``times_faster`` in each row: encoder, decoder and their sum, against the published ones."""
+    """Add ``times_faster_than`` to the rows of RATIOS: encoder, decoder and their sum."""
     by_name = {row["name"]: row for row in rows}
     for name, other in RATIOS:
         if name in by_name and other in by_name:
@@ -34,11 +35,14 @@ def add_ratios(rows: list[Row]) -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
+    """Return the numbers as Markdown."""
     lines = ["# Efficiency", "", machine(result), ""]
     if result["rows"]:
         lines += ["## Table 3", "", *table3(result["rows"]), "", NOTES_3, ""]
-        lines += ["## How much faster, and is it the same?", "", *ratios(result["rows"]), ""]
-    lines += [f"- left out: `{name}`: {why}" for name, why in result.get("left_out", {}).items()]
+        lines += ["## Speed-up, and difference from the reference", "", *ratios(result["rows"]), ""]
+    lines += [
+        f"- skipped: `{name}`: {reason}" for name, reason in result.get("left_out", {}).items()
+    ]
     if "table4" in result:
         lines += ["", "## Table 4, and larger inputs", "", *table4(result["table4"]), ""]
         lines += [*exponents(result["table4"]), "", NOTES_4, ""]
@@ -46,22 +50,23 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 NOTES_3 = """\
-Times in ms for one 128³ volume: median (quartiles). 2D networks see each of its 128 slices; one is
-measured, and multiplied. *prepare* is once for an image, *decoder* the second click. GFLOP: the
-whole volume, two for each multiply-add; GMAC: one image, as the paper counts, but with attention.
-MB: the weights, and the most that torch holds besides during a call."""
+Times in ms for one 128³ volume: median (quartiles). A 2D network segments each of the 128 slices;
+one slice is measured and multiplied. *prepare* runs once for an image; *decoder* is the second
+click. GFLOP: the whole volume, two for each multiply-add. GMAC: one image, counted as in the paper
+but with attention. MB: the weights plus torch's peak memory during a call."""
 
 NOTES_4 = """\
 The student without position bias; groups of at most 64 tokens at each size. *attention* is the
-operator of one block, from q, k, v to its output; *difference* is relative, from the same pattern
-written out."""
+operator of one block, from q, k, v to its output. *difference* is relative to the same pattern in
+plain attention."""
 
 
 def machine(result: dict[str, Any]) -> str:
+    """Return the facts of the machine in one line."""
     facts = [
         f"{result['device_name']} ({result['device']})",
         f"{result['threads']} threads, {result['cpu_capability']}",
-        f"float32 matrix product {result['gemm_gflops']} GFLOP/s at that time",
+        f"float32 matrix product {result['gemm_gflops']} GFLOP/s during the run",
         "wall-clock time" if result.get("clock") != "cpu" else "CPU time of one thread",
         f"torch {result['torch']}, Python {result['python']}",
         result["date"],
@@ -70,6 +75,7 @@ def machine(result: dict[str, Any]) -> str:
 
 
 def _time(row: Row, key: str) -> str:
+    """Return median and quartiles, or nothing if the part was not timed."""
     if f"{key}_ms" not in row:
         return ""
     low, high = row[f"{key}_quartiles_ms"]
@@ -81,85 +87,78 @@ def _number(value: float) -> str:
 
 
 def table3(rows: list[Row]) -> list[str]:
-    lines = [
-        "| network | input | type | encoder ms | prepare ms | decoder ms | GFLOP (enc, dec) "
-        "| GMAC an image (enc, dec) | MB (enc, dec) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """Return Table 3: time, FLOPs and memory of each network."""
+    heads = ["network", "input", "type", "encoder ms", "prepare ms", "decoder ms"]
+    heads += ["GFLOP (enc, dec)", "GMAC an image (enc, dec)", "MB (enc, dec)"]
+    cells = []
     for row in rows:
         images = f"{row['images']} × " if row["images"] > 1 else ""
-        flops, macs, memory = (
+        network = [f"{row['what']} (`{row['name']}`)", images + row["input"], row["number_type"]]
+        times = [_time(row, key) for key in ("encoder", "prepare", "decoder")]
+        counts = [
             ", ".join(_number(row[f"{part}_{unit}"]) for part in ("encoder", "decoder"))
             for unit in ("gflops", "gmacs_per_image", "memory_mb")
-        )
-        cells = [
-            f"{row['what']} (`{row['name']}`)",
-            images + row["input"],
-            row["number_type"],
-            *(_time(row, key) for key in ("encoder", "prepare", "decoder")),
-            flops,
-            macs,
-            memory,
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        cells.append([*network, *times, *counts])
+    return table(heads, cells)
 
 
 def ratios(rows: list[Row]) -> list[str]:
-    lines = [
-        "| row | against | encoder | decoder | both | embedding | Dice of the masks "
-        "| largest difference of a logit |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Return the speed-up of each row and the difference from its reference."""
+    heads = ["row", "against", "encoder", "decoder", "both", "embedding", "Dice of the masks"]
+    heads.append("largest difference of a logit")
+    cells = []
     for row in (row for row in rows if "equality" in row):
         equality = row["equality"]
+        differences = [f"{equality['embedding']:.1e}", f"{equality['dice']:.4f}"]
+        differences.append(f"{equality['max_logit_difference']:.1e}")
         for other, faster in row.get("times_faster_than", {}).items():
-            times = " | ".join(f"{faster[key]:.1f}×" for key in ("encoder", "decoder", "total"))
-            lines.append(
-                f"| `{row['name']}` | `{other}` | {times} | {equality['embedding']:.1e} "
-                f"| {equality['dice']:.4f} | {equality['max_logit_difference']:.1e} |"
-            )
+            times = [f"{faster[key]:.1f}×" for key in ("encoder", "decoder", "total")]
+            cells.append([f"`{row['name']}`", f"`{other}`", *times, *differences])
     return [
-        *lines,
+        *table(heads, cells),
         "",
-        "Embedding (relative difference), Dice and logits: against the published computation of "
-        "the row's own weights.",
+        "Embedding (relative difference), Dice and logits: compared with the published computation "
+        "of the same weights.",
     ]
 
 
 def table4(rows: list[Row]) -> list[str]:
-    lines = [
-        "| ROI | tokens | variant | attention ms | encoder ms | attention GFLOP | encoder GFLOP "
-        "| attention MB | encoder MB | difference |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+    """Return Table 4: the attention variants at each ROI size."""
+    heads = ["ROI", "tokens", "variant", "attention ms", "encoder ms", "attention GFLOP"]
+    heads += ["encoder GFLOP", "attention MB", "encoder MB", "difference"]
+    keys = ("attention_gflops", "encoder_gflops", "attention_memory_mb", "encoder_memory_mb")
+    cells = [
+        [
+            *(f"{row['size']}³", row["tokens"], row["variant"]),
+            *(_time(row, part) for part in ("attention", "encoder")),
+            *(_number(row[key]) for key in keys),
+            f"{row['equality']:.0e}",
+        ]
+        for row in rows
     ]
-    for row in rows:
-        cells = [f"{row['size']}³", str(row["tokens"]), row["variant"]]
-        cells += [_time(row, "attention"), _time(row, "encoder")]
-        keys = ("attention_gflops", "encoder_gflops", "attention_memory_mb", "encoder_memory_mb")
-        cells += [_number(row[key]) for key in keys]
-        lines.append(f"| {' | '.join(cells)} | {row['equality']:.0e} |")
-    return lines
+    return table(heads, cells)
 
 
 def exponents(rows: list[Row]) -> list[str]:
+    """Return how the numbers grow with the tokens; nothing if there is only one size."""
     if len({row["tokens"] for row in rows}) < 2:
         return []
-    values = ("attention_gflops", "attention_ms", "attention_memory_mb", "encoder_ms")
-    lines = [
+    keys = ("attention_gflops", "attention_ms", "attention_memory_mb", "encoder_ms")
+    heads = ["variant", "attention GFLOP", "attention ms", "attention MB", "encoder ms"]
+    cells = [
+        [variant, *(f"{growth.exponent(rows, variant, key):.2f}" for key in keys)]
+        for variant in growth.VARIANTS
+    ]
+    return [
         "Growth with the number of tokens N, as the exponent of N (1: linear, 2: quadratic):",
         "",
-        "| variant | attention GFLOP | attention ms | attention MB | encoder ms |",
-        "|---|---|---|---|---|",
+        *table(heads, cells),
     ]
-    for variant in growth.VARIANTS:
-        found = " | ".join(f"{growth.exponent(rows, variant, value):.2f}" for value in values)
-        lines.append(f"| {variant} | {found} |")
-    return lines
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Time of the attention and of the encoder against tokens, both axes logarithmic."""
+    """Plot the time of attention and encoder against the tokens, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -168,9 +167,9 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), constrained_layout=True)
     for axis, part in zip(axes, ("attention", "encoder"), strict=True):
         for variant in growth.VARIANTS:
-            chosen = [row for row in rows if row["variant"] == variant]
-            tokens = [row["tokens"] for row in chosen]
-            times = [row[f"{part}_ms"] for row in chosen]
+            of_variant = [row for row in rows if row["variant"] == variant]
+            tokens = [row["tokens"] for row in of_variant]
+            times = [row[f"{part}_ms"] for row in of_variant]
             style = "--" if variant.endswith("plain") else "-"
             colour = "tab:blue" if variant.startswith("sparse") else "tab:red"
             axis.plot(tokens, times, style, color=colour, marker="o", label=variant)

@@ -1,7 +1,7 @@
-"""What is measured: each row of the report as calls that encode, prepare and decode.
+"""The rows of the efficiency report: calls that encode, prepare and decode.
 
-The 3D rows are ours (``lib.networks``) and the published computation of the same weights
-(``published.py``); the 2D rows come from ``sam2d.py``, which needs other packages.
+The 3D rows are this project's networks (``lib.networks``) and the published computation of the same
+weights (``published_networks.py``). The 2D rows come from ``sam2d.py``, which needs more packages.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import sam2d
-from benchmarks.published import PublishedNetwork
+from benchmarks.published_networks import PublishedNetwork
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.precision import choose
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint
 
 SEED = 0
-SLICES = 128  # of a 128³ volume, each an image of its own to a 2D network
+SLICES = 128
+"""SLICES: slices of a 128³ volume; a 2D network encodes each one."""
 
-# each row of our own, the configuration of its weights, and whether it is computed as published
+# ROWS_3D: by row, the name of its configuration, and whether it is computed as published
 ROWS_3D = {
     "sam_med3d_published": ("sam_med3d", True),
     "sam_med3d": ("sam_med3d", False),
@@ -31,7 +32,7 @@ ROWS_3D = {
     "fastsam3d": ("fastsam3d", False),
     "fastsam3d_sparse": ("fastsam3d_sparse", False),
 }
-# rows that may use a lower number type than float32, as the server does (lib.infers.precision)
+# AS_SERVED: rows in the number type that the server would choose (lib.infers.precision)
 AS_SERVED = {"fastsam3d", "fastsam3d_sparse"}
 ROWS_2D = ("sam", "mobile_sam", "tiny_sam", "medsam", "sam_med2d")
 ROWS = (*ROWS_3D, *ROWS_2D)
@@ -41,7 +42,7 @@ WHAT = {
     "sam_med3d": "SAM-Med3D, ours: closed-form windows, the same numbers",
     "fastsam3d_published": "FastSAM3D as published: dense, plain attention",
     "fastsam3d_float32": "FastSAM3D, ours, in float32",
-    "fastsam3d": "FastSAM3D, ours, as it is served",
+    "fastsam3d": "FastSAM3D, ours, as served",
     "fastsam3d_sparse": "FastSAM3D with the 3D sparse operator, no position bias, as served",
     "sam": "SAM ViT-B",
     "mobile_sam": "MobileSAM",
@@ -53,11 +54,12 @@ WHAT = {
 
 @dataclass
 class Candidate:
-    """A row. ``encode`` and ``decode`` are one image's, of ``images`` in a volume.
+    """The calls of a row.
 
-    prepare: what our networks compute from an embedding once, for all clicks; else None. decode is
-    the second click. float32: the same encode and decode in float32, where FLOPs are counted.
-    reference: gives the embedding and the mask that this row has to equal.
+    images: images in one volume; the calls run on one image. encode: returns the embedding. decode:
+    returns the logits of the second click. prepare: what is computed from an embedding once for all
+    clicks; None for networks without this step. float32: encode and decode in float32, for counting
+    FLOPs. reference: returns the embedding and the logits that this row must reproduce.
     """
 
     name: str
@@ -74,15 +76,20 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Clicks:
-    """The second click of a series on a 128³ ROI: two points and the mask of the first."""
+class SecondClick:
+    """The prompt of the second click on a 128³ ROI.
+
+    points: [1, 2, 3] ROI voxel indices. labels: [1, 2]. mask: [1, 1, 32, 32, 32] logits of the
+    first click.
+    """
 
     points: Tensor
     labels: Tensor
     mask: Tensor
 
     @classmethod
-    def on(cls, device: torch.device) -> Clicks:
+    def on(cls, device: torch.device) -> SecondClick:
+        """Return the prompt on a device, the same each time."""
         generator = torch.Generator().manual_seed(SEED)
         points = torch.tensor([[[60.0, 70.0, 50.0], [30.0, 20.0, 90.0]]])
         mask = torch.randn(1, 1, 32, 32, 32, generator=generator)
@@ -90,23 +97,24 @@ class Clicks:
 
 
 class Candidates3D:
-    """The rows of our own networks on one device; those of the same weights share them."""
+    """Makes the 3D rows on one device; rows of the same configuration share a network."""
 
     def __init__(self, device: torch.device, weights: dict[str, str]) -> None:
         self.device = device
         self.files = weights
         generator = torch.Generator().manual_seed(SEED)
         self.volume = torch.randn(1, 1, 128, 128, 128, generator=generator).to(device)
-        self.clicks = Clicks.on(device)
+        self.clicks = SecondClick.on(device)
         self._networks: dict[str, FastSAM3D] = {}
 
     def make(self, name: str) -> Candidate:
+        """Return the calls of a row."""
         config, as_published = ROWS_3D[name]
         network = self.network(config)
         return self._published(name, network) if as_published else self._ours(name, network)
 
     def network(self, config: str) -> FastSAM3D:
-        """The float32 network, of ``--weights`` or else with random weights."""
+        """Return the float32 network, with the weights of ``--weights`` or with random weights."""
         if config not in self._networks:
             if config in self.files:
                 network = load_checkpoint(self.files[config])
@@ -118,6 +126,7 @@ class Candidates3D:
 
     def _published(self, name: str, network: FastSAM3D) -> Candidate:
         published, clicks = PublishedNetwork(network), self.clicks
+        encoder_weights, decoder_weights = _weights(network)
         embedding = cache(lambda: published.encode(self.volume))
         return Candidate(
             name,
@@ -125,16 +134,20 @@ class Candidates3D:
             images=1,
             encode=lambda: published.encode(self.volume),
             decode=lambda: published.decode(embedding(), clicks.points, clicks.labels, clicks.mask),
-            **_weights(network),
+            encoder_weights=encoder_weights,
+            decoder_weights=decoder_weights,
         )
 
     def _ours(self, name: str, network: FastSAM3D) -> Candidate:
-        clicks, notes = self.clicks, {"number_type": "float32"}
+        clicks = self.clicks
+        notes: dict[str, object] = {"number_type": "float32"}
+        computed = network
         served: FastSAM3D | CapturedNetwork = network
         if name in AS_SERVED:
-            chosen, precision = choose(network, self.device)
-            served = CapturedNetwork(chosen)
+            computed, precision = choose(network, self.device)
+            served = CapturedNetwork(computed)
             notes = {"number_type": precision.number_type, "precision": precision.reason}
+        encoder_weights, decoder_weights = _weights(computed)
         embedding = cache(lambda: served.encode(self.volume))
         prepared = cache(lambda: served.prepare(embedding()))
         prepared_float32 = cache(lambda: network.prepare(network.encode(self.volume)))
@@ -151,7 +164,7 @@ class Candidates3D:
             encode=lambda: served.encode(self.volume),
             prepare=lambda: served.prepare(embedding()),
             decode=lambda: served.decode(prepared(), clicks.points, clicks.labels, clicks.mask)[0],
-            # the published networks know no image detail
+            # the published networks have no mask refiner
             reference=None if network.config.detail_channels else reference,
             float32=(
                 lambda: network.encode(self.volume),
@@ -160,14 +173,15 @@ class Candidates3D:
                 ),
             ),
             notes=notes,
-            **_weights(network if served is network else chosen),
+            encoder_weights=encoder_weights,
+            decoder_weights=decoder_weights,
         )
 
 
 def make_2d(name: str, device: torch.device, weights: str | None) -> Candidate:
-    """One slice of a volume, at the network's own resolution, with two clicks and a mask.
+    """Return the calls of a 2D network on one slice at its own resolution, with two clicks.
 
-    Raises ImportError where a package is missing, see ``sam2d.build``.
+    Raises ImportError if a package is missing, see ``sam2d.build``.
     """
     network = sam2d.build(name, weights).to(device)
     side = network.size
@@ -190,7 +204,7 @@ def make_2d(name: str, device: torch.device, weights: str | None) -> Candidate:
 
 
 def fill_position_tables(network: FastSAM3D) -> None:
-    """Random rows for the position bias, which starts at zero and would then change nothing."""
+    """Fill the position bias with random values; it starts at zero and would change nothing."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -198,15 +212,13 @@ def fill_position_tables(network: FastSAM3D) -> None:
                 parameter.normal_(std=0.1, generator=generator)
 
 
-def _weights(network: FastSAM3D) -> dict[str, list[Tensor]]:
+def _weights(network: FastSAM3D) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors of the encoder and of all other parts."""
     parts = dict(network.named_children())
     encoder = _tensors(parts.pop("image_encoder"))
-    return {
-        "encoder_weights": encoder,
-        "decoder_weights": [tensor for part in parts.values() for tensor in _tensors(part)],
-    }
+    return encoder, [tensor for part in parts.values() for tensor in _tensors(part)]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters, and the 8-bit weights that stand in for some of them."""
+    """Return parameters and buffers; the latter hold 8-bit weights."""
     return [*module.parameters(), *module.buffers()]

@@ -1,9 +1,9 @@
-"""Table 4 and beyond: the sparse operator and the fused kernels, on and off, as the ROI grows.
+"""Table 4 at growing ROI sizes: sparse attention and fused kernels, each on and off.
 
-The student without a position bias, which the fused kernels do not take. Sparse: tokens that are
-equal modulo an interval form a group, and the interval grows with the grid, so that a group has 64
-tokens at most at every size. Flash: torch's fused attention, which on CUDA in half precision is the
-flash kernel; off: softmax(q k^T) v, written out.
+The network is the student without a position bias, which the fused kernels cannot take. Sparse:
+tokens whose indices are equal modulo an interval form a group; the interval grows with the grid, so
+that a group has at most 64 tokens at every size. Flash: torch's fused attention, which on CUDA in
+half precision is the flash kernel. Plain: softmax(q k^T) v.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from lib.networks.image_encoder import Attention3D
 from lib.networks.sparsity import lattice_groups
 
 SIZES = [128, 160, 192, 256]
-GROUP_SIDE = 4  # 4³ = 64 tokens in a group
+GROUP_SIDE = 4
+"""GROUP_SIDE: tokens along each side of a group, so 4³ = 64 in a group."""
+
 VARIANTS: dict[str, tuple[bool, Backend]] = {
     "dense, plain": (False, "reference"),
     "dense, flash": (False, "sdpa"),
@@ -34,25 +36,28 @@ VARIANTS: dict[str, tuple[bool, Backend]] = {
 def measure(
     device: torch.device, sizes: list[int], runs: int, seconds: float, clock: str = "wall"
 ) -> list[dict[str, Any]]:
-    """A row for each size and variant: the attention of one block alone, and the whole encoder."""
-    rows = []
+    """Return a row for each size and variant: the attention of one block, and the whole encoder."""
+    rows: list[dict[str, Any]] = []
     for size in sizes:
-        config = config_of(size)
+        config = config_for(size)
         network = build_untrained(config, seed=0).to(device)
         if device.type == "cuda":
             network.image_encoder.bfloat16()
         attend = attention_calls(network, config, device)
         encode = {name: encode_call(network, config, name, device) for name in VARIANTS}
-        described = {name: describe(name, size, attend, encode, network, device) for name in attend}
+        variant_rows = {
+            name: describe(name, size, attend, encode, network, device) for name in attend
+        }
         for part, calls in (("attention", attend), ("encoder", encode)):
             for name, timing in time_calls(calls, device, runs, seconds, clock=clock).items():
-                described[name][f"{part}_ms"] = timing.median
-                described[name][f"{part}_quartiles_ms"] = [timing.low, timing.high]
-        rows += described.values()
+                variant_rows[name][f"{part}_ms"] = timing.median
+                variant_rows[name][f"{part}_quartiles_ms"] = [timing.low, timing.high]
+        rows += variant_rows.values()
     return rows
 
 
-def config_of(size: int) -> FastSAM3DConfig:
+def config_for(size: int) -> FastSAM3DConfig:
+    """Return the student's configuration for an ROI of size³ voxels."""
     grid = size // CONFIGS["fastsam3d_sparse"].patch_size
     return replace(
         CONFIGS["fastsam3d_sparse"], roi_size=size, interval=math.ceil(grid / GROUP_SIDE)
@@ -62,8 +67,9 @@ def config_of(size: int) -> FastSAM3DConfig:
 def describe(
     name: str, size: int, attend: dict, encode: dict, network: FastSAM3D, device: torch.device
 ) -> dict[str, Any]:
-    """A row without times. equality: relative difference from the same pattern written out, which
-    for the sparse one is plain attention in each group.
+    """Return a row without times.
+
+    equality: relative difference from plain attention with the same pattern.
     """
     sparse, _ = VARIANTS[name]
     reference = attend["sparse, plain" if sparse else "dense, plain"]
@@ -86,7 +92,7 @@ def describe(
 def attention_calls(
     network: FastSAM3D, config: FastSAM3DConfig, device: torch.device
 ) -> dict[str, Any]:
-    """The operator from q, k, v of one block to its output, for each variant."""
+    """Return the attention of one block for each variant, from q, k, v to its output."""
     tokens, channels = config.grid_size**3, config.width // config.num_heads
     generator = torch.Generator().manual_seed(0)
     shape = (3, 1, config.num_heads, tokens, channels)
@@ -108,6 +114,7 @@ def attention_calls(
 def encode_call(
     network: FastSAM3D, config: FastSAM3DConfig, name: str, device: torch.device
 ) -> Any:
+    """Return the whole encoder with the attention of a variant."""
     sparse, backend = VARIANTS[name]
     generator = torch.Generator().manual_seed(0)
     volume = torch.randn(1, 1, *(config.roi_size,) * 3, generator=generator).to(device)
@@ -122,8 +129,9 @@ def encode_call(
 
 
 def exponent(rows: list[dict[str, Any]], variant: str, value: str) -> float:
-    """How a value grows with the tokens: the slope of its logarithm, by least squares; 1 is linear,
-    2 quadratic.
+    """Return the exponent of a value's growth with the tokens; 1 is linear, 2 is quadratic.
+
+    It is the least-squares slope of the logarithms.
     """
     points = [
         (math.log(row["tokens"]), math.log(row[value])) for row in rows if row["variant"] == variant

@@ -1,4 +1,4 @@
-"""Timing, FLOPs and memory of torch calls, the same way on a CPU and on a GPU."""
+"""Timing, FLOPs and memory of torch calls on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
+from lib.imaging.mask import dice
+
+from .processor import cpu_name
+
 Call = Callable[[], object]
 
-# What a user waits for; or the work of this process alone, on a machine that others use meanwhile
-# (with one thread only: threads that wait for each other count as work).
+# CLOCKS: "wall" is what a user waits for. "cpu" is the CPU time of this process, for a machine
+# under other load; it needs one thread, because waiting threads would count as work.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call: the median of ``runs``, the quartiles and the best, which is what a
-    machine that does nothing else would give.
+    """Milliseconds of one call.
+
+    median, low, high: median and quartiles of ``runs`` runs. best: the shortest run, which other
+    load on the machine disturbs least.
     """
 
     median: float
@@ -36,17 +42,21 @@ class Timing:
 
     @classmethod
     def of(cls, times_ms: list[float]) -> Timing:
+        """Summarise the times of all runs."""
         if len(times_ms) == 1:
-            return cls(*times_ms * 4, 1)
+            (only,) = times_ms
+            return cls(only, only, only, only, 1)
         low, median, high = statistics.quantiles(times_ms, n=4, method="inclusive")
         return cls(median, low, high, min(times_ms), len(times_ms))
 
     def times(self, factor: float) -> Timing:
+        """Return all times multiplied by a factor."""
         low, high, best = (x * factor for x in (self.low, self.high, self.best))
         return Timing(self.median * factor, low, high, best, self.runs)
 
 
 def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -59,10 +69,10 @@ def time_calls(
     warm_up: int = 3,
     clock: str = "wall",
 ) -> dict[str, Timing]:
-    """Time all ``calls`` in turns, so that what else the machine does falls on each alike.
+    """Time all ``calls`` in turns, so that other load on the machine affects each equally.
 
-    A call is done after ``runs`` runs or ``seconds``, whichever comes first, and after three at the
-    least (one, where a single run takes longer than ``seconds``). clock: of CLOCKS.
+    A call runs ``runs`` times or for ``seconds``, whichever ends first, but at least three times
+    (once if a single run takes longer than ``seconds``). clock: a key of CLOCKS.
     """
     # the first run is also the warm-up
     spent = {name: [_time(call, device, clock)] for name, call in calls.items()}
@@ -78,6 +88,7 @@ def time_calls(
 
 
 def _done(times_ms: list[float], runs: int, seconds: float) -> bool:
+    """Return whether a call has had enough runs."""
     over = sum(times_ms) > seconds * 1e3
     return (
         len(times_ms) >= runs or (over and len(times_ms) >= 3) or sum(times_ms[:1]) > seconds * 1e3
@@ -101,12 +112,12 @@ def _conv_flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs
 
 
 def count_flops(call: Call) -> int:
-    """Floating-point operations of one call, two for each multiply-add.
+    """Count the floating-point operations of one call, two for each multiply-add.
 
-    Counted: matrix products, convolutions (transposed ones too) and attention, both halves of it;
-    torch's own counter leaves out the CPU's fused attention and oneDNN's convolutions. Not counted,
-    as usual: sums, norms, activations, softmax and moving data. A compiled kernel of another
-    package or an int8 product is invisible to it: count the same network in float32.
+    Counted are matrix products, convolutions (also transposed) and both products of attention; two
+    entries extend torch's own counter by the CPU's fused attention and oneDNN's convolutions. Sums,
+    norms, activations, softmax and data movement are not counted, as is usual. The counter does not
+    see compiled kernels of other packages and int8 products: count the same network in float32.
     """
     aten = torch.ops.aten
     mapping = {
@@ -119,14 +130,14 @@ def count_flops(call: Call) -> int:
 
 
 def peak_memory_mb(call: Call, weights: Iterable[Tensor], device: torch.device) -> float:
-    """The weights, and the most that torch holds at one time during a call, in MB of 10^6 bytes.
+    """Return the weights plus torch's peak memory during a call, in MB of 10^6 bytes.
 
-    On a GPU that is what its allocator counts. On a CPU it is the same sum over torch's
-    allocations; the buffers that oneDNN takes for itself do not go through it.
+    On a GPU the allocator counts the peak. On a CPU it is summed over torch's allocations; oneDNN's
+    own buffers are not among them.
     """
     held = sum({x.data_ptr(): x.numel() * x.element_size() for x in weights}.values())
     if device.type == "cuda":
-        call()  # what is kept between calls is not part of one
+        call()  # what is cached between calls is not part of a call
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -144,25 +155,26 @@ def peak_memory_mb(call: Call, weights: Iterable[Tensor], device: torch.device) 
 
 
 def relative_difference(ours: Tensor, expected: Tensor) -> float:
+    """Return the norm of the difference relative to the norm of the expected tensor."""
     ours, expected = ours.double(), expected.double()
     return float((ours - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def compare_masks(logits: Tensor, expected: Tensor) -> dict[str, float]:
-    """Two low-resolution predictions [B, M, s, s, s]: Dice of the masks, share of equal voxels and
-    the largest difference of a logit.
+    """Compare two low-resolution predictions [B, M, s, s, s].
+
+    Return the Dice of the masks, the share of equal voxels and the largest difference of a logit.
     """
-    ours, theirs = (x.float() > 0 for x in (logits, expected))
-    overlap, total = float((ours & theirs).sum()), float(ours.sum() + theirs.sum())
+    ours, theirs = ((x > 0).cpu().numpy() for x in (logits, expected))
     return {
-        "dice": 2 * overlap / total if total else 1.0,
-        "equal_voxels": float((ours == theirs).float().mean()),
+        "dice": dice(ours, theirs),
+        "equal_voxels": float((ours == theirs).mean()),
         "max_logit_difference": float((logits.float() - expected.float()).abs().max()),
     }
 
 
 def describe_machine(device: torch.device) -> dict[str, object]:
-    """What a number depends on besides the code."""
+    """Return what the numbers depend on besides the code."""
     described: dict[str, object] = {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
@@ -177,19 +189,8 @@ def describe_machine(device: torch.device) -> dict[str, object]:
     return described
 
 
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = {
-                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-            }
-    except OSError:
-        names = set()
-    return ", ".join(sorted(names)) or platform.processor() or platform.machine()
-
-
 def _gemm_gflops(device: torch.device, side: int = 1024) -> float:
-    """float32 matrix product: what this machine gives, now, to anyone."""
+    """Measure a float32 matrix product: the speed of this machine under its current load."""
     a = torch.rand(side, side, device=device)
     best = min(_time(lambda: F.linear(a, a), device) for _ in range(10))
     return 2 * side**3 / best / 1e6

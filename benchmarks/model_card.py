@@ -1,8 +1,9 @@
-"""Write measured numbers into the model card and the README: `python -m benchmarks.model_card`.
+"""Write the measured numbers into the pages: `python -m benchmarks.model_card`.
 
-Whatever stands between `<!-- NAME -->` and `<!-- / -->` in these files is made from the committed
-reports of `benchmarks/accuracy.py` and from what the weights files say of themselves, so that no
-number is typed by hand. `--check` changes nothing and fails where one is out of date.
+README.md, docs/model-card.md and docs/reports/accuracy.md contain blocks between `<!-- NAME -->`
+and `<!-- / -->`. This command fills them from the reports of `benchmarks/accuracy.py` in
+benchmarks/results and from the metadata of the default weights, so that nobody types a number.
+`--check` changes nothing and fails if a page is out of date.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,76 +21,85 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.accuracy_report import table, with_intervals  # noqa: E402
+from benchmarks.accuracy_report import with_intervals  # noqa: E402
+from benchmarks.report_table import table  # noqa: E402
 from lib.networks import describe_checkpoint  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 WEIGHTS = REPOSITORY / "apps" / "fastsam3d" / "weights"
-FILES = (REPOSITORY / "README.md", REPOSITORY / "docs" / "model-card.md")
+FILES = tuple(
+    REPOSITORY / name for name in ("README.md", "docs/model-card.md", "docs/reports/accuracy.md")
+)
 GROUPS = {"sources": "source", "modalities": "modality"}
 BLOCK = re.compile(r"(<!-- ([\w-]+) -->)(.*?)(<!-- / -->)", flags=re.DOTALL)
+LINE_WIDTH = 100
+"""LINE_WIDTH: characters in a line of Markdown, except in tables."""
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
-    """The text with each marked block written anew; raises KeyError for one that does not exist."""
-    return BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]]}{found[4]}", text)
+    """Return the text with the content of each block replaced.
+
+    blocks: name of a block -> its content. Raises KeyError for a block without content.
+    """
+    return BLOCK.sub(lambda match: f"{match[1]}{blocks[match[2]]}{match[4]}", text)
 
 
 def make_blocks(results: Path = RESULTS, weights: Path = WEIGHTS) -> dict[str, str]:
-    """The content of every block, by name."""
-    random = json.loads((results / "accuracy-eval.json").read_text(encoding="utf-8"))
-    blocks = {
-        "command": f"\n```bash\n{random['command']}\n```\n",
-        "measured-on": _measured_on(random),
-        "macro": _lines(macro_table(random)),
-        "sources": _lines(group_table(random, "sources")),
-        "modalities": _lines(group_table(random, "modalities")),
-        "failures": _lines(failures_table(random)),
+    """Return the content of every block by name.
+
+    results: folder with the reports. weights: folder with the default weights.
+    """
+    random_clicks = _read_report(results / "accuracy-eval.json")
+    challenge = _read_report(results / "accuracy-cvpr2025.json")
+    return {
+        "command": _command(random_clicks),
+        "measured-on": _measured_on(random_clicks),
+        "macro": _lines(macro_table(random_clicks)),
+        "sources": _lines(group_table(random_clicks, "sources")),
+        "modalities": _lines(group_table(random_clicks, "modalities")),
+        "failures": _lines(failures_table(random_clicks)),
         "weights": _lines(weights_table(weights)),
+        "challenge-command": _command(challenge),
+        "challenge": _lines(macro_table(challenge)),
+        **{f"dice-{name}": dice_in_words(random_clicks, name) for name in random_clicks["weights"]},
     }
-    challenge = results / "accuracy-cvpr2025.json"
-    if challenge.is_file():
-        report = json.loads(challenge.read_text(encoding="utf-8"))
-        blocks["challenge-command"] = f"\n```bash\n{report['command']}\n```\n"
-        blocks["challenge"] = _lines(macro_table(report))
-    patches = results / "patch-size-cpu.md"
-    if patches.is_file():
-        blocks["patches"] = f"\n{patches.read_text(encoding='utf-8')}"
-    for name in random["weights"]:
-        blocks[f"dice-{name}"] = dice_in_words(random, name)
-    return blocks
 
 
 def dice_in_words(report: Mapping[str, Any], model: str) -> str:
-    """`Dice .20, .38, .41, .45 after 1, 3, 5, 10 clicks`."""
+    """Return the mean Dice of a model as `Dice .20, .38, .41, .45 after 1, 3, 5, 10 clicks`."""
     counts = [str(count) for count in report["clicks"]]
     values = [f"{report['models'][model]['macro'][count]:.2f}".lstrip("0") for count in counts]
     return f"Dice {', '.join(values)} after {', '.join(counts)} clicks"
 
 
 def macro_table(report: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table with the mean over the sources, one row per model."""
     models = report["models"]
     keys = list(next(iter(models.values()))["macro"])
-    rows = [[f"`{name}`", *with_intervals(found, keys)] for name, found in models.items()]
-    return table(["model", *_heads(keys)], rows)
+    rows = [[f"`{name}`", *with_intervals(summary, keys)] for name, summary in models.items()]
+    return table(["model", *_headings(keys)], rows)
 
 
 def group_table(report: Mapping[str, Any], groups: str) -> list[str]:
-    """Rows for each source or modality: the app's models, then the baselines."""
-    models, ours = report["models"], list(report["weights"])
+    """Return the lines of a table per source or modality: the app's models, then the baselines.
+
+    groups: a key of GROUPS.
+    """
+    models, app_models = report["models"], list(report["weights"])
     keys = [str(count) for count in report["clicks"]]
-    baselines = [name for name in models if name not in ours]
+    baselines = [name for name in models if name not in app_models]
     rows = []
     for group, first in next(iter(models.values()))[groups].items():
-        for name in [*ours, *baselines]:
-            row = models[name][groups][group]
-            values = [f"{row[key]:.2f}" for key in keys]
+        for name in [*app_models, *baselines]:
+            summary = models[name][groups][group]
+            values = [f"{summary[key]:.2f}" for key in keys]
             rows.append([group, first["structures"], f"`{name}`", *values])
-    return table([GROUPS[groups], "structures", "model", *_heads(keys)], rows)
+    return table([GROUPS[groups], "structures", "model", *_headings(keys)], rows)
 
 
 def failures_table(report: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table with the worst structures of each of the app's models."""
     rows = [
         [f"`{name}`", row["source"], row["case"], row["structure"], f"{row['dice'][-1]:.2f}"]
         for name in report["weights"]
@@ -98,37 +109,55 @@ def failures_table(report: Mapping[str, Any]) -> list[str]:
 
 
 def weights_table(folder: Path) -> list[str]:
-    """What each default file is, and what it says of itself."""
+    """Return the lines of a table with file, network and metadata of each default weights file."""
     rows = []
     for path in sorted(folder.glob("*_default.safetensors")):
-        found, data = describe_checkpoint(path), path.read_bytes()
-        config, metadata = found["config"], found["metadata"]
+        description, data = describe_checkpoint(path), path.read_bytes()
+        config, metadata = description["config"], description["metadata"]
         network = (
             f"{config['depth']} blocks, width {config['width']}, {config['patch_size']}³ patches"
         )
         facts = {
             "file": f"`{path.name}`, {len(data) / 1e6:.1f} MB, float16",
             "SHA-256": f"`{hashlib.sha256(data).hexdigest()}`",
-            "network": f"{network}, {found['parameters'] / 1e6:.1f} M parameters",
+            "network": f"{network}, {description['parameters'] / 1e6:.1f} M parameters",
             "licence": metadata.get("licence", "not stated"),
             "trained": metadata.get("description", "not stated"),
             "measured Dice": metadata.get("dice", "not measured"),
         }
-        rows += [
-            [f"`{path.name.removesuffix('_default.safetensors')}`", *fact] for fact in facts.items()
-        ]
+        model = path.name.removesuffix("_default.safetensors")
+        rows += [[f"`{model}`", *fact] for fact in facts.items()]
     return table(["model", "", ""], rows)
 
 
+def _read_report(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def _command(report: Mapping[str, Any]) -> str:
+    """Return a code block with the command of a report, run in the environment of `make`."""
+    command = re.sub(r"^python ", ".venv/bin/python ", report["command"])
+    first, *options = re.split(r" (?=--)", command)
+    lines = [first]
+    for option in options:
+        if len(f"{lines[-1]} {option} \\") <= LINE_WIDTH:
+            lines[-1] += f" {option}"
+        else:
+            lines.append(f"    {option}")
+    return "\n```bash\n" + " \\\n".join(lines) + "\n```\n"
+
+
 def _measured_on(report: Mapping[str, Any]) -> str:
-    return (
-        f"{report['structures']} structures of {report['cases']} scans, seed {report['seed']}, "
-        f"{report['repeats']} series of clicks on each; {report['minutes']:g} minutes on "
-        f"{report['machine']}, {report['date']}"
+    text = (
+        f"Measured on {report['structures']} structures of {report['cases']} scans, seed "
+        f"{report['seed']}, {report['repeats']} series of clicks on each. It took "
+        f"{report['minutes']:g} minutes on {report['machine']}, {report['date']}."
     )
+    return "\n" + textwrap.fill(text, LINE_WIDTH) + "\n"
 
 
-def _heads(keys: Sequence[str]) -> list[str]:
+def _headings(keys: Sequence[str]) -> list[str]:
     return [f"{key} click{'s' * (key != '1')}" if key.isdigit() else key for key in keys]
 
 

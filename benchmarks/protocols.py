@@ -1,16 +1,17 @@
-"""Simulated users: where they click on an object that they know, and how masks are scored.
+"""Simulated users: where they click on a known structure, and how masks are scored.
 
-`random`: the first click is a random voxel of the object, each next one a random voxel of the
-error, positive where the object was missed and negative where too much was added (the evaluation
-of SAM-Med3D and FastSAM3D). The model is given all clicks so far.
+`random`: the first click is a random voxel of the structure. Each further click is a random voxel
+of the error: positive where the mask misses the structure, negative where it exceeds it. This is
+the evaluation of SAM-Med3D and FastSAM3D. The model gets all clicks so far.
 
-`cvpr2025`: five clicks, each in the deepest voxel of the largest connected error (26 neighbours,
-depth as Euclidean distance in voxels, with the image's border as an edge); the first one, on an
-empty mask, in the middle of the object. Dice and NSD (surface Dice at 2 mm; 0 where Dice is at most
-0.2) after the last click, and their areas under the curve over the five clicks (trapezoids, so 4 is
-perfect). After the challenge "CVPR 2025: Foundation Models for Interactive 3D Biomedical Image
-Segmentation" and its evaluation script, but without the box, with each structure segmented and
-scored on its own, and with the first of equally deep voxels instead of a random one.
+`cvpr2025`: five clicks. Each is the deepest voxel of the largest connected error (26 neighbours;
+depth is the Euclidean distance in voxels, and the image's border counts as an edge). The first
+click starts from an empty mask, so it is the structure's centre. Scores are Dice and NSD (surface
+Dice at 2 mm; 0 where Dice is at most 0.2) after the last click, and the areas under both curves
+over the five clicks (trapezoidal rule, so 4 is perfect). Source: the challenge "CVPR 2025:
+Foundation Models for Interactive 3D Biomedical Image Segmentation" and its evaluation script. Three
+things differ here: there is no box prompt, each structure is segmented and scored alone, and among
+equally deep voxels the first one is taken, not a random one.
 """
 
 from __future__ import annotations
@@ -19,30 +20,49 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from monai.metrics import compute_surface_dice
+from monai.metrics.surface_dice import compute_surface_dice
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from lib.errors import InputError
+from lib.imaging.mask import dice
+from lib.imaging.volume import Volume
 
 MIN_MM3 = 500 * 1.5**3
-"""Smaller structures are left out: 500 voxels at the spacing that the networks see."""
+"""MIN_MM3: smallest volume of a structure that is measured; 500 voxels of the networks' spacing."""
 
 NSD_TOLERANCE_MM = 2.0
 NSD_FROM_DICE = 0.2
+"""NSD_FROM_DICE: the NSD is 0 up to this Dice."""
 
 Model = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Clicks (N, 3) as stored indices, their labels (N,), 1 or 0 -> mask (I, J, K) bool.
+"""Model(clicks_ijk, labels) returns a mask, (I, J, K) bool.
 
-Raises InputError where it refuses the clicks; the mask then stays what it was.
+clicks_ijk: (N, 3) stored indices. labels: (N,), 1 positive, 0 negative. A model raises InputError
+for clicks that it refuses; the previous mask then remains.
 """
 
 
 @dataclass(frozen=True)
+class Scan:
+    """A scan's file and its decoded volume."""
+
+    path: Path
+    volume: Volume
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Voxel sizes along I, J, K."""
+        return tuple(voxel_sizes(self.volume.affine_mm).tolist())
+
+
+@dataclass(frozen=True)
 class Protocol:
-    """How a user clicks. counts: numbers of clicks after which the mask is scored, ascending."""
+    """How a user clicks. counts: click counts after which the mask is scored, ascending."""
 
     name: str
     counts: tuple[int, ...]
@@ -50,12 +70,14 @@ class Protocol:
 
     @property
     def has_surfaces(self) -> bool:
+        """Whether NSD is measured as well."""
         return self.name == "cvpr2025"
 
     def click(self, error: np.ndarray, key: Sequence[int]) -> tuple[int, ...]:
-        """The voxel of an error, (I, J, K) bool and not empty, that is clicked.
+        """Return the voxel that the user clicks.
 
-        key: case, structure and number of the click; all that the random numbers depend on.
+        error: (I, J, K) bool, not empty. key: hash of case and structure, and the click's number;
+        with `seed` it determines the random numbers.
         """
         if self.has_surfaces:
             return deepest_voxel(largest_part(error))
@@ -63,7 +85,7 @@ class Protocol:
 
 
 def make_protocol(name: str, counts: Sequence[int], seed: int = 0) -> Protocol:
-    """Raises InputError for a protocol or numbers of clicks that do not exist."""
+    """Return the protocol; raises InputError for an unknown name or invalid click counts."""
     if name not in ("random", "cvpr2025"):
         raise InputError(f"there is no protocol {name!r}; choose random or cvpr2025")
     if name == "cvpr2025":
@@ -75,10 +97,11 @@ def make_protocol(name: str, counts: Sequence[int], seed: int = 0) -> Protocol:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """What came of one object. dice, nsd: after each of the counts; nsd is empty unless measured.
+    """The result of clicking on one structure.
 
-    clicks_ijk, labels: all clicks. mask: the last one. seconds: of the model, for each click.
-    refused: clicks that the model answered with an error.
+    dice, nsd: after each of the counts; nsd is empty unless measured. clicks_ijk (N, 3), labels
+    (N,): all clicks. mask: the last mask, (I, J, K) bool. seconds: the model's time for each click.
+    refused: number of clicks for which the model raised InputError.
     """
 
     dice: tuple[float, ...]
@@ -93,14 +116,15 @@ class Series:
 def click_series(
     model: Model, target: np.ndarray, protocol: Protocol, key: str, spacing_mm: Sequence[float]
 ) -> Series:
-    """Click on an object until all counts are reached, or nothing is wrong any more.
+    """Click on a structure up to the last of the counts; stop early if the mask is perfect.
 
-    target: (I, J, K) bool, not empty. key: of case and structure. spacing_mm: along I, J, K.
+    target: (I, J, K) bool, not empty. key: names case and structure; it seeds the clicks.
+    spacing_mm: voxel sizes along I, J, K.
     """
     mask = np.zeros_like(target)
     clicks: list[tuple[int, ...]] = []
     labels: list[int] = []
-    dice, nsd, seconds = [], [], []
+    dices, nsd, seconds = [], [], []
     refused = 0
     for count in range(1, protocol.counts[-1] + 1):
         error = mask != target
@@ -114,22 +138,23 @@ def click_series(
                 refused += 1
             seconds.append(time.perf_counter() - start)
         if count in protocol.counts:
-            dice.append(dice_of(mask, target))
+            dices.append(dice(mask, target))
             if protocol.has_surfaces:
-                nsd.append(surface_dice(mask, target, spacing_mm, dice[-1]))
+                nsd.append(surface_dice(mask, target, spacing_mm, dices[-1]))
     return Series(
-        tuple(dice), tuple(nsd), np.array(clicks), np.array(labels), mask, tuple(seconds), refused
+        tuple(dices), tuple(nsd), np.array(clicks), np.array(labels), mask, tuple(seconds), refused
     )
 
 
 def random_voxel(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, ...]:
+    """Return the index of a random True voxel."""
     places = np.flatnonzero(mask)
-    chosen = np.unravel_index(places[generator.integers(len(places))], mask.shape)
-    return tuple(int(index) for index in chosen)
+    voxel = np.unravel_index(places[generator.integers(len(places))], mask.shape)
+    return tuple(int(index) for index in voxel)
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest of a mask's connected parts (26 neighbours, 8 in a slice)."""
+    """Return the largest connected part of a mask (26 neighbours; 8 in a 2D slice)."""
     parts, _ = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
@@ -137,32 +162,32 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def deepest_voxel(mask: np.ndarray) -> tuple[int, ...]:
-    """The voxel furthest from outside; the first in index order of several."""
+    """Return the True voxel furthest from the outside; the first in index order if several are."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[(slice(1, -1),) * mask.ndim]
     within = np.unravel_index(depth.argmax(), depth.shape)
     return tuple(int(index) + part.start for index, part in zip(within, box, strict=True))
 
 
-def dice_of(mask: np.ndarray, target: np.ndarray) -> float:
-    both = np.count_nonzero(mask & target)
-    return 2 * both / (np.count_nonzero(mask) + np.count_nonzero(target))
-
-
 def surface_dice(
-    mask: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], dice: float
+    mask: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float], mask_dice: float
 ) -> float:
-    """The share of both surfaces that lies within `NSD_TOLERANCE_MM` of the other (MONAI's)."""
-    if dice <= NSD_FROM_DICE:
+    """Return the share of both surfaces within `NSD_TOLERANCE_MM` of each other (MONAI's NSD).
+
+    Return 0 if `mask_dice` is at most `NSD_FROM_DICE`.
+    """
+    if mask_dice <= NSD_FROM_DICE:
         return 0.0
     box = ndimage.find_objects((mask | target).astype(np.uint8))[0]
-    pair = [torch.from_numpy(np.pad(m[box], 1))[None, None].float() for m in (mask, target)]
+    mask_box, target_box = (
+        torch.from_numpy(np.pad(array[box], 1))[None, None].float() for array in (mask, target)
+    )
     value = compute_surface_dice(
-        *pair, [NSD_TOLERANCE_MM], include_background=True, spacing=list(spacing_mm)
+        mask_box, target_box, [NSD_TOLERANCE_MM], include_background=True, spacing=list(spacing_mm)
     )
     return float(value[0, 0])
 
 
 def area(values: Sequence[float]) -> float:
-    """Under the curve of values one click apart, by trapezoids."""
+    """Return the area under a curve with one value per click (trapezoidal rule)."""
     return float(np.trapezoid(values)) if hasattr(np, "trapezoid") else float(np.trapz(values))

@@ -1,8 +1,8 @@
-"""The 2D networks that a user could pick instead: one interface, random or real weights.
+"""2D networks with one interface, with random or published weights.
 
-SAM, MedSAM and SAM-Med2D are ``transformers``' SamModel (SAM-Med2D with its adapters added);
-MobileSAM and TinySAM are ``timm``'s TinyViT-5m with SAM's neck and decoder. Real weights are the
-files that the authors published, under their own names of the tensors.
+SAM, MedSAM and SAM-Med2D are the SamModel of ``transformers`` (SAM-Med2D with its adapters added).
+MobileSAM and TinySAM are TinyViT-5m of ``timm`` with SAM's neck and decoder. Published weights are
+the authors' files with their own tensor names.
 
     network = build("mobile_sam", "mobile_sam.pt")
     features = network.encode(network.normalise(images))
@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# of images in 0 … 255
+# SAM_MEAN, SAM_STD: of each channel, for images in 0 … 255
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-# MedSAM scales each image to 0 … 1
+# UNIT_MEAN, UNIT_STD: MedSAM scales each image to 0 … 1
 UNIT_MEAN, UNIT_STD = (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
 
-# what our modules are called, for the published name of each part of a tensor's name; in this order
+# _RENAMED_SAM, _RENAMED_TINY_VIT: published part of a tensor's name, and its name here; applied in
+# this order
 _RENAMED_SAM = (
     (r"^image_encoder\.", "vision_encoder."),
     (r"^vision_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
@@ -65,7 +66,7 @@ _RENAMED_TINY_VIT = (
 
 @dataclass(frozen=True)
 class Kind:
-    """What tells one of the networks from another."""
+    """The differences between the networks."""
 
     size: int
     mean: tuple[float, float, float]
@@ -84,40 +85,39 @@ KINDS = {
 
 
 class Adapter(nn.Module):
-    """SAM-Med2D's adapter behind a norm: channel gates, then a strided look around, [B, h, w, C].
+    """A layer norm and SAM-Med2D's adapter on [B, h, w, C]: channel gates, strided convolutions.
 
-    The norm in front and the adapter are one module here, because in that place of transformers'
-    block stands one.
+    Both are one module, because it replaces the one norm in the block of transformers.
     """
 
     def __init__(self, norm: nn.LayerNorm, width: int) -> None:
         super().__init__()
         hidden = width // 4
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
-        self.adapter = nn.Module()
-        self.adapter.norm = nn.LayerNorm(width)
-        self.adapter.channel = nn.Sequential(
+        channel = nn.Sequential(
             nn.Linear(width, hidden, bias=False),
             nn.ReLU(),
             nn.Linear(hidden, width, bias=False),
             nn.Sigmoid(),
         )
-        self.adapter.spatial = nn.Sequential(
+        spatial = nn.Sequential(
             nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False),
             nn.ReLU(),
             nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, bias=False),
             nn.ReLU(),
         )
+        layers = {"norm": nn.LayerNorm(width), "channel": channel, "spatial": spatial}
+        self.adapter = nn.ModuleDict(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        gated = x * self.adapter.channel(x.mean(dim=(1, 2), keepdim=True))
-        around = self.adapter.spatial(gated.movedim(-1, 1)).movedim(1, -1)
-        return self.adapter.norm(x + around)
+        gated = x * self.adapter["channel"](x.mean(dim=(1, 2), keepdim=True))
+        around = self.adapter["spatial"](gated.movedim(-1, 1)).movedim(1, -1)
+        return self.adapter["norm"](x + around)
 
 
 class TinyViTEncoder(nn.Module):
-    """TinyViT-5m as MobileSAM uses it: the last stage keeps its resolution, and SAM's neck."""
+    """TinyViT-5m of MobileSAM: the last stage keeps its resolution; SAM's neck follows."""
 
     def __init__(self, neck: nn.Module) -> None:
         super().__init__()
@@ -140,9 +140,9 @@ class TinyViTEncoder(nn.Module):
 
 
 class Segmenter2D(nn.Module):
-    """One of the networks.
+    """A 2D network with point and mask prompts.
 
-    size: side of its square input in pixels; mean, std: of each channel, for images in 0 … 255.
+    size: side of the square input in pixels. mean, std: of each channel, for images in 0 … 255.
     """
 
     def __init__(self, name: str) -> None:
@@ -168,12 +168,15 @@ class Segmenter2D(nn.Module):
         self.eval()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """[B, 3, size, size] in 0 … 255 -> what ``encode`` takes."""
+        """Return images [B, 3, size, size] in 0 … 255 as ``encode`` takes them."""
         mean, std = (torch.tensor(x, device=images.device) for x in (self.mean, self.std))
         return (images - mean[:, None, None]) / std[:, None, None]
 
     def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, size, size], normalised -> features [B, 256, size / 16, size / 16]."""
+        """Return the features [B, 256, size / 16, size / 16] of normalised images.
+
+        Raises ValueError for another image size.
+        """
         if images.shape[1:] != (3, self.size, self.size):
             raise ValueError(
                 f"{self.name} takes images (B, 3, {self.size}, {self.size}), "
@@ -185,19 +188,19 @@ class Segmenter2D(nn.Module):
     def decode(
         self, features: Tensor, points: Tensor, labels: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """One mask for each image: logits [B, 1, size / 4, size / 4].
+        """Return one mask for each image: logits [B, 1, size / 4, size / 4].
 
-        points: [B, N, 2] (x, y) pixels of the input, the encoder adds 0.5; labels: [B, N], 1
-        foreground, 0 background; mask: [B, 1, size / 4, size / 4] logits of the step before.
+        points: [B, N, 2] (x, y) input pixels; the encoder adds 0.5. labels: [B, N], 1 foreground,
+        0 background. mask: [B, 1, size / 4, size / 4] logits of the previous step.
         """
-        found = self.sam(
+        result = self.sam(
             image_embeddings=features,
             input_points=points[:, None].float(),
             input_labels=labels[:, None],
             input_masks=mask,
             multimask_output=False,
         )
-        return found.pred_masks[:, 0]
+        return result.pred_masks[:, 0]
 
     @property
     def encoder_weights(self) -> Iterable[Tensor]:
@@ -210,13 +213,14 @@ class Segmenter2D(nn.Module):
 
 
 def build(name: str, weights: str | Path | None = None) -> Segmenter2D:
-    """The network called ``name`` (a key of KINDS) with random or published weights, in eval mode.
+    """Return the network ``name``, a key of KINDS, in eval mode.
 
-    Raises ImportError, naming what to install, without transformers and timm, and ValueError for
-    another name or a file of another network.
+    weights: file of published weights, or None for random ones. Raises ImportError, which names
+    what to install, without transformers and timm, and ValueError for another name or for weights
+    of another network.
     """
     if name not in KINDS:
-        raise ValueError(f"no 2D network is called {name!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"unknown 2D network {name!r}; choose from {', '.join(KINDS)}")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -231,27 +235,30 @@ def build(name: str, weights: str | Path | None = None) -> Segmenter2D:
 
 
 def _load(network: Segmenter2D, path: Path) -> None:
+    """Load published weights; raises ValueError if they belong to another network."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("model", state)
-    renamed = {_our_name(name, network): value for name, value in state.items()}
+    renamed = {_module_name(name, network): value for name, value in state.items()}
     missing, unexpected = network.sam.load_state_dict(renamed, strict=False)
     derived = {"shared_image_embedding.positional_embedding"}
-    # a classifier of TinyViT's, and index tables that timm computes
+    # TinyViT's classifier, and index tables that timm computes
     spare = re.compile(r"norm_head|head\.|attention_bias_idxs")
     unexpected = [name for name in unexpected if not spare.search(name)]
     if wrong := sorted({*missing} - derived) + unexpected:
-        raise ValueError(f"{path} is not a file of {network.name}: {', '.join(wrong[:4])}, …")
+        raise ValueError(
+            f"{path} does not hold weights of {network.name}; missing or unexpected tensors: "
+            f"{', '.join(wrong[:4])}, …"
+        )
     position = network.sam.prompt_encoder.shared_embedding.positional_embedding
     network.sam.shared_image_embedding.positional_embedding.data.copy_(position)
 
 
-def _our_name(name: str, network: Segmenter2D) -> str:
+def _module_name(name: str, network: Segmenter2D) -> str:
+    """Return a tensor's name here for its published name."""
     tiny_vit = KINDS[network.name].tiny_vit
     for published, ours in (*_RENAMED_SAM, *(_RENAMED_TINY_VIT if tiny_vit else ())):
         name = re.sub(published, ours, name)
-    if (
-        tiny_vit
-    ):  # timm counts the step down to a stage as that stage's, the authors as the last one's
+    if tiny_vit:  # timm counts a downsampling to the next stage, the authors to the previous one
         down = re.match(r"(vision_encoder\.tiny_vit\.stages\.)(\d+)(\.downsample\..*)", name)
         if down:
             name = f"{down[1]}{int(down[2]) + 1}{down[3]}"

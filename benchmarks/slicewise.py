@@ -1,8 +1,8 @@
-"""2D networks on a 3D object: every axial slice that the object crosses is segmented on its own.
+"""2D networks on a 3D structure: each axial slice that it crosses is segmented alone.
 
-Each such slice gets its own simulated clicks, which is how the 2D rows of FastSAM3D's Table 2 were
-measured: "10 clicks" are 10 on every slice. Dice is that of the slices put together, and which
-slices to segment is known from the object, so these rows have more help than the 3D ones.
+Every such slice gets its own simulated clicks, as in the 2D rows of FastSAM3D's Table 2: "10
+clicks" are 10 clicks on every slice. Dice is that of the stacked slices. The structure itself tells
+which slices to segment, so these rows get more help than the 3D rows.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lib.errors import InputError
+from lib.imaging.mask import dice
 from lib.imaging.volume import Volume
 
-from .contestants import Scan
-from .protocols import Protocol, Series, dice_of, surface_dice
+from .protocols import Protocol, Scan, Series, surface_dice
 
 CT_WINDOW_HU = (-160.0, 240.0)
 PERCENTILES = (0.5, 99.5)
+"""PERCENTILES: intensity window of scans other than CT."""
 
 
 class Segmenter(Interface):
-    """What `sam2d.build` gives."""
+    """The 2D networks of `sam2d.build`."""
 
     size: int
 
@@ -43,14 +44,14 @@ class Segmenter(Interface):
 
 
 class Slicewise:
-    """A contestant made of a 2D network."""
+    """A 2D network that segments a scan slice by slice."""
 
     def __init__(self, network: Segmenter) -> None:
         self._network = network
 
     @classmethod
     def load(cls, name: str, weights: str) -> Slicewise:
-        """Raises InputError for weights that are missing or of another network."""
+        """Load a network; raises InputError if the weights are missing or do not fit it."""
         from .sam2d import build
 
         try:
@@ -70,21 +71,23 @@ class Slicewise:
             cut = tuple(int(number) if n == axis else slice(None) for n in range(3))
             image = np.clip((scan.volume.array[cut] - low) / (high - low), 0, 1) * 255
             start = time.perf_counter()
-            found, places, kinds = self._click(image, target[cut], protocol, f"{key}/{number}")
+            slice_masks, places, kinds = self._click(
+                image, target[cut], protocol, f"{key}/{number}"
+            )
             seconds.append((time.perf_counter() - start) / protocol.counts[-1])
-            masks[(slice(None), *cut)] = found
+            masks[(slice(None), *cut)] = slice_masks
             clicks += [tuple(np.insert(place, axis, number).tolist()) for place in places]
             labels += kinds
-        dice = tuple(dice_of(mask, target) for mask in masks)
-        pairs = zip(masks, dice, strict=True) if protocol.has_surfaces else ()
+        dices = tuple(dice(mask, target) for mask in masks)
+        pairs = zip(masks, dices, strict=True) if protocol.has_surfaces else ()
         nsd = tuple(surface_dice(mask, target, scan.spacing_mm, value) for mask, value in pairs)
-        return Series(dice, nsd, np.array(clicks), np.array(labels), masks[-1], tuple(seconds))
+        return Series(dices, nsd, np.array(clicks), np.array(labels), masks[-1], tuple(seconds))
 
     @torch.inference_mode()
     def _click(
         self, image: np.ndarray, target: np.ndarray, protocol: Protocol, key: str
     ) -> tuple[np.ndarray, list[tuple[int, ...]], list[int]]:
-        """The masks of a slice after each of the counts, the clicks and their labels."""
+        """Return a slice's masks after each of the counts, its clicks and their labels."""
         scale = self._network.size / max(image.shape)
         features = self._network.encode(self._network.normalise(_square(image, self._network.size)))
         mask, logits = np.zeros_like(target), None
@@ -96,7 +99,7 @@ class Slicewise:
             if error.any():
                 clicks.append(protocol.click(error, (zlib.crc32(key.encode()), count)))
                 labels.append(int(target[clicks[-1]]))
-                # (x, y) of the network's pixels: rows are the slice's first axis
+                # (x, y) in the network's pixels; the slice's first axis runs along its rows
                 points = (np.array(clicks)[:, ::-1] + 0.5) * scale - 0.5
                 logits = self._network.decode(
                     features, torch.tensor(points)[None].float(), torch.tensor(labels)[None], logits
@@ -108,6 +111,7 @@ class Slicewise:
 
 
 def _window(volume: Volume) -> tuple[float, float]:
+    """Return the lowest and highest intensity that is shown to the network."""
     if volume.is_ct:
         return CT_WINDOW_HU
     low, high = np.percentile(volume.array, PERCENTILES)
@@ -115,7 +119,7 @@ def _window(volume: Volume) -> tuple[float, float]:
 
 
 def _square(image: np.ndarray, size: int) -> Tensor:
-    """(H, W) -> [1, 3, size, size]: the longer side scaled to `size`, the rest filled with 0."""
+    """Scale an image (H, W) to [1, 3, size, size]; 0 fills the rest of the shorter side."""
     shape = _scaled(image.shape, size)
     pixels = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
     pixels = F.interpolate(pixels, shape, mode="bilinear", align_corners=False)
@@ -124,7 +128,7 @@ def _square(image: np.ndarray, size: int) -> Tensor:
 
 
 def _on_slice(logits: Tensor, size: int, shape: Sequence[int]) -> np.ndarray:
-    """[1, 1, s, s] logits of the network's square -> (H, W) bool."""
+    """Return the mask (H, W) bool of logits [1, 1, s, s] on the network's square."""
     full = F.interpolate(logits.float(), (size, size), mode="bilinear", align_corners=False)
     rows, columns = _scaled(shape, size)
     part = F.interpolate(
@@ -134,5 +138,6 @@ def _on_slice(logits: Tensor, size: int, shape: Sequence[int]) -> np.ndarray:
 
 
 def _scaled(shape: Sequence[int], size: int) -> tuple[int, int]:
+    """Return the shape (H, W) scaled so that its longer side is `size`."""
     scale = size / max(shape)
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))

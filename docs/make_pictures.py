@@ -1,8 +1,8 @@
-"""Make docs/images/click.png: what a few clicks on the sample CT give, with the weights served.
+"""Draw docs/images/click.png: the masks of a few clicks on the sample CT.
 
-python docs/make_pictures.py [--server http://127.0.0.1:8000] [--image ct_torso] [--clicks 5]
+.venv/bin/python docs/make_pictures.py [--server http://127.0.0.1:8000] [--image ct_torso]
 
-Asks a running server (make serve), so the picture is a real result of this code.
+The masks come from a running server (make serve), so the picture shows the served weights.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ def main() -> None:
 
 
 def innermost_voxel(target: np.ndarray) -> list[int]:
-    """The voxel (i, j, k) of a structure that is furthest from its surface: a sensible click."""
+    """Return the voxel [i, j, k] of a structure (I, J, K) that is furthest from its surface."""
     depth = ndimage.distance_transform_edt(target)
     return [int(index) for index in np.unravel_index(depth.argmax(), depth.shape)]
 
 
 def add_click(clicks: dict[str, list], mask: np.ndarray, target: np.ndarray) -> None:
-    """Click in the middle of the larger error: what is missing, or what is too much."""
+    """Add a click in the middle of the larger error: the missing voxels, or the excess ones.
+
+    clicks: `foreground` and `background`, lists of [i, j, k]. mask, target: (I, J, K) bool.
+    """
     missing, excess = target & ~mask, mask & ~target
     is_missing = missing.sum() >= excess.sum()
     error = missing if is_missing else excess
@@ -71,7 +74,7 @@ def add_click(clicks: dict[str, list], mask: np.ndarray, target: np.ndarray) -> 
 
 
 def segment(server: str, image: str, clicks: dict[str, list]) -> np.ndarray:
-    """(I, J, K) bool mask of the clicks, as a client gets it."""
+    """Return the mask (I, J, K) bool that the server computes from the clicks."""
     params = {**clicks, "result_extension": ".nrrd"}
     reply = requests.post(
         f"{server}/infer/fastsam3d",
@@ -87,7 +90,7 @@ def segment(server: str, image: str, clicks: dict[str, list]) -> np.ndarray:
 
 
 def draw_row(row, image, mask, target, clicks, colour, structure) -> None:
-    """One structure in the three planes through its first click: mask filled, border dashed."""
+    """Draw a structure in the three planes through its first click: mask filled, border dashed."""
     first_ijk = clicks["foreground"][0]
     volume, zooms = np.asarray(image.dataobj), image.header.get_zooms()
     for axis, (view, (across, up)) in zip(row, VIEWS.items(), strict=True):
@@ -109,6 +112,7 @@ def draw_row(row, image, mask, target, clicks, colour, structure) -> None:
 
 
 def dice(mask: np.ndarray, target: np.ndarray) -> float:
+    """Return the Dice of two masks (I, J, K) that are not both empty."""
     return float(2 * np.logical_and(mask, target).sum() / (mask.sum() + target.sum()))
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all."""
+"""Atomic writes of files and folders."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(target: Path, scratch: Path) -> Iterator[Path]:
-    """A path to write a file or folder to, which takes ``target``'s place when the block succeeds.
+    """Yield a path to write to; it replaces ``target`` when the block succeeds.
 
-    The path has the target's name, hence its suffix, and lies in a temporary folder in ``scratch``,
-    on the same file system. After an error the target is as it was.
+    The path has the target's name and suffix. It lies in a temporary folder in ``scratch``, on the
+    same file system. After an error the target is unchanged.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".partial-") as folder:

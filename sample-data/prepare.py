@@ -1,8 +1,8 @@
-"""Builds the sample data: a synthetic CT torso with exact labels, and two real spine scans.
+"""Build the sample data: a synthetic CT torso with exact labels, and two real spine scans.
 
     python sample-data/prepare.py [--out DIR] [--large] [--no-real] [--wheel FILE] [--force]
 
-What is there already is left alone. The README beside this file says what is built, and from what.
+Existing files are kept. README.md in this folder lists the files and their sources.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import numpy as np
 
 import torso
 from atomic import replacing
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from real_scans import MEMBERS, SUBREGION_NAMES, Member, WheelError, download_wheel, extract_members
 
 SEED = 0
@@ -27,7 +27,7 @@ DICOM_SERIES = "dicom/ct_torso"
 
 @dataclass(frozen=True)
 class TorsoScan:
-    """A grid to sample the torso on, and the image's place below the output folder."""
+    """The grid of a torso image, and the image's path below the output folder."""
 
     image: str
     shape_ijk: tuple[int, int, int]
@@ -43,7 +43,7 @@ LARGE_SCAN = TorsoScan("large/ct_torso_large.nii.gz", (512, 512, 300), (0.8, 0.8
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build what is asked for and missing; returns the process' exit code."""
+    """Build the missing files; return the process' exit code."""
     options = _parse(arguments)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -56,12 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
             build_real(out, options.wheel, force=options.force)
         except WheelError as error:
             _warn_of_missing_scans(error)
-    _report(out)
+    _print_paths(out)
     return 0
 
 
 def build_torso(scan: TorsoScan, out: Path, *, force: bool = False) -> None:
-    """Sample the torso on the scan's grid: image, labels and the labels' names."""
+    """Write the torso on the scan's grid: image, labels and the labels' names."""
     if not force and _is_present(out, [scan.image, scan.label]):
         return
     print(f"building {scan.image} {scan.shape_ijk}", flush=True)
@@ -73,7 +73,7 @@ def build_torso(scan: TorsoScan, out: Path, *, force: bool = False) -> None:
 
 
 def build_dicom(scan: TorsoScan, out: Path, *, force: bool = False) -> None:
-    """Write the scan's image, which must be there, as a DICOM CT series too."""
+    """Write the scan's image, which must exist, as a DICOM CT series as well."""
     if not force and (out / DICOM_SERIES).is_dir():
         return
     print(f"building {DICOM_SERIES}", flush=True)
@@ -91,7 +91,7 @@ def build_real(
     force: bool = False,
     members: tuple[Member, ...] = MEMBERS,
 ) -> None:
-    """Extract the real scans, from ``wheel`` if given, else from what pip downloads."""
+    """Extract the real scans from ``wheel``; pip downloads it if it is None."""
     if not force and _is_present(out, [member.target for member in members]):
         return
     with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as folder:
@@ -111,13 +111,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=default, help="output folder (%(default)s)")
     parser.add_argument("--large", action="store_true", help="also build a 512x512x300 torso")
     parser.add_argument("--no-real", action="store_true", help="skip the real scans")
-    parser.add_argument("--wheel", type=Path, help="TPTBox wheel to use instead of downloading it")
-    parser.add_argument("--force", action="store_true", help="build again what is there already")
+    parser.add_argument("--wheel", type=Path, help="TPTBox wheel, instead of a download")
+    parser.add_argument("--force", action="store_true", help="build existing files again")
     return parser.parse_args(arguments)
 
 
 def _is_present(out: Path, targets: list[str]) -> bool:
-    """Whether all targets exist below ``out`` and the labels among them have their names."""
+    """Return whether all targets exist below ``out`` and labels.json names the label maps."""
     labels = {Path(target).name for target in targets if target.startswith("labels/")}
     return all((out / target).is_file() for target in targets) and labels <= set(_read_names(out))
 
@@ -137,7 +137,7 @@ def _read_names(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _record_names(out: Path, path: Path, labels: np.ndarray, names: dict[int, str]) -> None:
-    """Note in labels.json what the values that occur in ``labels`` mean (0 is the background)."""
+    """Write the names of the values in ``labels`` to labels.json; 0 is the background."""
     recorded = _read_names(out)
     values = np.flatnonzero(np.bincount(labels.ravel()))
     recorded[path.name] = {str(value): names[value] for value in values if value}
@@ -148,14 +148,13 @@ def _record_names(out: Path, path: Path, labels: np.ndarray, names: dict[int, st
 def _warn_of_missing_scans(error: WheelError) -> None:
     warnings.warn(
         f"the real scans are missing, the synthetic ones are ready: {error}. Run this again when "
-        "the Python package index can be reached; or pass --wheel with the file that 'pip download "
-        "--no-deps tptbox==1.1.0' gives elsewhere; or do without them (--no-real).",
+        "the Python package index is reachable; or download the wheel elsewhere with 'pip download "
+        "--no-deps tptbox==1.1.0' and pass --wheel; or skip these scans with --no-real.",
         stacklevel=2,
     )
 
 
-def _report(out: Path) -> None:
-    """Say where everything is."""
+def _print_paths(out: Path) -> None:
     places = {
         "images, for --studies": sorted(out.glob("studies/*.nii.gz")),
         "exact labels": sorted(out.glob("labels/*")),

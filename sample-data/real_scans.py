@@ -1,4 +1,4 @@
-"""The real sample scans: two spine crops taken from the wheel of TPTBox (Apache-2.0)."""
+"""The real sample scans: two spine crops from the wheel of TPTBox (Apache-2.0)."""
 
 import hashlib
 import subprocess
@@ -30,7 +30,7 @@ SUBREGION_NAMES = {
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside the wheel, the SHA-256 it must have, and where it goes below the output."""
+    """A file inside the wheel, its SHA-256, and its path below the output folder."""
 
     source: str
     sha256: str
@@ -67,11 +67,11 @@ MEMBERS = (
 
 
 class WheelError(Exception):
-    """The wheel could not be had, or does not hold what it should."""
+    """The wheel cannot be downloaded, or its content is not the expected one."""
 
 
 def download_wheel(folder: Path) -> Path:
-    """Let pip fetch the wheel into ``folder``; raises WheelError with pip's last words."""
+    """Download the wheel into ``folder`` with pip; raises WheelError with pip's last line."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     options = ["--no-deps", "--only-binary", ":all:", "--retries", "1", "--timeout", "20"]
     command = [*pip, *options, "--dest", str(folder), REQUIREMENT]
@@ -84,9 +84,9 @@ def download_wheel(folder: Path) -> Path:
 
 
 def extract_members(wheel: Path, members: tuple[Member, ...], out: Path) -> None:
-    """Check all members against their SHA-256, then put each in its place below ``out``.
+    """Check the SHA-256 of all members, then write each to its path below ``out``.
 
-    Raises WheelError, and writes nothing, if the file is no wheel or a member misses or differs.
+    Raises WheelError and writes nothing if the file is no wheel, or a member is missing or differs.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -94,9 +94,9 @@ def extract_members(wheel: Path, members: tuple[Member, ...], out: Path) -> None
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise WheelError(f"{wheel} is not the expected wheel: {error}") from error
     for member, content in zip(members, contents, strict=True):
-        found = hashlib.sha256(content).hexdigest()
-        if found != member.sha256:
-            raise WheelError(f"{member.source} in {wheel}: SHA-256 {found}, not {member.sha256}")
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != member.sha256:
+            raise WheelError(f"{member.source} in {wheel}: SHA-256 {digest}, not {member.sha256}")
     for member, content in zip(members, contents, strict=True):
         with replacing(out / member.target, out) as partial:
             partial.write_bytes(content)

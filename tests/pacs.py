@@ -1,4 +1,4 @@
-"""A DICOM server for tests: an Orthanc of its own, where it is installed."""
+"""A DICOM server for tests: an Orthanc that is started for them and stopped after."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving import free_port
 
 @contextmanager
 def running_pacs(folder: Path) -> Iterator[Orthanc]:
-    """Start Orthanc with its storage in `folder`, and stop it after; skip where it is missing."""
+    """Run Orthanc with its storage in ``folder``; skip the test if Orthanc is not installed."""
     try:
         with running_orthanc(folder / "orthanc", free_port()) as pacs:
             yield pacs
@@ -27,9 +27,15 @@ def running_pacs(folder: Path) -> Iterator[Orthanc]:
         pytest.skip(str(error))
 
 
-def stored(pacs: Orthanc, series_uid: str) -> list[pydicom.Dataset]:
-    """Every instance of a series."""
+def stored_instances(pacs: Orthanc, series_uid: str) -> list[pydicom.Dataset]:
+    """Return all instances of a series."""
     query = {"Level": "Instance", "Query": {"SeriesInstanceUID": series_uid}}
-    found = requests.post(f"{pacs.url}/tools/find", json=query, timeout=30).json()
-    files = [f"{pacs.url}/instances/{each}/file" for each in found]
-    return [pydicom.dcmread(io.BytesIO(requests.get(file, timeout=30).content)) for file in files]
+    keys = requests.post(f"{pacs.url}/tools/find", json=query, timeout=30).json()
+    files = [requests.get(f"{pacs.url}/instances/{key}/file", timeout=30) for key in keys]
+    return [pydicom.dcmread(io.BytesIO(file.content)) for file in files]
+
+
+def delete_series(pacs: Orthanc, series_uid: str) -> None:
+    """Remove a series, so that tests that share the DICOM server do not meet it."""
+    (entry,) = requests.post(f"{pacs.url}/tools/lookup", data=series_uid, timeout=30).json()
+    requests.delete(f"{pacs.url}{entry['Path']}", timeout=30).raise_for_status()

@@ -1,15 +1,16 @@
-"""A real server in a process of its own, and the requests that tests send to it."""
+"""Start the real server in a process of its own and send requests to it."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,19 +18,30 @@ import requests
 import SimpleITK as sitk
 
 APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
-START_SECONDS = 120
+CLICK_BALL = Path(__file__).resolve().parent / "data" / "click_ball.safetensors"
+"""CLICK_BALL: weights that draw a ball of 20 mm at each click (`data/make_click_ball.py`)."""
+
+START_SECONDS = 300
+"""START_SECONDS: limit for a machine that runs other jobs; an idle one needs about 10 s."""
 
 
-class Server:
-    """The address of a running server, and its infer request."""
+class RunningServer:
+    """A running server.
 
-    def __init__(self, url: str, log: Path) -> None:
+    url: without a final slash. studies: its folder, or the address of its DICOM server. log: the
+    file that its output goes to. folder: its working directory, which holds the log.
+    """
+
+    def __init__(self, url: str, studies: Path | str, log: Path) -> None:
         self.url = url
+        self.studies = studies
         self.log = log
+        self.folder = log.parent
 
     def infer(
         self, model: str, image: str, params: dict | str, output: str = "image", **query: str
     ) -> requests.Response:
+        """Send an infer request; params: the request's JSON, or a text to send as it is."""
         body = params if isinstance(params, str) else json.dumps(params)
         query = {"image": image, "output": output, **query}
         return requests.post(
@@ -37,7 +49,7 @@ class Server:
         )
 
     def mask(self, model: str, image: str, params: dict) -> sitk.Image:
-        """The mask of a request that must succeed."""
+        """Return the mask of a request that must succeed."""
         reply = self.infer(model, image, {"result_extension": ".nrrd", **params})
         assert reply.status_code == 200, reply.text
         with tempfile.NamedTemporaryFile(suffix=".nrrd") as file:
@@ -48,18 +60,60 @@ class Server:
     def info(self) -> dict:
         return requests.get(f"{self.url}/info/", timeout=30).json()
 
+    def images(self) -> set[str]:
+        """Return the IDs of all images."""
+        reply = requests.get(f"{self.url}/datastore/?output=all", timeout=60)
+        return set(reply.json()["objects"])
+
+    def log_text(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def wait_for_log(self, text: str, seconds: float = 60) -> None:
+        """Wait until the log contains a text; raises TimeoutError."""
+        deadline = time.monotonic() + seconds
+        while text not in self.log_text():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the log has no {text!r}:\n{self.log_text()[-3000:]}")
+            time.sleep(0.1)
+
+    def add_study(self, path: Path, name: str) -> None:
+        """Put a copy of an image file into the folder of studies, and wait until it is listed.
+
+        MONAI Label watches the folder and would read a file that is still being written, so the
+        copy is made elsewhere on the same disk and then renamed.
+        """
+        extension = "".join(path.suffixes)
+        copy = self.folder / f"copy-of-{path.name}"
+        shutil.copy(path, copy)
+        copy.rename(Path(self.studies) / f"{name}{extension}")
+        deadline = time.monotonic() + START_SECONDS
+        while name not in self.images():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{name} is not listed")
+            time.sleep(0.1)
+
 
 @contextmanager
-def running_server(studies: Path, log: Path, *arguments: str) -> Iterator[Server]:
-    """Start ``monailabel start_server`` on a free port; give it when it answers, stop it after."""
+def running_server(
+    studies: Path | str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
+) -> Iterator[RunningServer]:
+    """Start ``monailabel start_server`` on a free port, yield it once it answers, then stop it.
+
+    arguments: further ones of the command. env: additions to the environment. Raises RuntimeError
+    with the end of the log if the server does not start.
+    """
     port = free_port()
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP)]
     command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), *arguments]
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ, cwd=log.parent
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            cwd=log.parent,
         )
-    server = Server(f"http://127.0.0.1:{port}", log)
+    server = RunningServer(f"http://127.0.0.1:{port}", studies, log)
     try:
         _wait_until_up(server, process)
         yield server
@@ -74,7 +128,7 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def _wait_until_up(server: Server, process: subprocess.Popen) -> None:
+def _wait_until_up(server: RunningServer, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -84,6 +138,4 @@ def _wait_until_up(server: Server, process: subprocess.Popen) -> None:
             return
         except requests.ConnectionError:
             time.sleep(0.2)
-    raise RuntimeError(
-        f"the server did not start:\n{server.log.read_text(encoding='utf-8')[-3000:]}"
-    )
+    raise RuntimeError(f"the server did not start:\n{server.log_text()[-3000:]}")

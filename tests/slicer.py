@@ -1,7 +1,7 @@
-"""3D Slicer's plugin as far as the server sees it: its calls, in its order and form.
+"""The requests that 3D Slicer's plugin sends to the server, in its order and form.
 
-The plugin ships MONAI Label's client as it is, so that class makes the bytes; what it is called
-with is written down here from the plugin's source.
+The plugin contains MONAI Label's client unchanged, so the same class makes the requests here. Its
+arguments are copied from the plugin's source.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ CLIENT_ID = "user-xyz"
 Clicks = Sequence[Sequence[int]]
 
 
-class Slicer:
-    """One user's module: connected to a server, with one volume open."""
+class SlicerPlugin:
+    """The plugin of one user, connected to a server, with one volume open."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.client = MONAILabelClient(url, str(folder), CLIENT_ID)
@@ -28,17 +28,17 @@ class Slicer:
         self.info = self.client.info()
 
     def _probe(self) -> None:
-        """What goes before each call: is there a login, and does a training run?"""
+        """Ask for the login and the training status, as the plugin does before each request."""
         assert not self.client.auth_enabled()
         self.client.train_status(True)
 
     def open_local(self, path: Path) -> None:
-        """Upload a volume that the server does not know."""
+        """Upload a volume that is not among the server's studies."""
         self._probe()
         self.session = self.client.create_session(str(path))["session_id"]
 
     def config(self, kind: str, name: str) -> dict:
-        """The settings that the plugin's table shows: of a list, its first element."""
+        """Return the settings in the plugin's table, which shows the first element of a list."""
         values = self.info[kind][name].get("config", {})
         return {k: v[0] if isinstance(v, list) else v for k, v in values.items()}
 
@@ -53,7 +53,7 @@ class Slicer:
         reset_state: bool = False,
         model: str = "fastsam3d",
     ) -> tuple[sitk.Image, dict]:
-        """A point was placed: the mask as Slicer reads it, and what was said beside it."""
+        """Place points; return the mask as Slicer reads it, and the reply's parameters."""
         self._probe()
         if self.session:
             self.client.get_session(self.session)
@@ -64,19 +64,19 @@ class Slicer:
         if roi is not None:
             params["roi"] = list(roi)
         params.update({"result_extension": ".nrrd", "result_dtype": "uint8"})
-        path, said = self.client.infer(model, image, params, session_id=self.session or None)
-        return sitk.ReadImage(path), said
+        path, reply = self.client.infer(model, image, params, session_id=self.session or None)
+        return sitk.ReadImage(path), reply
 
     def next_sample(self) -> dict:
         self._probe()
         return self.client.next_sample("random", {})
 
     def keep_local(self, path: Path) -> None:
-        """Submit, for a volume of one's own: first the image joins the server's studies."""
+        """Add an own volume to the studies, as the plugin does when its label is submitted."""
         self.client.upload_image(str(path), path.name.partition(".")[0])
 
     def save(self, image: str, mask: sitk.Image, names: Sequence[str]) -> dict:
-        """Submit: the label map and the names of its segments."""
+        """Submit a label map and the names of its segments."""
         self._probe()
         path = self.folder / "tmp1a2b3c.nii.gz"
         sitk.WriteImage(mask, str(path))
@@ -85,5 +85,5 @@ class Slicer:
 
 
 def voxels(image: sitk.Image) -> np.ndarray:
-    """(I, J, K)"""
+    """Return the voxels (I, J, K)."""
     return sitk.GetArrayFromImage(image).transpose()

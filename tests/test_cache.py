@@ -1,4 +1,4 @@
-"""The byte-bounded cache: its bound, its order, and threads that ask for the same thing."""
+"""The cache: its bound in bytes, its order, and threads that ask for the same value."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ import pytest
 from lib.cache import ByteCache, array_nbytes
 
 
-def test_the_value_used_longest_ago_goes_first():
+def test_the_least_recently_used_value_is_removed_first():
     cache = ByteCache(max_bytes=100, nbytes=len)
     for key in "abc":
         cache.put(key, b"x" * 30)
@@ -26,7 +26,7 @@ def test_bytes_of_arrays_are_counted():
     assert cache.nbytes == 10 * 20 * 30 * 2
 
 
-def test_a_value_over_the_bound_is_given_but_not_kept():
+def test_a_value_over_the_bound_is_returned_but_not_stored():
     cache = ByteCache(max_bytes=10, nbytes=len)
     cache.put("small", b"12345")
     assert cache.get_or_make("large", lambda: b"x" * 11) == b"x" * 11
@@ -34,7 +34,7 @@ def test_a_value_over_the_bound_is_given_but_not_kept():
     assert cache.get("small") == b"12345"
 
 
-def test_one_of_many_threads_makes_the_value():
+def test_only_one_of_many_threads_makes_the_value():
     cache = ByteCache(max_bytes=100, nbytes=len)
     made = []
     start = threading.Barrier(8)
@@ -53,7 +53,7 @@ def test_one_of_many_threads_makes_the_value():
     assert len(made) == 1
 
 
-def test_a_failure_reaches_the_caller_and_is_not_kept():
+def test_an_exception_reaches_the_caller_and_is_not_stored():
     cache = ByteCache(max_bytes=100, nbytes=len)
 
     def fail():

@@ -16,18 +16,27 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
         "server": {"datastore", "errors", "imaging", "infers", "weights"},
     },
     {
-        "infers": {"cache", "errors", "imaging", "networks", "weights"},
-        "trainers": {"cache", "errors", "imaging", "networks", "weights"},
+        "infers": {"cache", "errors", "imaging", "networks", "options", "weights"},
+        "trainers": {
+            "atomic_file",
+            "cache",
+            "errors",
+            "imaging",
+            "networks",
+            "options",
+            "weights",
+        },
         "datastore": {"errors", "imaging"},
     },
     {
         "imaging": {"errors"},
-        "weights": {"errors", "networks"},
+        "options": {"errors"},
+        "weights": {"atomic_file", "errors", "networks"},
     },
     {
         "networks": set(),
         "errors": set(),
-        "options": set(),
+        "atomic_file": set(),
         "cache": set(),
     },
 )

@@ -1,8 +1,10 @@
-"""The ``--conf`` options of the app."""
+"""The ``--conf`` options of the app, and the rule for the names of devices."""
 
 import pytest
+import torch
 
-from lib.options import OptionError, Options
+from lib.errors import AppError, InputError, OptionError
+from lib.options import Options, find_device
 
 
 def test_defaults_and_values():
@@ -13,20 +15,22 @@ def test_defaults_and_values():
     assert options.labels == ("liver", "spleen")
     assert (options.spacing_mm, options.volume_cache_mb) == (2.0, 100)
     assert Options.from_conf({}).volume_cache_mb >= 512
+    assert Options.from_conf({}).embedding_cache_mb == 256
+    assert issubclass(OptionError, AppError)
 
 
 @pytest.mark.parametrize(
-    ("conf", "says"),
+    ("conf", "message"),
     [
         ({"weigths": "x.pth"}, "unknown --conf weigths; there are weights, teacher_weights"),
         ({"labels": " , "}, "--conf labels ' , ' cannot be used: holds no name"),
         ({"spacing_mm": "nan"}, "--conf spacing_mm 'nan'"),
         ({"volume_cache_mb": "-1"}, "must be positive"),
-        ({"device": "tpu"}, "--conf device 'tpu' cannot be used: this machine has cpu"),
+        ({"device": "tpu"}, "--conf device 'tpu' cannot be used: there is no device 'tpu'"),
     ],
 )
-def test_refusals(conf, says):
-    with pytest.raises(OptionError, match=says):
+def test_refusals(conf, message):
+    with pytest.raises(OptionError, match=message):
         Options.from_conf(conf)
 
 
@@ -38,3 +42,54 @@ def test_a_containers_limit_bounds_the_default_cache(monkeypatch, tmp_path):
 
 def test_monai_labels_own_options_pass():
     Options.from_conf({"server_mode": "true"})
+
+
+def pretend_gpus(monkeypatch, count):
+    """Make torch report `count` GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "device"),
+    [
+        (0, "", "cpu"),
+        (0, "cpu", "cpu"),
+        (1, "", "cuda:0"),
+        (1, "cpu", "cpu"),
+        (1, "cuda", "cuda:0"),
+        (1, "cuda:0", "cuda:0"),
+        (1, "H100", "cuda:0"),
+        (2, "", "cuda:0"),
+        (2, "cuda", "cuda:0"),
+        (2, "cuda:1", "cuda:1"),
+        (2, "H100:1", "cuda:1"),
+    ],
+)
+def test_every_name_of_a_device_gives_one_name(monkeypatch, gpus, name, device):
+    pretend_gpus(monkeypatch, gpus)
+    assert find_device(name) == device
+    if name:
+        assert Options.from_conf({"device": name}).device == name
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "choices"),
+    [
+        (0, "cuda", "cpu"),
+        (0, "cuda:0", "cpu"),
+        (0, "tpu", "cpu"),
+        (1, "cuda:1", "cpu, cuda:0, H100"),
+        (2, "cuda:2", "cpu, cuda:0, cuda:1, H100:0, H100:1"),
+        (2, "H100", "cpu, cuda:0, cuda:1, H100:0, H100:1"),
+    ],
+)
+def test_the_error_for_an_unknown_device_lists_the_devices(monkeypatch, gpus, name, choices):
+    pretend_gpus(monkeypatch, gpus)
+    with pytest.raises(InputError) as caught:
+        find_device(name)
+    message = f"there is no device {name!r} on this server; choose one of {choices}"
+    assert str(caught.value) == message
+    with pytest.raises(OptionError, match="--conf device .* cannot be used: there is no device"):
+        Options.from_conf({"device": name})

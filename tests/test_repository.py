@@ -1,4 +1,4 @@
-"""The files around the code agree with one another: requirements, Makefile, CI, README."""
+"""The files around the code agree: requirements, Makefile, CI, citation, changelog."""
 
 import ast
 import os
@@ -14,8 +14,11 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# A checkout or a home folder of one machine; web addresses with such a path are fine.
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:home|Users|root|work)/\w")
+"""MACHINE_PATH: a checkout or home folder of one machine; web addresses may contain such a path."""
+
+OWN_PACKAGES = {"training"}
+"""OWN_PACKAGES: folders of this repository whose names a distribution has too."""
 
 
 def read(name: str) -> str:
@@ -23,23 +26,23 @@ def read(name: str) -> str:
 
 
 def requirements(name: str) -> list[Requirement]:
-    """Requirements that a file lists itself, without those of the files it includes."""
+    """Return the requirements of a file, without those of the files that it includes."""
     lines = (line.split(" #")[0].strip() for line in read(name).splitlines())
     return [Requirement(line) for line in lines if line and not line.startswith(("#", "-r "))]
 
 
 def pins() -> dict[str, str]:
-    """Exact versions of constraints.txt by canonical name; fails for a line that is no pin."""
-    found = {}
+    """Return the versions in constraints.txt by canonical name; fail for a line without a pin."""
+    versions = {}
     for requirement in requirements("constraints.txt"):
         (specifier,) = requirement.specifier
         assert specifier.operator == "==", f"{requirement} is not pinned"
-        found[canonicalize_name(requirement.name)] = specifier.version
-    return found
+        versions[canonicalize_name(requirement.name)] = specifier.version
+    return versions
 
 
 def imported_packages(folder: str) -> set[str]:
-    """Top-level names that the Python files below a folder import absolutely."""
+    """Return the top-level names of all absolute imports in the Python files below a folder."""
     names = set()
     for path in (REPOSITORY / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -51,11 +54,12 @@ def imported_packages(folder: str) -> set[str]:
 
 
 def make_targets() -> set[str]:
+    """Return the names of the targets in the Makefile."""
     return set(re.findall(r"^([a-z][a-z-]*):(?!=)", read("Makefile"), flags=re.MULTILINE))
 
 
 def tracked_files() -> list[Path]:
-    """Files that git tracks or would track; skips outside a checkout."""
+    """Return the files that git tracks or would track; skip outside a checkout."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=REPOSITORY,
@@ -66,10 +70,6 @@ def tracked_files() -> list[Path]:
         pytest.skip(f"no git checkout: {listing.stderr.strip()}")
     paths = (REPOSITORY / name for name in listing.stdout.split("\0") if name)
     return [path for path in paths if path.is_file()]
-
-
-# folders of ours whose names a distribution has too
-OWN_PACKAGES = {"training"}
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
@@ -108,26 +108,39 @@ def test_constraints_leave_the_torch_build_open() -> None:
     assert not cuda
 
 
-def test_readme_names_existing_make_targets() -> None:
-    if not (REPOSITORY / "README.md").exists():
-        pytest.skip("no README.md yet")
-    readme = read("README.md")
-    code = re.findall(r"```.*?```|`[^`\n]+`", readme, flags=re.DOTALL)
-    commands = re.findall(r"(?m)(?:^|`|\$ |&& )make ([a-z][a-z-]*)", "\n".join(code))
-    assert {"serve", "test"} <= set(commands)
-    assert set(commands) <= make_targets()
-
-
 def test_ci_runs_the_tests() -> None:
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
     assert re.search(r"^make test$", read(".ci/run"), flags=re.MULTILINE)
     assert {"test", "lint", "typecheck"} <= make_targets()
 
 
+def test_the_ci_workflow_runs_the_checks() -> None:
+    """All checks on Python 3.11, the fast tests on 3.12, as README.md says."""
+    workflow = read(".github/workflows/ci.yml")
+    assert re.search(r"^ +- run: \.ci/run$", workflow, flags=re.MULTILINE)
+    assert re.search(r"^ +- run: make test PYTHON=python3\.12$", workflow, flags=re.MULTILINE)
+    assert re.findall(r'python-version: "(.+)"', workflow) == ["3.11", "3.12"]
+
+
+def test_citation_and_changelog_name_the_version() -> None:
+    version = re.search(r'^version = "(.+)"$', read("pyproject.toml"), flags=re.MULTILINE)
+    assert version is not None
+    citation = dict(re.findall(r"^([\w-]+): (.+)$", read("CITATION.cff"), flags=re.MULTILINE))
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == version[1]
+    heading = f"## {version[1]} - {citation['date-released']}"
+    assert heading in read("CHANGELOG.md").splitlines()
+
+
+@pytest.mark.parametrize("paper", ["2403.09827", "2310.15161"])
+def test_the_citation_has_both_papers(paper: str) -> None:
+    assert f"value: arXiv:{paper}" in read("CITATION.cff")
+
+
 def test_no_file_names_a_path_of_one_machine() -> None:
-    found = []
+    paths = []
     for path in tracked_files():
         text = path.read_bytes().decode("utf-8", errors="ignore")
         if match := MACHINE_PATH.search(text):
-            found.append(f"{path.relative_to(REPOSITORY)}: {match.group()}")
-    assert not found
+            paths.append(f"{path.relative_to(REPOSITORY)}: {match.group()}")
+    assert not paths

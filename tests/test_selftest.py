@@ -1,4 +1,4 @@
-"""The command that a site runs to see whether its server puts masks where the clicks are."""
+"""The self-test passes with a correct server and fails with one that misplaces its masks."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def server(tmp_path_factory):
         yield running
 
 
-def test_a_server_that_is_right_passes(server, capsys):
+def test_a_correct_server_passes(server, capsys):
     assert selftest.main(["--server", server.url]) == 0
     report = capsys.readouterr().out
     lines = report.splitlines()
@@ -36,7 +36,7 @@ def test_a_server_that_is_right_passes(server, capsys):
     assert lines[-1].startswith("passed; least Dice 0.9") or "1.000" in lines[-1]
 
 
-def test_on_an_image_of_the_server(server, capsys):
+def test_with_an_image_of_the_server(server, capsys):
     clicks = ["--click", "12,20,9", "--click", "20,30,14"]
     assert selftest.main(["--server", server.url, "--image", "knee", *clicks]) == 0
     assert "passed" in capsys.readouterr().out
@@ -44,10 +44,12 @@ def test_on_an_image_of_the_server(server, capsys):
 
 
 def flipped(axis):
+    """Return a replacement of `Client.mask` that flips each mask along an axis."""
+
     def mask(client, path, clicks_ijk, real=selftest.Client.mask):
-        right = real(client, path, clicks_ijk)
-        wrong = sitk.GetImageFromArray(np.flip(sitk.GetArrayFromImage(right), 2 - axis))
-        wrong.CopyInformation(right)
+        correct = real(client, path, clicks_ijk)
+        wrong = sitk.GetImageFromArray(np.flip(sitk.GetArrayFromImage(correct), 2 - axis))
+        wrong.CopyInformation(correct)
         return wrong
 
     return mask
@@ -65,7 +67,7 @@ def test_a_server_that_flips_an_axis_fails(server, monkeypatch, capsys, axis):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--image", "nobody"], "404"),
         (["--image", "thin"], "needs at least"),
@@ -73,9 +75,9 @@ def test_a_server_that_flips_an_axis_fails(server, monkeypatch, capsys, axis):
         (["--model", "unet"], "there is no model 'unet'"),
     ],
 )
-def test_what_goes_wrong_is_said(server, capsys, arguments, says):
+def test_errors_of_the_server_are_shown(server, capsys, arguments, message):
     assert selftest.main(["--server", server.url, *arguments]) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_no_server(capsys):

@@ -1,10 +1,9 @@
-"""Runs Debian's Orthanc, a small DICOM server, on this machine alone, with the files given.
+"""Run Debian's Orthanc, a small DICOM server, for this machine only, with files of a folder.
 
     python tools/orthanc.py --storage DIR [--dicom DIR] [--port 8043] [-- COMMAND ...]
 
-While it runs, its DICOMweb address is http://127.0.0.1:PORT/dicom-web. With a command, it runs
-until the command ends; without, until Ctrl-C. Everything is kept in the storage folder, so that
-what was saved is there the next time.
+Its DICOMweb address is http://127.0.0.1:PORT/dicom-web. It runs until the command ends or, without
+a command, until Ctrl-C. All data are in the storage folder, so saved labels are there next time.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from threading import Event, Thread
 from typing import Any
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-PROGRAM_FOLDERS = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # sbin is not on every PATH
+PROGRAM_FOLDERS = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # not every PATH has sbin
 START_SECONDS = 60
 
 
 class OrthancError(RuntimeError):
-    """Orthanc is missing or does not start or refuses a file; says why."""
+    """Orthanc is missing, does not start, or refuses a file; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Orthanc:
-    """A running Orthanc. ``url`` has no final slash."""
+    """A running Orthanc; ``url`` has no final slash."""
 
     url: str
 
@@ -46,7 +45,10 @@ class Orthanc:
         return f"{self.url}/dicom-web"
 
     def upload(self, folder: Path) -> int:
-        """Store every .dcm file below ``folder``, those that are there already too; how many."""
+        """Store every .dcm file below ``folder`` and return their number.
+
+        Files that Orthanc has already count too. Raises OrthancError if it refuses a file.
+        """
         paths = sorted(folder.rglob("*.dcm"))
         for path in paths:
             try:
@@ -56,9 +58,9 @@ class Orthanc:
         return len(paths)
 
     def studies(self) -> list[str]:
-        """The StudyInstanceUIDs."""
-        found = self._request("/studies?expand")
-        return [study["MainDicomTags"]["StudyInstanceUID"] for study in found]
+        """Return the StudyInstanceUIDs."""
+        studies = self._request("/studies?expand")
+        return [study["MainDicomTags"]["StudyInstanceUID"] for study in studies]
 
     def is_up(self) -> bool:
         try:
@@ -74,9 +76,9 @@ class Orthanc:
 
 @contextmanager
 def running_orthanc(storage: Path, port: int) -> Iterator[Orthanc]:
-    """Start Orthanc on a free port of the loopback; give it when it answers, stop it after.
+    """Start Orthanc on a port of 127.0.0.1, yield it once it answers, then stop it.
 
-    Raises OrthancError.
+    Raises OrthancError if Orthanc is missing, the port is taken, or Orthanc does not start.
     """
     orthanc = Orthanc(f"http://127.0.0.1:{port}")
     program = shutil.which("Orthanc", path=PROGRAM_FOLDERS)
@@ -85,14 +87,14 @@ def running_orthanc(storage: Path, port: int) -> Iterator[Orthanc]:
             "Orthanc or its DICOMweb plugin is missing: on Debian and Ubuntu, "
             "apt install orthanc orthanc-dicomweb"
         )
-    if _is_taken(port):  # by another Orthanc, perhaps, which would be taken for ours
+    if _is_taken(port):  # another Orthanc there would look like the one to start
         raise OrthancError(f"port {port} is taken; choose another one")
     storage.mkdir(parents=True, exist_ok=True)
     config = storage / "orthanc.json"
     config.write_text(json.dumps(configuration(storage.resolve(), port), indent=2))
     log = storage / "orthanc.log"
     with log.open("wb") as file:
-        # in a session of its own: Ctrl-C ends what uses Orthanc first
+        # a session of its own: Ctrl-C reaches the server that uses Orthanc, and Orthanc ends last
         process = subprocess.Popen(
             [program, str(config)], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -104,7 +106,7 @@ def running_orthanc(storage: Path, port: int) -> Iterator[Orthanc]:
 
 
 def configuration(storage: Path, port: int) -> dict[str, Any]:
-    """Reachable from this machine only, so without passwords; no DICOM protocol, only DICOMweb."""
+    """Return a configuration without passwords, for DICOMweb requests of this machine only."""
     return {
         "Name": "FastSAM3D sample data",
         "StorageDirectory": str(storage / "db"),
@@ -135,7 +137,9 @@ def _is_taken(port: int) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C does, so that all processes end
     try:
         with running_orthanc(options.storage, options.port) as orthanc:
             if options.dicom:
@@ -154,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(command: list[str]) -> int:
-    """Until the command ends, or until Ctrl-C; its exit code."""
+    """Run a command and return its exit code; without one, wait for Ctrl-C."""
     if not command:
         Event().wait()
     process = subprocess.Popen(command)
@@ -167,7 +171,7 @@ def _run(command: list[str]) -> int:
 
 
 def _announce(viewer: str, orthanc: Orthanc) -> None:
-    """Print where to see each study, once the server of the viewer answers."""
+    """Print the address of each study in the viewer, once the viewer's server answers."""
     while not _answers(f"{viewer}/ohif/"):
         time.sleep(1)
     links = [f"  {viewer}/ohif/monai-label?StudyInstanceUIDs={uid}" for uid in orthanc.studies()]
@@ -187,8 +191,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--storage", type=Path, required=True, help="where Orthanc keeps its data")
     parser.add_argument("--dicom", type=Path, help="folder of .dcm files to store")
     parser.add_argument("--port", type=int, default=8043, help="for HTTP (%(default)s)")
-    parser.add_argument("--viewer", help="address of a server with OHIF: print where each study is")
-    parser.add_argument("command", nargs="*", help="what to run beside Orthanc, after --")
+    parser.add_argument(
+        "--viewer", help="address of a server with OHIF: print the address of each study there"
+    )
+    parser.add_argument("command", nargs="*", help="command to run beside Orthanc, after --")
     return parser.parse_args(arguments)
 
 

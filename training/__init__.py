@@ -1,9 +1,9 @@
-"""Pretraining of the default weights; `python -m training.pretrain --help` from the repository."""
+"""Pretraining of the default weights; see `python -m training.pretrain --help`."""
 
 import sys
 from pathlib import Path
 
-# The app is a folder that MONAI Label runs, not an installed package.
+# MONAI Label runs the app from its folder, so the app is no installed package.
 _APP = str(Path(__file__).resolve().parents[1] / "apps" / "fastsam3d")
 if _APP not in sys.path:
     sys.path.insert(0, _APP)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from scipy.ndimage import maximum_filter
 from torch import Tensor
@@ -31,6 +33,7 @@ POOLING = 2
 """ROI voxels along the side of a target's cell."""
 
 MIN_TARGET_VOXELS = 96
+THICKEST_SLICE_MM = 12.0
 LESION = 255
 
 
@@ -40,12 +43,15 @@ class SampleOptions:
 
     targets: structures per ROI. synthetic: images painted from a label map. scene: label maps of
     shapes. lesion: a blob is added and is the first target. merge: the first target is joined with
-    structures that touch it. field_of_view: the image ends inside the ROI. fit: the structure is
-    scaled to an extent of `extents_mm`; otherwise it keeps about its own.
+    structures that touch it. field_of_view: the image ends inside the ROI.
+
+    Structures keep about their own size. The ROI's voxel is drawn so that the structure's extent is
+    one of `shares` of the ROI's, as far as `spacings_mm` allow.
     """
 
     roi_size: int = 128
-    spacing_mm: float = 1.5
+    spacings_mm: tuple[float, float] = (0.4, 4.0)
+    shares: tuple[float, float] = (0.1, 1.0)
     targets: int = 3
     scenes: int = 64
     scene: float = 0.2
@@ -53,8 +59,6 @@ class SampleOptions:
     lesion: float = 0.15
     merge: float = 0.12
     field_of_view: float = 0.25
-    fit: float = 0.6
-    extents_mm: tuple[float, float] = (18.0, 150.0)
 
 
 class ClickSamples(Dataset):
@@ -130,7 +134,10 @@ class ClickSamples(Dataset):
 
 
 def place(case: Case, number: int, options: SampleOptions, generator: np.random.Generator) -> Roi:
-    """The ROI around a random voxel of a structure, on a turned, mirrored and scaled image."""
+    """The ROI around a random voxel of a structure, on a turned, mirrored, slightly scaled image.
+
+    Its voxel may be much smaller than the image's: so a server sees small structures.
+    """
     box = case.boxes[number]
     inside = np.argwhere(case.labels[box] == number)
     click_ijk = inside[generator.integers(len(inside))] + [part.start for part in box]
@@ -142,20 +149,19 @@ def place(case: Case, number: int, options: SampleOptions, generator: np.random.
     elif generator.random() < 0.5:
         signs = np.where(axes == 0, -signs, signs)  # left and right change sides
 
-    voxel_mm = np.linalg.norm(case.affine_mm[:3, :3], axis=0)
+    scale = np.exp(generator.normal(0, 0.15) + generator.normal(0, 0.08, 3))
+    voxel_mm = voxel_sizes(case.affine_mm) * scale
     extent_mm = max((part.stop - part.start) * mm for part, mm in zip(box, voxel_mm, strict=True))
-    zoom = np.exp(generator.normal(0, 0.15))
-    if generator.random() < options.fit:
-        zoom = np.clip(log_uniform(generator, *options.extents_mm) / extent_mm, 0.4, 2.5)
+    share = log_uniform(generator, *options.shares)
     affine_mm = np.zeros((4, 4))
-    affine_mm[axes, range(3)] = signs * voxel_mm * zoom * np.exp(generator.normal(0, 0.08, 3))
+    affine_mm[axes, range(3)] = signs * voxel_mm
     affine_mm[3, 3] = 1
     return Roi.place(
         case.labels.shape,
         affine_mm,
         click_ijk[None],
         size=options.roi_size,
-        spacing_mm=options.spacing_mm,
+        spacing_mm=float(np.clip(extent_mm / (share * options.roi_size), *options.spacings_mm)),
     )
 
 
@@ -167,20 +173,22 @@ def make_image(
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, bool]:
     """The degraded ROI image and whether it is to be normalised as a CT."""
-    image = None if case.image is None else roi.crop(case.image)
+    image: Any = None if case.image is None else roi.crop(case.image)
     if is_synthetic:
         painted = labels if image is None else synthesis.split_ground(labels, image, generator)
         image, is_ct = synthesis.paint(painted, generator), generator.random() < 0.25
         if is_ct:
             image = image * log_uniform(generator, 200, 1800) - generator.uniform(0, 800)
             image[labels == 0] -= generator.choice([0, 1000])
+        image = synthesis.coarsen(image, [1 / abs(step) for step in roi.steps])
     elif case.is_ct and generator.random() < 0.5:
         is_ct = True
         image = image * generator.uniform(0.9, 1.1) + generator.normal(0, 20)
     else:
         is_ct = False
         image = synthesis.recolour(image, case.is_ct, generator)
-    image = synthesis.degrade(image, generator)
+    thickest = float(np.clip(THICKEST_SLICE_MM / roi.spacing_mm, 2, roi.size / 4))
+    image = synthesis.degrade(image, generator, thickest)
     return (image if is_ct else np.maximum(image, 0)), is_ct
 
 

@@ -1,4 +1,4 @@
-"""Smooth random fields on the ROI's grid, the raw material of shapes, textures and bias."""
+"""Smooth random fields on the ROI's grid, used for shapes, textures and bias fields."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 def smooth_field(
     shape: Sequence[int], knots: int, generator: np.random.Generator, channels: int = 1
 ) -> np.ndarray:
-    """Normal noise at knots³ places, interpolated linearly: (channels, *shape) float32."""
+    """Return linearly interpolated normal noise on knots³ points: (channels, *shape) float32."""
     noise = generator.standard_normal((1, channels, knots, knots, knots), dtype=np.float32)
     return resize(noise[0], shape)
 
 
 def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """(C, i, j, k) -> (C, *shape) float32, trilinear, both cubes covering the same extent."""
+    """Resample (C, i, j, k) trilinearly to (C, *shape) float32; the extent stays the same."""
     tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None]
     return F.interpolate(tensor, size=tuple(shape), mode="trilinear", align_corners=False)[
         0
@@ -26,5 +26,5 @@ def resize(values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
-    """A positive number whose logarithm is uniform."""
+    """Return a random number between low and high whose logarithm is uniform."""
     return float(np.exp(generator.uniform(np.log(low), np.log(high))))

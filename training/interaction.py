@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lib.networks import FastSAM3D, mask_threshold
 from lib.trainers.clicks import next_clicks
-from lib.trainers.losses import mask_loss, overlaps
+from lib.trainers.losses import dice_loss, mask_loss, overlaps
 
 IOU_WEIGHT = 0.5
+HARM_WEIGHT = 1.0
+"""Of the Dice that a correcting click loses."""
+
 FORGET_MASK = 0.1
 """Share of calls after the first that get zeros instead of the previous mask."""
 
@@ -30,6 +35,7 @@ def interactive_loss(
 
     batch: image (B, 1, S, S, S), targets (B, T, c, c, c), clicks_roi (B, T, 3), as ClickSamples
     gives them. The T targets of a ROI share its embedding. Other clicks only lead to the next one.
+    A graded click that lowers the Dice of the mask before it costs that too.
     """
     image, targets = batch["image"], batch["targets"]
     per_roi = targets.shape[1]
@@ -40,11 +46,11 @@ def interactive_loss(
 
     low_res = image.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
     cell = network.config.roi_size // targets.shape[-1]
-    losses, facts = [], {}
+    losses, facts, before = [], {}, None
     for click in range(clicks):
         is_graded = click in graded
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_graded):
-            several = "all" if click == 0 and is_graded else False
+            several: Literal["all", False] = "all" if click == 0 and is_graded else False
             masks, iou = network.decode(prepared, points_roi, labels, low_res, several)
             low_res = masks[:, :1]
             logits = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]
@@ -53,9 +59,14 @@ def interactive_loss(
         if several:
             loss, facts["multimask_1"] = loss_of_best(masks[:, 1:], iou[:, 1:], targets)
             losses.append(loss)
-        low_res = low_res.detach()
-        threshold = mask_threshold(low_res, network.config.mask_threshold)
-        logits = logits.detach() - threshold[:, None, None, None]
+        threshold = mask_threshold(low_res, network.policy.mask_threshold)
+        logits = logits - threshold[:, None, None, None]
+        if is_graded and before is not None:
+            harm = loss_of_harm(before, logits, targets)
+            losses[-1] = losses[-1] + HARM_WEIGHT * harm
+            facts["harm"] = float(harm.detach())
+        low_res, logits = low_res.detach(), logits.detach()
+        before = logits
         facts[f"dice_{click + 1}"] = float(overlaps(logits, targets)[1].mean())
         if click + 1 < clicks:
             point, label = next_clicks(logits, targets, generator, cell)
@@ -69,6 +80,15 @@ def interactive_loss(
 def _loss(logits: Tensor, expected_iou: Tensor, targets: Tensor) -> Tensor:
     iou, _ = overlaps(logits, targets)
     return mask_loss(logits, targets).mean() + IOU_WEIGHT * F.mse_loss(expected_iou, iou)
+
+
+def loss_of_harm(before: Tensor, after: Tensor, targets: Tensor) -> Tensor:
+    """How much of their soft Dice the masks lose from one click to the next, on average: ().
+
+    All (B, c, c, c), logits positive inside. There is no gradient from the mask before.
+    """
+    lost = dice_loss(after, targets) - dice_loss(before.detach(), targets)
+    return F.relu(lost).mean()
 
 
 def loss_of_best(masks: Tensor, iou: Tensor, targets: Tensor) -> tuple[Tensor, float]:

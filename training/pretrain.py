@@ -1,32 +1,31 @@
 """Train the default weights: `python -m training.pretrain --data DIR --out DIR --minutes 60`.
 
-Interrupted or called again with more minutes, it goes on where `state.pt` in the output folder
-ends. The average of the weights is written as `weights.safetensors`.
+An interrupted run resumes from `state.pt` in the output folder; so does a finished run with more
+minutes. The average of the weights is written to `weights.safetensors`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, save_checkpoint
+from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, MaskPolicy, build_untrained
 from lib.networks.checkpoint import read_checkpoint
-from lib.networks.fastsam3d import build_untrained
+from lib.weights import save_weights
 
 from .data import ClickSamples, SampleOptions
-from .initial import (
+from .initialisation import (
     clip_each,
     initialise,
     learn_to_mark_clicks,
@@ -39,29 +38,20 @@ from .state import AveragedWeights, RunState, learning_rate, load_state, save_st
 
 ATLASES = Path("/usr/share/mricron/templates")
 
-TEACHER = dataclasses.replace(
-    CONFIGS["sam_med3d_small"],
-    width=256,
-    num_heads=4,
-    out_channels=192,
-    position_bias="none",  # the absolute one is enough, and attention is faster without
-    detail_channels=32,
-    mask_threshold="expected_dice",
-    mask_edges="image",
-)
+NAME = "sam_med3d_default"
+TEACHER = CONFIGS[NAME]
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """How to train. minutes: budget of all calls together, and length of the learning rate's fall.
+class PretrainOptions:
+    """Options of the pretraining.
 
-    max_steps, call_minutes (of this call): stop earlier, with the schedule unchanged. rois: per
-    step. clicks: most clicks in a series. click_steps: of the decoder alone, before. save_every,
-    log_every: in steps.
+    minutes: budget of the run, with all resumed parts; the learning rate falls over it. max_steps:
+    stop earlier, with the same schedule. rois: batch size. clicks: most clicks of a series.
+    click_steps: steps of the decoder alone before the training. save_every, log_every: in steps.
     """
 
     minutes: float = 60.0
-    call_minutes: float = math.inf
     max_steps: int = 1 << 40
     rois: int = 2
     clicks: int = 10
@@ -82,13 +72,11 @@ def pretrain(
     network: FastSAM3D,
     samples: Dataset,
     folder: Path,
-    options: TrainOptions,
-    start: float | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    options: PretrainOptions,
 ) -> tuple[RunState, AveragedWeights]:
-    """Train until the minutes are used up; everything that matters is in `folder` afterwards.
+    """Train until the minutes are used up; resume from `state.pt` if the folder has it.
 
-    start: of the minutes, as the clock has it, if not now.
+    The folder gets the state, the log and its curves.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(options.device)
@@ -96,7 +84,7 @@ def pretrain(
     average = AveragedWeights(network, options.average_decay)
     optimizer = make_optimizer(network, options)
     generator = torch.Generator().manual_seed(options.seed)
-    config = network.config.to_dict()
+    config = {**network.config.to_dict(), **network.policy.to_dict()}
     run = RunState()
     if (folder / "state.pt").exists():
         run = load_state(folder / "state.pt", network, average, optimizer, generator, config)
@@ -106,14 +94,12 @@ def pretrain(
         write_log(run, folder)
 
     before = run.minutes
-    start = clock() if start is None else start
+    start = time.monotonic()
     recent: dict[str, list[float]] = defaultdict(list)
     bar = tqdm(initial=run.step, unit="step", mininterval=5)
     for batch in batches(samples, run.step, options):
-        in_call = (clock() - start) / 60
-        run.minutes = before + in_call
-        used_up = run.minutes >= options.minutes or in_call >= options.call_minutes
-        if used_up or run.step >= options.max_steps:
+        run.minutes = before + (time.monotonic() - start) / 60
+        if run.minutes >= options.minutes or run.step >= options.max_steps:
             break
         rate = learning_rate(
             run.minutes / options.minutes, run.step, options.peak_rate, options.warm_up
@@ -136,9 +122,13 @@ def pretrain(
     return run, average
 
 
-def make_optimizer(network: FastSAM3D, options: TrainOptions) -> torch.optim.AdamW:
-    """AdamW; only matrices and kernels decay, not biases, norms, tokens and position tables."""
-    decayed, free = [], []
+def make_optimizer(network: FastSAM3D, options: PretrainOptions) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on matrices and kernels only.
+
+    Biases, norms, tokens and position tables do not decay.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         is_matrix = parameter.ndim >= 2 and name.endswith("weight")
         is_token = "embed.weight" in name or "token" in name.split(".")[-2] or "rel_pos" in name
@@ -151,9 +141,9 @@ def make_optimizer(network: FastSAM3D, options: TrainOptions) -> torch.optim.Ada
 
 
 def batches(
-    samples: Dataset, first_step: int, options: TrainOptions
+    samples: Dataset, first_step: int, options: PretrainOptions
 ) -> Iterator[dict[str, Tensor]]:
-    """Batches from `first_step` on without end; sample n belongs to step n // rois."""
+    """Yield batches from `first_step` on without end; sample n belongs to step n // rois."""
     loader = DataLoader(
         samples,
         batch_size=options.rois,
@@ -170,9 +160,12 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
     rate: float,
-    options: TrainOptions,
+    options: PretrainOptions,
 ) -> dict[str, float]:
-    """One update; the first click and the last of a series of random length are graded."""
+    """Do one update and return the values to log.
+
+    The series has a random length; its first and last clicks have a loss.
+    """
     clicks = int(torch.randint(2, options.clicks + 1, (), generator=generator))
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -186,53 +179,65 @@ def train_step(
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """bfloat16 where a GPU computes in it; it needs no scaling of the loss."""
+    """Return autocast to bfloat16 on GPUs that support it; bfloat16 needs no loss scaling."""
     enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def averaged_network(config: FastSAM3DConfig, average: AveragedWeights) -> FastSAM3D:
-    """A network with the averaged weights, on the CPU, in eval mode."""
-    network = build_untrained(config, seed=0)
+def averaged_network(
+    config: FastSAM3DConfig, average: AveragedWeights, policy: MaskPolicy | None = None
+) -> FastSAM3D:
+    """Return a network with the averaged weights, on the CPU, in eval mode."""
+    network = build_untrained(config, 0, policy)
     network.load_state_dict({name: x.cpu() for name, x in average.weights.items()})
     return network.eval()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    begun = time.monotonic()
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with manifest.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder of state, log and weights")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    for field in dataclasses.fields(TrainOptions):
+    parser.add_argument("--atlases", type=Path, default=ATLASES, help="folder of mricron-data")
+    parser.add_argument("--start", type=Path, help="start from these weights, not random ones")
+    for field in dataclasses.fields(PretrainOptions):
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
-    parser.add_argument("--atlases", type=Path, default=ATLASES, help="folder of mricron-data")
-    parser.add_argument("--start", type=Path, help="weights to go on from, instead of random ones")
-    values = vars(parser.parse_args(arguments))
-    data, out, atlases = values.pop("data"), values.pop("out"), values.pop("atlases")
-    start = values.pop("start")
-    torch.set_num_threads(values.pop("threads"))
-    torch.set_flush_denormal(True)  # a tenth faster on a CPU
-    options = TrainOptions(**values)
+    return parser.parse_args(arguments)
 
-    samples = ClickSamples(
-        [*load_cases(data), *load_atlases(atlases)], SampleOptions(), options.seed
-    )
-    network = build_untrained(TEACHER, options.seed)
-    if not (out / "state.pt").exists():
-        images = torch.stack([samples[number]["image"] for number in range(8)])
-        initialise(network, images)
-        if start:
-            new = take_weights(network, read_checkpoint(start).state)
-            if any("refiner.key" in name for name in new):
-                spread_keys(network, images)
-        else:
-            learn_to_mark_clicks(network, images, options.click_steps, options.seed)
-    run, average = pretrain(network, samples, out, options, begun)
-    save_checkpoint(
-        averaged_network(TEACHER, average),
-        out / "weights.safetensors",
+
+def initial_network(
+    samples: ClickSamples, options: PretrainOptions, start: Path | None
+) -> FastSAM3D:
+    """Return the network before its first step; start: weights to continue from, or None."""
+    network = build_untrained(NAME, options.seed)
+    images = torch.stack([samples[number]["image"] for number in range(8)])
+    initialise(network, images)
+    if start is None:
+        learn_to_mark_clicks(network, images, options.click_steps, options.seed)
+        return network
+    new_names = take_weights(network, read_checkpoint(start).state)
+    if any("refiner.key" in name for name in new_names):
+        spread_keys(network, images)
+    return network
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parsed = parse_arguments(arguments)
+    torch.set_num_threads(parsed.threads)
+    torch.set_flush_denormal(True)  # a tenth faster on a CPU
+    names = [field.name for field in dataclasses.fields(PretrainOptions)]
+    options = PretrainOptions(**{name: getattr(parsed, name) for name in names})
+    cases = [*load_cases(parsed.data), *load_atlases(parsed.atlases)]
+    samples = ClickSamples(cases, SampleOptions(), options.seed)
+    if (parsed.out / "state.pt").exists():
+        network = build_untrained(NAME, options.seed)
+    else:
+        network = initial_network(samples, options, parsed.start)
+    run, average = pretrain(network, samples, parsed.out, options)
+    save_weights(
+        averaged_network(TEACHER, average, network.policy),
+        parsed.out / "weights.safetensors",
         {"steps": str(run.step), "minutes": f"{run.minutes:.1f}", "seed": str(options.seed)},
         dtype=torch.float16,
     )

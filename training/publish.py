@@ -1,10 +1,10 @@
-"""Write trained weights in half precision, with what has to be known about them in the file.
+"""Write trained weights in half precision, with their description in the file.
 
 python -m training.publish --weights FILE --description TEXT --out FILE
 python -m training.publish --weights FILE --report JSON --model fastsam3d --out FILE
 
-The first makes the file that is measured, the second adds what `benchmarks/accuracy.py` reported of
-it; the weights stay the same, so measuring the result again gives the same numbers.
+The first command writes the file to measure. The second adds the report of `benchmarks/accuracy.py`
+on it. The weights stay the same, so measuring the second file gives the same numbers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from lib.networks import describe_checkpoint, load_checkpoint, save_checkpoint
+from lib.networks.checkpoint import read_checkpoint, rebuild_network
+from lib.weights import save_weights
 
 LICENCE = "Apache-2.0"
 
 
 def measured(report: Mapping[str, Any], model: str) -> str:
-    """One line: the macro-average Dice after each number of clicks, and on what it was measured."""
+    """Return one line: the macro-average Dice after each number of clicks, and the sources."""
     summary = report["models"][model]
     clicks = [str(count) for count in report["clicks"]]
     dice = ", ".join(f"{summary['macro'][count]:.3f}" for count in clicks)
@@ -40,13 +41,14 @@ def publish(
     report: Mapping[str, Any] | None = None,
     model: str = "fastsam3d",
 ) -> None:
-    """Write `out`; what the file of `weights` says already is kept unless it is given anew."""
-    metadata = describe_checkpoint(weights)["metadata"] | {"trained": "true", "licence": LICENCE}
+    """Write `out`; the metadata of `weights` stays, except for what the arguments replace."""
+    checkpoint = read_checkpoint(weights)
+    metadata = {**checkpoint.metadata, "trained": "true", "licence": LICENCE}
     if description:
         metadata["description"] = description
     if report is not None:
         metadata |= {"dice": measured(report, model), "measured_with": report["command"]}
-    save_checkpoint(load_checkpoint(weights), out, metadata, dtype=torch.float16)
+    save_weights(rebuild_network(checkpoint), out, metadata, dtype=torch.float16)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--description", default="", help="data with licences, time, machine")
-    parser.add_argument("--report", type=Path, help="of benchmarks/accuracy.py")
-    parser.add_argument("--model", default="fastsam3d", help="which of the report's models it is")
+    parser.add_argument("--report", type=Path, help="JSON of benchmarks/accuracy.py")
+    parser.add_argument("--model", default="fastsam3d", help="the model's name in the report")
     options = parser.parse_args(arguments)
     report = json.loads(options.report.read_text(encoding="utf-8")) if options.report else None
     publish(options.weights, options.out, options.description, report, options.model)

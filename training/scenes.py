@@ -1,6 +1,6 @@
-"""Label maps without anatomy: clutter of deformed, nested, touching shapes, and lesions.
+"""Label maps without anatomy: random deformed, nested, touching shapes, and lesions.
 
-They teach what belongs to a click, rather than what a liver looks like.
+They teach the network which voxels belong to a click, not the looks of an organ.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ MAX_LABEL = 250
 
 
 def clutter_scene(size: int, generator: np.random.Generator) -> np.ndarray:
-    """(size, size, size) uint8 label map of random shapes on an empty or partitioned ground.
+    """Return a label map (size, size, size) uint8 of random shapes.
 
-    Later shapes cover earlier ones; every shape gets a number of its own, some get a core.
+    The background is empty or partitioned. Later shapes cover earlier ones; every shape has its own
+    number, and some have a core.
     """
     labels = (
         partition(size, generator)
@@ -36,14 +37,14 @@ def clutter_scene(size: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def partition(size: int, generator: np.random.Generator) -> np.ndarray:
-    """(size, size, size) uint8: which of a few smooth random fields is largest, so all touch."""
+    """Return the number of the largest of some smooth random fields, (size, size, size) uint8."""
     channels = int(generator.integers(3, 9))
     fields = smooth_field((size,) * 3, int(generator.integers(4, 12)), generator, channels)
     return fields.argmax(axis=0).astype(np.uint8)
 
 
 def deformed_places(size: int, generator: np.random.Generator) -> np.ndarray:
-    """(3, size, size, size) float32: every voxel's index, moved by a smooth random field."""
+    """Return every voxel's index moved by a smooth random field, (3, size, size, size) float32."""
     grid = np.stack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 3, indexing="ij"))
     knots = int(generator.integers(4, 16))
     amplitude = generator.uniform(0, 0.5) * size / knots / 2
@@ -53,7 +54,7 @@ def deformed_places(size: int, generator: np.random.Generator) -> np.ndarray:
 def draw_superquadric(
     labels: np.ndarray, places: np.ndarray, number: int, generator: np.random.Generator
 ) -> None:
-    """Write `number` into a turned superquadric, at times hollow or with core `number` + 1."""
+    """Draw a rotated superquadric of `number`; some are hollow or have a core, `number` + 1."""
     size = len(labels)
     radii = log_uniform(generator, size / 40, size / 3.5) * generator.uniform(0.4, 1, 3)
     centre = generator.uniform(0, size, 3)
@@ -73,7 +74,7 @@ def draw_superquadric(
 def draw_tube(
     labels: np.ndarray, places: np.ndarray, number: int, generator: np.random.Generator
 ) -> None:
-    """Write `number` along a quadratic curve across the scene, as vessels and nerves run."""
+    """Draw a tube of `number` along a quadratic curve, as vessels and nerves run."""
     size = len(labels)
     ends = generator.uniform(0, size, (3, 3))
     along = np.linspace(0, 1, 48)[:, None]
@@ -86,7 +87,10 @@ def draw_tube(
 
 
 def lesion(size: int, generator: np.random.Generator) -> np.ndarray:
-    """(size, size, size) float32 level of a lumpy blob that holds the central voxel: < 1 inside."""
+    """Return the level of an irregular blob, (size, size, size) float32; < 1 is inside.
+
+    The blob contains the central voxel.
+    """
     radii = log_uniform(generator, size / 32, size / 4) * generator.uniform(0.6, 1, 3)
     shift = generator.uniform(-0.5, 0.5, 3) * radii
     grid = np.meshgrid(*[np.arange(size, dtype=np.float32) - size // 2] * 3, indexing="ij")
@@ -99,7 +103,7 @@ def lesion(size: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _box(centre: np.ndarray, reach: float, size: int) -> tuple[slice, slice, slice]:
-    """The part of the scene within `reach` of a place, as slices; empty where there is none."""
+    """Return slices of the scene within `reach` of a centre; they may be empty."""
     low = np.clip(np.floor(centre - reach), 0, size).astype(int)
     high = np.clip(np.ceil(centre + reach) + 1, 0, size).astype(int)
     i, j, k = (slice(a, b) for a, b in zip(low, high, strict=True))
@@ -107,6 +111,6 @@ def _box(centre: np.ndarray, reach: float, size: int) -> tuple[slice, slice, sli
 
 
 def _turn(offsets: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Offsets (3, …), turned at random."""
+    """Rotate offsets (3, …) at random."""
     matrix = Rotation.random(random_state=generator).as_matrix().astype(np.float32)
     return np.tensordot(matrix, offsets.astype(np.float32), axes=1)

@@ -1,4 +1,4 @@
-"""Labelled volumes that default weights may be trained on, read through `manifest.csv`."""
+"""Labelled volumes whose licences allow training the default weights; see `manifest.csv`."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from scipy.ndimage import find_objects
 from lib.imaging.volume import read_volume
 
 TRAINING_PARTS = ("train", "labelmaps")
-"""Parts of the data that anything may be trained on; all others are for measuring or testing."""
+"""TRAINING_PARTS: parts of the data for training; all others are for measuring or testing."""
 
 ACCEPTED_LICENCES = ("Apache-2.0", "CC0", "CC BY 3.0", "CC BY 4.0", "BSD", "MIT")
 DOUBTS = ("?", "not stated", "see ", "NC", "SA")
-"""A licence entry with one of these is left out, whatever it begins with."""
+"""DOUBTS: a licence entry with one of these is rejected, whatever it begins with."""
 
 MAX_STRUCTURES = 240
-"""Of an atlas: the smallest of more are left out."""
+"""MAX_STRUCTURES: structures of an atlas; the largest are taken."""
 
 ATLAS_FILES = ("aal.nii.gz", "inia19-NeuroMaps.nii.gz")
-"""Of Debian's ``mricron-data``; what else lies there has other licences."""
+"""ATLAS_FILES: of Debian's ``mricron-data``; its other files have other licences."""
 
 MIN_VOXELS = 64
-"""Structures of fewer stored voxels are no targets."""
+"""MIN_VOXELS: smallest structure that can be a target, in stored voxels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A label map, with its image where there is one.
+    """A label map, with or without its image.
 
-    labels: (I, J, K) uint8, 0 where nothing is labelled, structures numbered from 1.
-    boxes: half-open box of each structure that can be a target, by its number.
-    affine_mm: (4, 4) stored index -> RAS mm. image: (I, J, K) or None.
+    labels: (I, J, K) uint8, 0 for unlabelled voxels, structures numbered from 1. boxes: half-open
+    box of each structure that can be a target, by its number. affine_mm: (4, 4), stored index to
+    RAS mm. image: (I, J, K) or None.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Case:
         image: np.ndarray | None = None,
         is_ct: bool = False,
     ) -> Case:
-        """Number the structures; raises ValueError where there is none, or more than 255."""
+        """Number the structures; raises ValueError unless there are 1 to 255."""
         values = np.unique(labels)
         values = values[values != 0]
         if not 0 < len(values) < 256:
             raise ValueError(f"{name} has {len(values)} structures, expected 1 to 255")
-        # searchsorted puts 0 at place 0 and the structures at 1, 2, … (labels are not negative)
+        # searchsorted maps 0 to 0 and the structures to 1, 2, … (labels are not negative)
         numbered = np.searchsorted(np.r_[0, values], labels).astype(np.uint8)
         sizes = np.bincount(numbered.ravel())
         boxes = {
@@ -70,14 +70,17 @@ class Case:
 
 
 def may_train(row: dict[str, str]) -> bool:
-    """Whether a row of the manifest allows training weights that are given away."""
+    """Return whether a row of the manifest allows training weights for publication."""
     licence = row["licence"]
     stated = licence.startswith(ACCEPTED_LICENCES) and not any(doubt in licence for doubt in DOUBTS)
     return row["part"] in TRAINING_PARTS and stated
 
 
 def load_cases(folder: str | Path) -> list[Case]:
-    """All cases in a folder with a `manifest.csv` that may be trained on, in its order."""
+    """Return all cases for training of a folder with `manifest.csv`, in its order.
+
+    Raises ValueError if there are none.
+    """
     folder = Path(folder)
     with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if may_train(row)]
@@ -87,15 +90,16 @@ def load_cases(folder: str | Path) -> list[Case]:
 
 
 def load_atlases(folder: str | Path) -> list[Case]:
-    """The label maps of Debian's ``mricron-data`` (BSD), where it is installed, without images.
+    """Return the label maps of Debian's ``mricron-data`` (BSD), without images, if installed.
 
-    Cortical areas of an atlas cannot be seen in an image: only painted images show them.
+    A real image does not show the cortical areas of an atlas; only painted images do.
     """
     paths = [Path(folder, name) for name in ATLAS_FILES]
     return [_load_atlas(path) for path in paths if path.is_file()]
 
 
 def _load_atlas(path: Path) -> Case:
+    """Return the `MAX_STRUCTURES` largest structures of an atlas."""
     volume = read_volume(path)
     labels = volume.array.astype(np.int32)
     sizes = np.bincount(labels.ravel())
@@ -107,6 +111,7 @@ def _load_atlas(path: Path) -> Case:
 
 
 def _load_case(folder: Path, row: dict[str, str]) -> Case:
+    """Return the case of a row; a label map without an image is cropped to its structures."""
     label = read_volume(folder / row["label"])
     if not row["image"]:
         box = find_objects((label.array != 0).astype(np.uint8))[0]

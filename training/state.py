@@ -1,10 +1,9 @@
-"""What a training run carries from one process to the next, and where it writes."""
+"""The state of a pretraining run, its files, and the learning rate's schedule."""
 
 from __future__ import annotations
 
 import csv
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib.atomic_file import write_atomically
+
 
 @dataclass
 class RunState:
-    """Progress of a run; `log` holds a row per logged interval."""
+    """Progress of a run; `log` has a row per logged interval."""
 
     step: int = 0
     minutes: float = 0.0
@@ -23,7 +24,7 @@ class RunState:
 
 
 class AveragedWeights:
-    """An exponential moving average of a network's weights, quick at first and slow later."""
+    """Exponential moving average of a network's weights; its decay grows over the first steps."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -31,13 +32,17 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
+        """Add the network's weights; step: number of the step, from 0."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, x in network.state_dict().items():
             self.weights[name].lerp_(x, share)
 
 
 def learning_rate(progress: float, step: int, peak: float, warm_up: int) -> float:
-    """Linear over `warm_up` steps, and a cosine to 1 % over the budget, progress from 0 to 1."""
+    """Return the rate: linear warm-up, then a cosine to 1 % of the peak.
+
+    progress: used share of the budget, 0 to 1. warm_up: in steps.
+    """
     cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
     return peak * min(1.0, (step + 1) / warm_up) * cosine
 
@@ -51,7 +56,7 @@ def save_state(
     run: RunState,
     config: dict[str, Any],
 ) -> None:
-    """Write all that a resumed run needs; a reader sees the old file or the whole new one."""
+    """Write the whole state atomically."""
     content = {
         "config": config,
         "network": network.state_dict(),
@@ -60,9 +65,8 @@ def save_state(
         "generator": generator.get_state(),
         "run": vars(run),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with write_atomically(path) as temporary:
+        torch.save(content, temporary)
 
 
 def load_state(
@@ -73,8 +77,9 @@ def load_state(
     generator: torch.Generator,
     config: dict[str, Any],
 ) -> RunState:
-    """Restore everything; raises ValueError for the state of another network."""
+    """Restore the whole state; raises ValueError if it belongs to another network."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    content["config"].pop("window_path", None)  # in states of earlier releases
     if content["config"] != config:
         raise ValueError(f"{path} is the state of another network: {content['config']}")
     network.load_state_dict(content["network"])
@@ -90,7 +95,7 @@ def _copy(target: dict[str, Tensor], source: dict[str, Tensor]) -> None:
 
 
 def write_log(run: RunState, folder: Path) -> None:
-    """`log.csv` with a row per interval and `curves.png`."""
+    """Write `log.csv`, with a row per interval, and `curves.png`."""
     if not run.log:
         return
     names = sorted({name for row in run.log for name in row}, key=lambda n: (len(n), n))

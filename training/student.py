@@ -1,7 +1,8 @@
-"""A student before it learns: `python -m training.student --teacher FILE --out FILE`.
+"""Write an untrained student: `python -m training.student --teacher FILE --out FILE`.
 
-Half of the teacher's blocks, the first two without attention (arXiv 2403.09827); everything else is
-the teacher's copy. The app's trainer then teaches the blocks (`--conf weights FILE`).
+The student has half of the teacher's blocks, the first two without attention (arXiv 2403.09827).
+All other parts are copies of the teacher's. The app's trainer then trains the blocks (`--conf
+weights FILE`).
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from pathlib import Path
 
 import torch
 
-from lib.networks import FastSAM3DConfig, load_checkpoint, save_checkpoint
-from lib.networks.fastsam3d import build_untrained
+from lib.networks import FastSAM3DConfig, build_untrained, load_checkpoint
 from lib.trainers.student_start import start_student
+from lib.weights import save_weights
 
 
 def student_of(teacher: FastSAM3DConfig) -> FastSAM3DConfig:
-    """The residual stays the teacher's, unlike in the published student: their streams are compared
-    block by block, and a normalised one would have to imitate one that grows.
+    """Return the student's configuration.
+
+    The residual is the teacher's, unlike in the published student. The distillation compares the
+    outputs block by block; a normalised residual cannot imitate one whose values grow.
     """
     return dataclasses.replace(
         teacher,
@@ -38,9 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     teacher = load_checkpoint(options.teacher)
-    student = build_untrained(student_of(teacher.config), options.seed)
+    student = build_untrained(student_of(teacher.config), options.seed, teacher.policy)
     start_student(student, teacher)
-    save_checkpoint(student, options.out, {"trained": "false"}, dtype=torch.float16)
+    save_weights(student, options.out, {"trained": "false"}, dtype=torch.float16)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -18,26 +19,41 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import CONFIGS
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
-from lib.errors import InputError
+from lib.errors import AppError, NotFoundError
 from lib.infers import Caches
 from lib.infers.transforms import LoadVolumed
 from lib.options import Options
-from lib.server.read_ahead import ReadAhead
+from lib.server.read_ahead import Prefetcher
 from lib.trainers.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
 MASK_CACHE_BYTES = 8 * 2**20
-"""Low-resolution masks of 128 kB: those after each click on the last few structures."""
+"""MASK_CACHE_BYTES: limit of the cache of low-resolution masks, 128 kB each: those after each click
+on the last structures."""
 
 TRAINING_NICENESS = 15
-"""Of a training beside a server, so that clicks come first."""
+"""TRAINING_NICENESS: niceness of a training's process, so that a server's clicks come first."""
 
 
 class MyApp(MONAILabelApp):
-    """Collects the task configurations and offers their models."""
+    """Collects the task configurations and registers their models and trainers."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        """Read the weights of all models; raises AppError for an option or a file of weights.
+
+        A server logs the error and exits with code 1 instead.
+        """
+        try:
+            self._set_up(app_dir, studies, conf)
+        except AppError as error:
+            if not _is_starting_a_server():
+                raise
+            logger.error("the server cannot start: %s", error)
+            logging.shutdown()
+            os._exit(1)  # uvicorn logs the traceback of any exception in its start, SystemExit too
+
+    def _set_up(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         options = Options.from_conf(conf or {})
         caches = Caches(
             volumes=ByteCache(options.volume_cache_mb * 2**20, array_nbytes),
@@ -45,7 +61,7 @@ class MyApp(MONAILabelApp):
             masks=ByteCache(MASK_CACHE_BYTES, array_nbytes),
         )
         self.is_server = False
-        self.read_ahead = ReadAhead(LoadVolumed(caches.volumes))
+        self.prefetch = Prefetcher(LoadVolumed(caches.volumes))
         self.configs = {}
         for name, config_class in CONFIGS.items():
             config = config_class()
@@ -62,51 +78,67 @@ class MyApp(MONAILabelApp):
 
     @property
     def models(self) -> list[str]:
+        """The names of the models."""
         return list(self._infers)
 
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Return the mask for the clicks in a request; see `lib.infers.FastSAM3DInfer`.
+
+        request: ``model``, ``image`` (an id of the datastore or a path), and what a client sends.
+        Raises NotFoundError for an image that does not exist, InputError for an invalid request.
+        """
+        image, studies = request["image"], datastore or self.datastore()
+        is_id = isinstance(image, str) and not os.path.exists(image)
+        if is_id and not studies.get_image_uri(image):
+            raise NotFoundError(f"there is no image {image!r} among the studies of this server")
+        return super().infer(request, datastore)
+
     def init_infers(self) -> dict[str, InferTask]:
+        """Return the infer task of each model."""
         return {name: config.infer() for name, config in self.configs.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
+        """Return the train task of each model that has one."""
         trainers = {name: config.trainer() for name, config in self.configs.items()}
         return {name: trainer for name, trainer in trainers.items() if trainer is not None}
 
     @property
     def trainers(self) -> dict[str, TrainTask]:
+        """The train tasks by the names of their models."""
         return self._trainers
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
-        """In a process that the server started for it, unless the client waits for the result."""
+        """Train in this process: the server's own if a client waits, else one that it started."""
         if self.is_server:
             return super().train(request)
         os.nice(TRAINING_NICENESS)
         end_with_parent()
         try:
             return super().train(request)
-        except InputError as error:
-            sys.exit(str(error))  # the last line is what clients show
+        except AppError as error:
+            sys.exit(str(error))  # clients show the last line of the output
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        # the client comes from MONAI Label's settings as ever; only the class of the store is ours
+        # MONAI Label makes the store with a client of its own settings; only the class is replaced
         monailabel.interfaces.app.DICOMWebDatastore = CheckedDICOMWebDatastore
         return super()._init_dicomweb_datastore()
 
     def _download_dcmqi_tools(self) -> None:
-        """Find dcmqi, which the requirements bring; nothing is downloaded.
+        """Find dcmqi, which the requirements install, instead of downloading it.
 
-        Its programs lie beside the interpreter, which is not always on PATH.
+        Its programs are beside the interpreter, whose folder is not always on PATH.
         """
         os.environ["PATH"] = os.pathsep.join(
             [os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")]
         )
         if not shutil.which("itkimage2segimage"):
             logger.warning(
-                "itkimage2segimage is missing: labels will be kept here but not sent to the DICOM "
+                "itkimage2segimage is missing: labels are stored here but not sent to the DICOM "
                 "server; pip install dcmqi"
             )
 
     def on_init_complete(self) -> None:
-        """Runs in the server only, once its web application is there."""
+        """Install the routes and prepare the models; the server calls it, a command does not."""
         from monailabel.app import app
 
         from lib.server.install import install
@@ -116,3 +148,12 @@ class MyApp(MONAILabelApp):
         for task in self._infers.values():
             task.prepare()
         super().on_init_complete()
+
+
+def _is_starting_a_server() -> bool:
+    """Return whether an event loop runs in this thread: a server makes its app in one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -21,15 +21,12 @@ from typing import Any
 
 # MONAI Label reads its settings at import
 os.environ.setdefault("MONAI_LABEL_DATASTORE_AUTO_RELOAD", "false")
-os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
 
 from lib.configs import FastSAM3D
-from lib.errors import InputError
-from lib.networks.checkpoint import CheckpointError
-from lib.options import OptionError, Options
+from lib.errors import AppError, InputError
+from lib.options import Options
 from lib.trainers.train_options import TrainOptions
-from lib.weights.files import WeightsError
-from lib.weights.versions import published_facts
+from lib.weights import published_facts
 
 APP = Path(__file__).resolve().parent
 MODEL = "fastsam3d"
@@ -67,6 +64,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def train(studies: str, conf: dict[str, str], options: dict[str, str]) -> dict[str, Any]:
     """Train; return whether a student was published, and why. Raise InputError as the task does."""
+    if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
+        raise InputError(f"studies {studies!r} are neither a folder nor an http(s) address")
     from main import MyApp
 
     app = MyApp(str(APP), studies, conf)
@@ -94,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             result = train(parsed.studies, conf, options)
         else:
             result = versions(conf, parsed.rollback)
-    except (InputError, OptionError, CheckpointError, WeightsError) as error:
+    except AppError as error:
         sys.exit(str(error))
     print(json.dumps(result, indent=1))
 

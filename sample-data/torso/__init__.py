@@ -1,4 +1,4 @@
-"""An analytic CT torso with exact organ labels, to be sampled on any grid."""
+"""An analytic CT torso with exact organ labels, which can be sampled on any grid."""
 
 from .sampling import LABELS, centred_affine, evaluate, sample
 

@@ -1,8 +1,7 @@
-"""The organs of the belly and the large muscles of the back (RAS mm)."""
+"""The organs of the abdomen and the large muscles of the back (RAS mm)."""
 
 import numpy as np
 
-from .curves import tube, vessel_tree
 from .shapes import (
     Shape,
     ellipsoid,
@@ -15,6 +14,7 @@ from .shapes import (
     wavy,
 )
 from .trunk import below_diaphragm, cavity
+from .tubes import tube, vessel_tree
 
 
 def liver() -> Shape:
@@ -75,7 +75,7 @@ def kidney(side: int) -> Shape:
 
 
 def kidney_vein(side: int) -> Shape:
-    """The renal vein on its way from the sinus to the midline."""
+    """The renal vein from the sinus to the midline."""
     x, y, z = (65, -44, -62) if side > 0 else (-64, -47, -42)
     inner = (26, -16, -48) if side > 0 else (20, -2, -36)
     return tube([(x - side * 14, y + 8, z, 5), (x - side * 28, y + 22, z + 2, 5), (*inner, 5.5)])
@@ -141,7 +141,7 @@ def splenic_vein() -> Shape:
 
 
 def colon() -> Shape:
-    """Ascending, transverse and descending colon, pinched by haustra."""
+    """Ascending, transverse and descending colon with haustra."""
     knots = [
         (96, 2, -210, 25),
         (104, 2, -165, 25),
@@ -160,7 +160,7 @@ def colon() -> Shape:
 
 
 def small_bowel() -> Shape:
-    """Loops that fill the belly's middle, in three layers one behind the other."""
+    """Loops in the middle of the abdomen, in three layers."""
     knots = []
     for layer, depth in enumerate((14.0, 38.0, 60.0)):
         for row, z in enumerate(np.arange(-92.0, -240.0, -26.0)):
@@ -173,7 +173,7 @@ def small_bowel() -> Shape:
 
 
 def gut_gas() -> Shape:
-    """Where gas gathers in stomach and gut: in front of, hence above, a level fluid line."""
+    """Gas in stomach and bowel; it ends at a level fluid line and lies in front of it."""
     bubbles = (
         ((-52, 44, -14), (50, 60, 50), 34.0),
         ((10, 66, -122), (48, 40, 40), 71.0),
@@ -196,7 +196,7 @@ def mesentery_vessels() -> Shape:
 
 
 def psoas(side: int) -> Shape:
-    """The muscle beside the lumbar spine."""
+    """The psoas muscle beside the lumbar spine."""
     return tube(
         [
             (side * 26, -46, -20, 6),
@@ -209,7 +209,7 @@ def psoas(side: int) -> Shape:
 
 
 def back_muscle(side: int) -> Shape:
-    """The erector of the spine, and the square muscle of the loin in front of it."""
+    """Erector spinae, and quadratus lumborum in front of it."""
     heights = np.arange(-300.0, 301.0, 60.0)
     inner = tube([(side * 21, -86, z, 14 - 0.012 * z) for z in heights])
     outer = tube([(side * (42 + 0.01 * z), -82, z, 14 - 0.014 * z) for z in heights])

@@ -1,4 +1,4 @@
-"""Which tissue each shape is made of, and which shape wins where two overlap."""
+"""The tissues of all shapes, and the order in which they are painted."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +9,7 @@ from .shapes import Shape
 
 @dataclass(frozen=True)
 class Tissue:
-    """A material: the organ it belongs to (empty: none), its mean HU and its texture's size."""
+    """A material: the label of its organ, its mean HU and its texture's amplitude."""
 
     name: str
     label: str
@@ -19,10 +19,10 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Structure:
-    """A shape filled from the outside in.
+    """A shape filled in layers from the outside to the inside.
 
-    ``layers`` are (depth in mm, tissue), shallowest first; ``only_in`` limits the shape to places
-    that hold one of these tissues so far.
+    ``layers`` are (depth in mm, tissue), shallowest first. ``only_in`` limits the shape to points
+    that hold one of these tissues before.
     """
 
     shape: Shape
@@ -200,13 +200,13 @@ def _bones() -> list[Structure]:
 
 @cache
 def structures() -> tuple[Structure, ...]:
-    """The whole torso in painting order: a later structure hides the earlier ones."""
+    """Return all structures in painting order: a later structure hides earlier ones."""
     groups = (_body_wall, _chest, _back, _gut, _solid_organs, _vessels, _bones)
     return tuple(part for group in groups for part in group())
 
 
 @cache
 def tissues() -> tuple[Tissue, ...]:
-    """Every tissue once, the air first."""
+    """Return every tissue once, air first."""
     layers = (tissue for part in structures() for _, tissue in part.layers)
     return tuple(dict.fromkeys((AIR, *layers)))

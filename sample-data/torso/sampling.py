@@ -1,4 +1,4 @@
-"""The torso on any grid: tissue, label and HU at world points, and whole noisy CT volumes."""
+"""Sample the torso: tissue, label and HU at world points, and noisy CT volumes."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -13,11 +13,11 @@ from .anatomy import LABEL_NAMES, Structure, structures, tissues
 LABELS = dict(enumerate(LABEL_NAMES))
 HU_RANGE = (-1024, 3071)
 BRICK = 32
-AIR_NOISE = np.float32(0.4)  # as a share of the noise in the body
+AIR_NOISE = np.float32(0.4)  # relative to the noise in the body
 
 
 def evaluate(points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exact label and noise-free HU at points [..., 3] in RAS mm: (uint8 [...], float32 [...])."""
+    """Return label (uint8 [...]) and noise-free HU (float32 [...]) at points [..., 3], RAS mm."""
     x, y, z = np.moveaxis(np.asarray(points_mm, np.float32), -1, 0)
     tissue = _tissue_at(x, y, z)
     return _table("label")[tissue], _hu_at(tissue, x, y, z)
@@ -32,11 +32,11 @@ def sample(
     noise_hu: float = 12.0,
     progress: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """CT of the torso on a voxel grid: (HU int16 [I, J, K], labels uint8 [I, J, K]).
+    """Return a CT of the torso on a voxel grid: HU int16 [I, J, K], labels uint8 [I, J, K].
 
-    ``affine_mm`` [4, 4] takes voxel indices (i, j, k) to RAS mm; any orientation will do. A label
-    is that of the voxel's centre. HU are the mean of ``supersample`` cubed points per voxel where
-    tissues meet, plus noise of standard deviation ``noise_hu`` (less in air) drawn from ``seed``.
+    ``affine_mm`` [4, 4] maps voxel indices (i, j, k) to RAS mm in any orientation. The label is
+    that of the voxel's centre. Where tissues meet, HU are the mean of ``supersample``³ points per
+    voxel. ``seed`` determines the noise; its standard deviation is ``noise_hu``, less in air.
     ``progress`` shows a bar on a terminal.
     """
     image_hu = np.empty(shape_ijk, np.int16)
@@ -54,7 +54,7 @@ def sample(
 def centred_affine(
     shape_ijk: tuple[int, int, int], spacing_mm: tuple[float, float, float], axes: str = "LPS"
 ) -> np.ndarray:
-    """Affine [4, 4] (voxel to RAS mm) of a grid around the torso's origin.
+    """Return the affine [4, 4] (voxel to RAS mm) of a grid around the torso's origin.
 
     ``axes`` names the direction in which each index grows, e.g. "LPS" for usual axial slices.
     """
@@ -69,13 +69,13 @@ def centred_affine(
 
 
 def _bricks(shape_ijk: tuple[int, int, int]) -> Iterator[tuple[slice, slice, slice]]:
-    """Small boxes that tile the grid, so that each one meets few structures."""
+    """Yield small boxes that tile the grid, so that each one intersects few structures."""
     axes = ([slice(at, min(at + BRICK, n)) for at in range(0, n, BRICK)] for n in shape_ijk)
     return product(*axes)
 
 
 def _render(brick, affine: np.ndarray, supersample: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise-free HU (int16) and labels (uint8) of one brick."""
+    """Return noise-free HU (int16) and labels (uint8) of one brick."""
     indices = [np.arange(axis.start - 1, axis.stop + 1, dtype=float) for axis in brick]
     x, y, z = _world(affine, *np.ix_(*indices))
     tissue = _tissue_at(x, y, z)
@@ -89,7 +89,7 @@ def _render(brick, affine: np.ndarray, supersample: int) -> tuple[np.ndarray, np
 
 
 def _supersampled(affine: np.ndarray, supersample: int, x, y, z) -> np.ndarray:
-    """Mean HU [N] over the voxels centred at the world points x, y, z [N]."""
+    """Return the mean HU [N] over the voxels centred at the world points x, y, z [N]."""
     steps = (np.arange(supersample) + 0.5) / supersample - 0.5
     total = np.zeros(x.shape, np.float32)
     for offset in product(steps, repeat=3):
@@ -100,57 +100,57 @@ def _supersampled(affine: np.ndarray, supersample: int, x, y, z) -> np.ndarray:
 
 
 def _world(affine: np.ndarray, i, j, k) -> list[np.ndarray]:
-    """RAS mm coordinates (three float32 arrays) of voxel indices that broadcast together."""
+    """Return RAS mm coordinates (three float32 arrays) of voxel indices that broadcast."""
     rows = affine[:3]
     return [(row[0] * i + row[1] * j + row[2] * k + row[3]).astype(np.float32) for row in rows]
 
 
 def _tissue_at(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Number of the tissue (index into ``tissues()``) at each point, uint8."""
-    found = np.zeros(x.size, np.uint8)
+    """Return the number of the tissue (index into ``tissues()``) at each point, uint8."""
+    tissue = np.zeros(x.size, np.uint8)
     points = np.stack([x.ravel(), y.ravel(), z.ravel()])
     if x.size == 0:
-        return found.reshape(x.shape)
+        return tissue.reshape(x.shape)
     low, high = points.min(axis=1), points.max(axis=1)
-    number = {tissue: index for index, tissue in enumerate(tissues())}
+    number = {each: index for index, each in enumerate(tissues())}
     for structure in structures():
         least, most = structure.shape.box_mm
         if (least <= high).all() and (most >= low).all():
-            _paint(found, points, structure, number)
-    return found.reshape(x.shape)
+            _paint(tissue, points, structure, number)
+    return tissue.reshape(x.shape)
 
 
-def _paint(found: np.ndarray, points: np.ndarray, structure: Structure, number: dict) -> None:
-    """Write the structure's tissues into ``found`` [N] where ``points`` [3, N] lie inside it."""
+def _paint(tissue: np.ndarray, points: np.ndarray, structure: Structure, number: dict) -> None:
+    """Write the structure's tissues into ``tissue`` [N] where ``points`` [3, N] lie inside it."""
     low, high = structure.shape.box_mm.astype(np.float32)
-    near = np.ones(found.shape, bool)
+    near = np.ones(tissue.shape, bool)
     for axis, least, most in zip(points, low, high, strict=True):
         near &= (axis >= least) & (axis <= most)
     if structure.only_in:
-        near &= np.isin(found, [number[tissue] for tissue in structure.only_in])
+        near &= np.isin(tissue, [number[each] for each in structure.only_in])
     near = np.flatnonzero(near)
     if near.size == 0:
         return
     distance = structure.shape.field(*points[:, near])
-    for depth, tissue in structure.layers:
-        found[near[distance < -depth]] = number[tissue]
+    for depth, layer in structure.layers:
+        tissue[near[distance < -depth]] = number[layer]
 
 
 def _hu_at(tissue: np.ndarray, x, y, z) -> np.ndarray:
-    """Noise-free HU: the tissue's mean with its gentle texture."""
+    """Return noise-free HU: the tissue's mean plus its texture."""
     return _table("hu")[tissue] + _table("texture_hu")[tissue] * _texture(x, y, z)
 
 
 @cache
 def _table(attribute: str) -> np.ndarray:
-    """The attribute of every tissue in the order of ``tissues()``; labels by their number."""
+    """Return an attribute of all tissues in the order of ``tissues()``; labels as numbers."""
     values = [getattr(tissue, attribute) for tissue in tissues()]
     if attribute == "label":
         return np.array([LABEL_NAMES.index(value) for value in values], np.uint8)
     return np.array(values, np.float32)
 
 
-# Wave vectors (radians per mm) and phases of the texture: wavelengths from 12 to 60 mm.
+# TEXTURE_WAVES: wave vectors (radians per mm) and phases; wavelengths from 12 to 60 mm.
 TEXTURE_WAVES = np.array(
     [
         (0.09, 0.05, 0.03, 0.3),
@@ -165,15 +165,15 @@ TEXTURE_WAVES = np.array(
 
 
 def _texture(x, y, z) -> np.ndarray:
-    """Smooth field between -1 and 1 with mean 0."""
+    """Return a smooth field between -1 and 1 with mean 0."""
     waves = [np.sin(a * x + b * y + c * z + phase) for a, b, c, phase in TEXTURE_WAVES]
     return sum(waves) / np.float32(len(waves))
 
 
 def _noise_slices(shape_ijk: tuple[int, int, int], seed: int) -> Iterator[np.ndarray]:
-    """Unit noise [I, J] per slice k, grained like a filtered back projection's.
+    """Yield unit noise [I, J] per slice k, with the grain of a filtered back projection.
 
-    A slice shares part of its noise with the one below it. It depends on ``seed`` and k only.
+    A slice shares part of its noise with the slice below. The noise depends on ``seed`` and k only.
     """
     size = shape_ijk[:2]
     impulse = np.zeros((31, 31), np.float32)
@@ -189,5 +189,5 @@ def _noise_slices(shape_ijk: tuple[int, int, int], seed: int) -> Iterator[np.nda
 
 
 def _grain(white: np.ndarray) -> np.ndarray:
-    """Band-pass filter in the plane: CT noise has little power at low frequencies."""
+    """Apply a band-pass filter in the plane: CT noise has little power at low frequencies."""
     return gaussian_filter(white, 0.7, mode="wrap") - 0.6 * gaussian_filter(white, 1.8, mode="wrap")

@@ -1,8 +1,9 @@
-"""A small algebra of solid shapes: primitives, smooth set operations, placement.
+"""Solid shapes: primitives, smooth set operations, placement.
 
 A field maps RAS world coordinates x, y, z (float32 arrays of one common shape, in mm) to an
 approximate signed distance in mm: negative inside, positive outside, about 1 mm per mm near the
-surface. Fields hold up to ``REACH_MM`` outside their surface; further out they are merely positive.
+surface. Fields are distances up to ``REACH_MM`` outside the surface; further out they are only
+positive.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ Field = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 class Shape(NamedTuple):
-    """A field with the box [2, 3] (lowest and highest corner, RAS mm) that encloses its inside."""
+    """A field and the box [2, 3] (lowest and highest corner, RAS mm) around its inside."""
 
     field: Field
     box_mm: np.ndarray
@@ -27,12 +28,12 @@ EVERYWHERE = np.array([[-np.inf] * 3, [np.inf] * 3])
 
 
 def unbounded(field: Field) -> Shape:
-    """The field as a shape that no box encloses."""
+    """Return the field as a shape without a box."""
     return Shape(field, EVERYWHERE)
 
 
 def rotation(angles_deg: tuple[float, float, float]) -> np.ndarray:
-    """Rotation matrix [3, 3] (local to world) about x, then y, then z by right-handed angles."""
+    """Return the matrix [3, 3] (local to world) of rotations about x, y, z; right-handed."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(angles_deg)):
         first, second = (axis + 1) % 3, (axis + 2) % 3
@@ -48,7 +49,7 @@ def ellipsoid(
     radii: tuple[float, float, float],
     angles_deg: tuple[float, float, float] = (0.0, 0.0, 0.0),
 ) -> Shape:
-    """Ellipsoid with half axes ``radii`` (mm), turned by ``angles_deg`` about its centre."""
+    """Return an ellipsoid with half axes ``radii`` (mm), rotated by ``angles_deg``."""
     matrix = rotation(angles_deg)
     half = np.sqrt((matrix**2) @ np.square(radii))
     inverse_radii = 1 / np.asarray(radii)
@@ -62,14 +63,14 @@ def ellipsoid(
             axis * np.float32(inverse) for axis, inverse in zip(scaled, inverse_radii, strict=True)
         ]
         level, slope = _norm(scaled), _norm(gradient)
-        tiny = np.float32(1e-6)  # keeps the quotient finite, and right, at the very centre
+        tiny = np.float32(1e-6)  # keeps the quotient finite and correct at the centre
         return (level - 1) * (level + tiny) / (slope + tiny * np.float32(min(inverse_radii)))
 
     return Shape(field, np.stack([np.subtract(centre, half), np.add(centre, half)]))
 
 
 def capsules(starts: np.ndarray, stops: np.ndarray, radii: np.ndarray) -> Shape:
-    """Union of n round-ended cones from ``starts`` to ``stops`` [n, 3], with ``radii`` [n, 2]."""
+    """Return the union of n round-ended cones; starts, stops: [n, 3]; radii: [n, 2]."""
     widest = radii.max(axis=1, keepdims=True)
     low = np.minimum(starts, stops) - widest
     high = np.maximum(starts, stops) + widest
@@ -88,7 +89,7 @@ def capsules(starts: np.ndarray, stops: np.ndarray, radii: np.ndarray) -> Shape:
 
 
 def _capsule(x, y, z, start, stop, radii) -> np.ndarray:
-    """Distance to the axis from ``start`` to ``stop`` less the radius, linear along the axis."""
+    """Return the distance to the axis minus the radius, which is linear along the axis."""
     axis = (stop - start).astype(np.float32)
     offset = [x - np.float32(start[0]), y - np.float32(start[1]), z - np.float32(start[2])]
     along = sum(o * a for o, a in zip(offset, axis, strict=True)) / np.float32(
@@ -100,7 +101,7 @@ def _capsule(x, y, z, start, stop, radii) -> np.ndarray:
 
 
 def unite(*shapes: Shape, round_mm: float = 0.0) -> Shape:
-    """Union; ``round_mm`` fillets the seams."""
+    """Return the union; ``round_mm`` fillets the seams."""
 
     def field(x, y, z):
         result = shapes[0].field(x, y, z)
@@ -116,7 +117,7 @@ def unite(*shapes: Shape, round_mm: float = 0.0) -> Shape:
 
 
 def intersect(*shapes: Shape, round_mm: float = 0.0) -> Shape:
-    """Intersection; ``round_mm`` rounds the edges off."""
+    """Return the intersection; ``round_mm`` rounds the edges."""
 
     def field(x, y, z):
         result = shapes[0].field(x, y, z)
@@ -129,31 +130,28 @@ def intersect(*shapes: Shape, round_mm: float = 0.0) -> Shape:
 
 
 def subtract(shape: Shape, *others: Shape, round_mm: float = 0.0) -> Shape:
-    """What of ``shape`` lies in none of ``others``."""
+    """Return ``shape`` without ``others``."""
     return intersect(shape, *(complement(other) for other in others), round_mm=round_mm)
 
 
 def complement(shape: Shape) -> Shape:
-    """Everything outside the shape."""
+    """Return everything outside the shape."""
     return unbounded(lambda x, y, z: -shape.field(x, y, z))
 
 
 def grow(shape: Shape, by_mm: float) -> Shape:
-    """The shape with its surface moved outwards, at most by ``REACH_MM`` (inwards if negative)."""
+    """Return the shape with its surface moved outwards; inwards if ``by_mm`` is negative.
+
+    Raises ValueError beyond ``REACH_MM``.
+    """
     if by_mm > REACH_MM:
-        raise ValueError(f"cannot grow by {by_mm} mm: fields reach {REACH_MM} mm")
+        raise ValueError(f"a shape cannot grow by {by_mm} mm: the limit is {REACH_MM} mm")
     margin = np.array([[-1.0], [1.0]]) * max(by_mm, 0.0)
     return Shape(lambda x, y, z: shape.field(x, y, z) - np.float32(by_mm), shape.box_mm + margin)
 
 
-def moved(shape: Shape, offset: tuple[float, float, float]) -> Shape:
-    """The shape shifted by ``offset`` (mm)."""
-    dx, dy, dz = np.asarray(offset, np.float32)
-    return Shape(lambda x, y, z: shape.field(x - dx, y - dy, z - dz), shape.box_mm + offset)
-
-
 def wavy(shape: Shape, amplitude_mm: float, wavelength_mm: float, phase: float) -> Shape:
-    """The shape with its space gently bent: each coordinate is moved by a wave along the next."""
+    """Return the shape with a wavy surface: a wave along the next axis shifts each coordinate."""
     wave = np.float32(2 * np.pi / wavelength_mm)
     size = np.float32(amplitude_mm)
 
@@ -168,7 +166,7 @@ def wavy(shape: Shape, amplitude_mm: float, wavelength_mm: float, phase: float) 
 
 
 def placed(shape: Shape, centre: np.ndarray, matrix: np.ndarray, scale: float) -> Shape:
-    """A shape of local coordinates scaled, turned by ``matrix`` and put at ``centre`` (mm)."""
+    """Return a shape in local coordinates scaled, rotated by ``matrix`` and moved to ``centre``."""
 
     def field(x, y, z):
         local = _to_local(x, y, z, centre, matrix)
@@ -180,14 +178,14 @@ def placed(shape: Shape, centre: np.ndarray, matrix: np.ndarray, scale: float) -
 
 
 def half_space(point: tuple[float, float, float], outward: tuple[float, float, float]) -> Shape:
-    """What lies behind the plane through ``point`` whose normal ``outward`` points away from it."""
+    """Return the half space behind the plane through ``point`` with the normal ``outward``."""
     nx, ny, nz = (np.asarray(outward) / np.linalg.norm(outward)).astype(np.float32)
     offset = np.float32(np.dot(point, (nx, ny, nz)))
     return unbounded(lambda x, y, z: nx * x + ny * y + nz * z - offset)
 
 
 def _smooth_max(a: np.ndarray, b: np.ndarray, round_mm: float) -> np.ndarray:
-    """Maximum whose crease is a parabola of width ``round_mm``; never below the true maximum."""
+    """Return a maximum whose crease is a parabola of width ``round_mm``; it is never smaller."""
     if round_mm == 0:
         return np.maximum(a, b)
     blend = np.maximum(np.float32(round_mm) - np.abs(a - b), 0)
@@ -195,14 +193,14 @@ def _smooth_max(a: np.ndarray, b: np.ndarray, round_mm: float) -> np.ndarray:
 
 
 def _to_local(x, y, z, centre, matrix) -> list[np.ndarray]:
-    """World coordinates to those of a frame at ``centre`` whose axes are the matrix's columns."""
+    """Return coordinates in the frame at ``centre`` whose axes are the matrix's columns."""
     dx, dy, dz = (axis - np.float32(c) for axis, c in zip((x, y, z), centre, strict=True))
     columns = np.asarray(matrix, np.float32).T
     return [dx * column[0] + dy * column[1] + dz * column[2] for column in columns]
 
 
 def _extent(x, y, z) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest coordinates [3] of the points."""
+    """Return the lowest and highest coordinates [3] of the points."""
     return np.array([c.min() for c in (x, y, z)]), np.array([c.max() for c in (x, y, z)])
 
 

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from .curves import tube
 from .shapes import (
     Shape,
     complement,
@@ -18,8 +17,9 @@ from .shapes import (
     wavy,
 )
 from .trunk import cavity
+from .tubes import tube
 
-# Name: height z of the vertebral body's middle and its own height, mm.
+# VERTEBRAE: by name, z of the vertebral body's centre and its height, mm.
 VERTEBRAE = {
     "T4": (211.0, 18.0),
     "T5": (188.0, 18.5),
@@ -40,12 +40,12 @@ RIB_PITCH_MM = 26.6
 
 
 def spine_centre(z: float) -> np.ndarray:
-    """Middle of the vertebral body (x, y, z) at height z, along a spine bent as spines are."""
+    """Return the centre (x, y, z) of the curved spine at height z."""
     return np.array([3 * np.sin(z / 70), -50 + 9 * np.cos(np.pi * (z + 105) / 230), z])
 
 
 def _tilt(z: float) -> np.ndarray:
-    """Rotation [3, 3] that turns the local z axis along the spine."""
+    """Return the rotation [3, 3] that aligns the local z axis with the spine."""
     along = spine_centre(z + 1) - spine_centre(z - 1)
     along /= np.linalg.norm(along)
     right = np.cross([0, 1, 0], along)
@@ -122,12 +122,12 @@ def spinal_cord() -> Shape:
 
 
 def _rib_angle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Angle in degrees from straight back (0) over the flank (90) to the front (180)."""
+    """Return the angle in degrees from the back (0) over the flank (90) to the front (180)."""
     return np.rad2deg(np.arctan2(np.abs(x), -(y + 12)))
 
 
 def _rib_cage(from_deg: np.ndarray, to_deg: np.ndarray) -> Shape:
-    """Ribs 12, 11, ... that run in the chest wall between two angles each [count]."""
+    """Ribs 12, 11, ... in the chest wall, each between two angles [count]."""
     wall = cavity()
     count = len(to_deg)
 
@@ -155,7 +155,7 @@ def ribs() -> Shape:
 
 
 def rib_cartilage() -> Shape:
-    """What joins the upper ribs to the breastbone."""
+    """The cartilage between the upper ribs and the breastbone."""
     from_deg = np.array([180.0, 180, 128, 138, 141, 143, 145, 147, 149], np.float32)
     to_deg = np.array([0.0, 0, 150, 158, 166, 172, 174, 174, 174], np.float32)
     return _rib_cage(from_deg, to_deg)

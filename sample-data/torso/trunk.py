@@ -1,11 +1,10 @@
 """The body wall, the diaphragm and the organs of the chest. RAS mm: +x right, +y front, +z head.
 
-The origin lies in the body's middle at the height of the twelfth thoracic vertebra.
+The origin is the body's centre at the height of the twelfth thoracic vertebra.
 """
 
 import numpy as np
 
-from .curves import tube, vessel_tree
 from .shapes import (
     Shape,
     complement,
@@ -17,12 +16,13 @@ from .shapes import (
     unite,
     wavy,
 )
+from .tubes import tube, vessel_tree
 
-HEIGHT_MM = (-600.0, 600.0)  # far beyond every usual field of view, so that no grid meets an end
+HEIGHT_MM = (-600.0, 600.0)  # beyond every usual field of view, so no grid reaches an end
 
 
 def _bump(z: np.ndarray, centre: float, width: float) -> np.ndarray:
-    """Smooth bell of height 1 along z."""
+    """Return a smooth bell curve of height 1 along z."""
     return np.exp(-np.square((z - np.float32(centre)) / np.float32(width)))
 
 
@@ -54,12 +54,12 @@ def trunk(side: float, front: float, back: float, groove: float = 0.0) -> Shape:
 
 
 def cavity(inset: float = 0.0) -> Shape:
-    """The inside of the ribs and of the belly's muscles, smaller all round by ``inset`` mm."""
+    """The space inside ribs and abdominal muscles, smaller by ``inset`` mm on all sides."""
     return trunk(27 + inset, 25 + inset, 34 + inset)
 
 
 def _dome(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Height z (mm) of the diaphragm: a higher right and a lower left dome, deepest at the back."""
+    """Return the diaphragm's height z in mm: the right dome is higher than the left one."""
     right = 68 - 78 * (np.square((x - 66) / 96) + np.square((y - 18) / 88))
     left = 52 - 74 * (np.square((x + 68) / 92) + np.square((y - 14) / 86))
     gap = np.maximum(24 - np.abs(right - left), 0)
@@ -67,13 +67,13 @@ def _dome(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def below_diaphragm(distance: float) -> Shape:
-    """What lies at least about ``distance`` mm below the diaphragm (above it, if negative)."""
+    """The space at least about ``distance`` mm below the diaphragm; above it if negative."""
     slope = np.float32(1.35)  # the dome's usual steepness turns height into distance
     return unbounded(lambda x, y, z: (z - _dome(x, y)) / slope + np.float32(distance))
 
 
 def above_diaphragm(distance: float) -> Shape:
-    """What lies at least about ``distance`` mm above the diaphragm."""
+    """The space at least about ``distance`` mm above the diaphragm."""
     return complement(below_diaphragm(-distance))
 
 
@@ -106,7 +106,7 @@ def lung_nodule() -> Shape:
 
 
 def heart() -> Shape:
-    """The heart with its great vessels' roots, the apex to the left and front."""
+    """The heart with the roots of the great vessels; the apex points left and forward."""
     ventricles = ellipsoid((-30, 32, 98), (58, 40, 44), (0, 22, 28))
     atria = ellipsoid((12, 5, 118), (38, 34, 42))
     return intersect(unite(ventricles, atria, round_mm=14.0), grow(chest(), -1.0), round_mm=6.0)
@@ -122,7 +122,7 @@ def heart_chambers() -> Shape:
 
 
 def aorta() -> Shape:
-    """Ascending aorta, arch and descending aorta down to its fork."""
+    """Ascending aorta, arch, and descending aorta to its bifurcation."""
     knots = [
         (2, 20, 128, 15),
         (10, 30, 170, 16),
@@ -142,7 +142,7 @@ def aorta() -> Shape:
 
 
 def vena_cava() -> Shape:
-    """Inferior vena cava from its fork to the right atrium."""
+    """Inferior vena cava from its bifurcation to the right atrium."""
     trunk_knots = [
         (20, -16, -148, 10),
         (22, -14, -100, 10.5),
@@ -157,7 +157,7 @@ def vena_cava() -> Shape:
 
 
 def oesophagus() -> Shape:
-    """Gullet from the chest to the stomach's entrance."""
+    """Oesophagus from the chest to the stomach."""
     return tube([(2, -28, 230, 7), (-4, -26, 130, 7.5), (-14, -12, 76, 8), (-30, 0, 48, 8)])
 
 

@@ -1,4 +1,4 @@
-"""Data sets in the layouts that people have: which files belong together, what is in them."""
+"""Data sets in all layouts: pairs of images and labels, and their structures."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from benchmarks.datasets import Case, choose_cases, find_cases, read_case, targets
+from benchmarks.datasets import BenchmarkCase, choose_cases, find_cases, read_case, targets
 
 from lib.errors import InputError
 
@@ -54,7 +54,7 @@ def test_nnunet_folders_give_first_channels_names_and_unions(tmp_path: Path, mak
         "labels": {"background": 0, "liver": 1, "spleen": 2, "both": [1, 2]},
     }
     (folder / "dataset.json").write_text(json.dumps(description))
-    for data in (folder, tmp_path):  # by itself, or among others
+    for data in (folder, tmp_path):  # alone, or in a folder of data sets
         cases = find_cases(data)
         assert [(case.source, case.name, case.modality) for case in cases] == [
             ("Test", "a", "CT"),
@@ -67,10 +67,10 @@ def test_nnunet_folders_give_first_channels_names_and_unions(tmp_path: Path, mak
         "liver": 343,
         "spleen": 288,
         "both": 631,
-    }  # 3 has one voxel
+    }  # structure 3 has one voxel
 
 
-def test_nnunet_1_writes_names_by_value(tmp_path: Path, make_pair) -> None:
+def test_nnunet_1_lists_names_by_value(tmp_path: Path, make_pair) -> None:
     make_pair(tmp_path / "imagesTr/a.nii.gz", tmp_path / "labelsTr/a.nii.gz")
     names = {"0": "background", "1": "liver", "2": "spleen"}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
@@ -109,7 +109,7 @@ def test_datalists_are_relative_to_their_file(tmp_path: Path, make_pair) -> None
         find_cases(path)
 
 
-def test_manifests_give_the_part_that_is_for_measuring(tmp_path: Path, make_pair) -> None:
+def test_manifests_select_the_part_eval_by_default(tmp_path: Path, make_pair) -> None:
     make_pair(tmp_path / "x/a_image.nii.gz", tmp_path / "x/a_label.nii.gz")
     (tmp_path / "x/labels.json").write_text('{"1": "liver"}')
     (tmp_path / "manifest.csv").write_text(
@@ -126,7 +126,7 @@ def test_manifests_give_the_part_that_is_for_measuring(tmp_path: Path, make_pair
 
 
 @pytest.mark.parametrize("extension", [".nii", ".nrrd", ".mha"])
-def test_other_formats_are_read_alike(tmp_path: Path, image, labels, extension: str) -> None:
+def test_other_formats_are_read(tmp_path: Path, image, labels, extension: str) -> None:
     paths = (tmp_path / f"imagesTr/a_0000{extension}", tmp_path / f"labelsTr/a{extension}")
     for path, array in zip(paths, (image, labels), strict=True):
         path.parent.mkdir()
@@ -140,22 +140,22 @@ def test_other_formats_are_read_alike(tmp_path: Path, image, labels, extension: 
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
-def test_what_is_expected_is_said(tmp_path: Path, name: str) -> None:
+def test_the_error_lists_the_expected_layouts(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="expected a folder with manifest.csv, an nnU-Net folder"):
         find_cases(tmp_path / name)
 
 
-def test_a_label_without_its_image_is_named(tmp_path: Path, make_pair) -> None:
+def test_the_error_names_a_label_without_an_image(tmp_path: Path, make_pair) -> None:
     make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/b.nii.gz")
     with pytest.raises(InputError, match=r"no image of b.nii.gz; expected b_0000.nii.gz"):
         find_cases(tmp_path)
 
 
-def test_another_grid_is_refused(tmp_path: Path, image, labels) -> None:
+def test_a_label_map_on_another_grid_is_refused(tmp_path: Path, image, labels) -> None:
     shifted = AFFINE_MM.copy()
     shifted[0, 3] = 4
-    case = Case(
+    case = BenchmarkCase(
         "s",
         "a",
         write_volume(tmp_path / "i.nii.gz", image),
@@ -168,11 +168,11 @@ def test_another_grid_is_refused(tmp_path: Path, image, labels) -> None:
         read_case(case)
 
 
-def test_cases_are_capped_by_source_and_need_a_structure(tmp_path: Path, image, labels) -> None:
+def test_cases_are_limited_by_source_and_need_a_structure(tmp_path: Path, image, labels) -> None:
     empty = np.zeros_like(labels)
     empty[0, 0, 0] = 1
     cases = [
-        Case(
+        BenchmarkCase(
             source,
             name,
             tmp_path / "i.nii.gz",

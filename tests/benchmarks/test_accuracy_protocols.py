@@ -1,4 +1,4 @@
-"""Where the simulated user clicks, and what the baselines make of it."""
+"""Places of simulated clicks, scores, and the masks of the baselines."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,14 @@ from benchmarks.protocols import (
     area,
     click_series,
     deepest_voxel,
-    dice_of,
     largest_part,
     make_protocol,
     surface_dice,
 )
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from lib.errors import InputError
+from lib.imaging.mask import dice
 from lib.imaging.volume import Volume
 
 SPACING_MM = (1.5, 2.0, 3.0)
@@ -37,33 +38,33 @@ def wrong() -> np.ndarray:
 
 
 class Recorder:
-    """Answers one mask, and keeps what it was asked."""
+    """A model that always returns one mask and records its calls."""
 
     def __init__(self, mask: np.ndarray) -> None:
         self.mask = mask
-        self.asked: list[tuple[list, list]] = []
+        self.calls: list[tuple[list, list]] = []
 
     def __call__(self, clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        self.asked.append((clicks_ijk.tolist(), labels.tolist()))
+        self.calls.append((clicks_ijk.tolist(), labels.tolist()))
         return self.mask
 
 
 @pytest.mark.parametrize("protocol", [RANDOM, CENTRES])
-def test_who_sees_a_perfect_mask_stops(target: np.ndarray, protocol) -> None:
+def test_the_user_stops_at_a_perfect_mask(target: np.ndarray, protocol) -> None:
     model = Recorder(target)
     series = click_series(model, target, protocol, "a/1", SPACING_MM)
     assert series.dice == (1.0,) * len(protocol.counts)
-    assert len(model.asked) == 1
-    (click,), (label,) = model.asked[0]
+    assert len(model.calls) == 1
+    (click,), (label,) = model.calls[0]
     assert target[tuple(click)] and label == 1
     assert series.nsd == ((1.0,) * 5 if protocol is CENTRES else ())
 
 
 @pytest.mark.parametrize("protocol", [RANDOM, CENTRES])
-def test_clicks_lie_in_the_error_and_say_which_kind(target, wrong, protocol) -> None:
+def test_clicks_lie_in_the_error_with_the_right_label(target, wrong, protocol) -> None:
     model = Recorder(wrong)
     series = click_series(model, target, protocol, "a/1", SPACING_MM)
-    assert [len(labels) for _, labels in model.asked] == list(range(1, protocol.counts[-1] + 1))
+    assert [len(labels) for _, labels in model.calls] == list(range(1, protocol.counts[-1] + 1))
     at = tuple(series.clicks_ijk[1:].T)
     np.testing.assert_array_equal(target[at], series.labels[1:] == 1)
     np.testing.assert_array_equal(wrong[at], series.labels[1:] == 0)
@@ -84,7 +85,7 @@ def test_random_clicks_depend_on_seed_case_and_number_alone(target, wrong) -> No
     assert clicks("a/1")[0] == clicks("a/1", mask=other)[0]
 
 
-def test_the_challenge_clicks_the_middle_of_the_largest_error(target: np.ndarray) -> None:
+def test_the_challenge_clicks_the_centre_of_the_largest_error(target: np.ndarray) -> None:
     error = target.copy()
     error[25:28, 20:23, 15:18] = True
     part = largest_part(error)
@@ -92,11 +93,11 @@ def test_the_challenge_clicks_the_middle_of_the_largest_error(target: np.ndarray
     i, j, k = deepest_voxel(part)
     assert k in (6, 7) and 8 <= i < 18 and 7 <= j < 15
     edge = np.zeros((9, 9, 9), dtype=bool)
-    edge[:5] = True  # the border of the image counts as an edge of the error
+    edge[:5] = True  # the image's border counts as an edge of the error
     assert deepest_voxel(edge) == (2, 2, 2)
 
 
-def test_a_refused_click_leaves_the_mask(target: np.ndarray) -> None:
+def test_a_refused_click_keeps_the_mask(target: np.ndarray) -> None:
     def refusing(clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
         if len(labels) == 2:
             raise InputError("no contrast")
@@ -112,10 +113,12 @@ def test_unknown_protocols_and_counts_are_refused(name: str, counts: tuple) -> N
         make_protocol(name, counts)
 
 
-def test_scores_are_what_they_are_called(target: np.ndarray) -> None:
+def test_scores_follow_their_definitions(target: np.ndarray) -> None:
     half = target.copy()
     half[13:] = False
-    assert dice_of(half, target) == pytest.approx(2 / 3)
+    empty = np.zeros_like(target)
+    assert dice(half, target) == pytest.approx(2 / 3)
+    assert (dice(empty, target), dice(empty, empty)) == (0, 1)
     shifted = np.roll(target, 1, axis=0)  # 1.5 mm: within the tolerance of 2 mm
     assert surface_dice(shifted, target, SPACING_MM, 0.9) == 1
     far = np.roll(target, 2, axis=0)
@@ -134,20 +137,31 @@ def test_a_ball_is_round_in_millimetres_and_the_last_click_wins(target: np.ndarr
     assert model(np.array([[0, 23, 17]]), np.array([1]))[0, 23, 17]  # at the border
 
 
-@pytest.mark.parametrize("make", [RegionGrowing, RandomWalker])
-def test_baselines_find_a_bright_box(target: np.ndarray, make) -> None:
-    noise = np.random.default_rng(0).normal(0, 5, target.shape)
-    volume = Volume((100 + 100 * target + noise).astype(np.float32), AFFINE_MM, False)
-    options = {"sigma_mm": 0.0, "spread": 3.0} if make is RegionGrowing else {"spacing_mm": 1.5}
-    model = make(volume, **options)
-    mask = model(np.array([[12, 10, 7]]), np.array([1]))
-    assert mask.shape == target.shape and dice_of(mask, target) > 0.8
+@pytest.fixture
+def bright_box(target: np.ndarray) -> Volume:
+    return Volume((100 + 100 * target).astype(np.float32), AFFINE_MM, False)
+
+
+def test_region_growing_returns_a_bright_box(target: np.ndarray, bright_box: Volume) -> None:
+    model = RegionGrowing(bright_box, sigma_mm=0.0)
+    np.testing.assert_array_equal(model(np.array([[12, 10, 7]]), np.array([1])), target)
     less = model(np.array([[12, 10, 7], [12, 10, 8]]), np.array([1, 0]))
-    assert not less[12, 10, 8] and less.sum() < mask.sum()
+    assert not less[12, 10, 8] and less.sum() < target.sum()
+
+
+def test_the_random_walker_stops_at_the_edges_of_a_box(
+    target: np.ndarray, bright_box: Volume
+) -> None:
+    model = RandomWalker(bright_box, spacing_mm=1.5)
+    mask = model(np.array([[12, 10, 7]]), np.array([1]))
+    assert mask[binary_erosion(target)].all()
+    assert not mask[~binary_dilation(target, iterations=2)].any()
+    less = model(np.array([[12, 10, 7], [12, 10, 9]]), np.array([1, 0]))
+    assert not less[12, 10, 9] and less.sum() < mask.sum()
 
 
 @pytest.mark.parametrize("make", [RegionGrowing, RandomWalker])
-def test_baselines_answer_without_contrast_and_at_the_border(make) -> None:
+def test_baselines_work_without_contrast_and_at_the_border(make) -> None:
     volume = Volume(np.full((20, 18, 16), 7.0, np.float32), AFFINE_MM, False)
     mask = make(volume)(np.array([[0, 17, 15]]), np.array([1]))
     assert mask[0, 17, 15]

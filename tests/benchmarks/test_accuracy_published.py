@@ -1,4 +1,4 @@
-"""README, model card, weights files and the committed reports say the same numbers."""
+"""README, model card, accuracy report, weights files and results contain the same numbers."""
 
 import hashlib
 import json
@@ -15,21 +15,21 @@ DEFAULTS = sorted(WEIGHTS.glob("*_default.safetensors"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_tables_are_those_of_the_report(path) -> None:
+def test_tables_match_the_report(path) -> None:
     text = path.read_text(encoding="utf-8")
     assert BLOCK.search(text), "no block to fill"
     assert fill(text, make_blocks()) == text, "run: python -m benchmarks.model_card"
 
 
 @pytest.mark.parametrize("path", DEFAULTS, ids=lambda path: path.name)
-def test_the_report_is_of_these_weights_and_they_say_so(path) -> None:
+def test_the_report_measured_these_weights(path) -> None:
     name = path.name.removesuffix("_default.safetensors")
     info = file_weights(path).info()
     assert info["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert REPORT["weights"][name]["sha256"] == info["sha256"], "measure these weights"
     assert info["dice"] == measured(REPORT, name)
     assert info["trained"] and info["file"] == path.name and info["licence"] == "Apache-2.0"
-    assert len(info["description"]) > 80  # data with their licences, time and machine
+    assert len(info["description"]) > 80  # data with licences, time and machine
 
 
 def test_blocks_are_filled_in_place() -> None:
@@ -45,8 +45,8 @@ def test_the_readme_names_every_number_of_clicks() -> None:
     assert re.fullmatch(r"Dice \.\d\d(, \.\d\d)* after 1, 3, 5, 10 clicks", words)
 
 
-def test_nothing_that_must_not_be_trained_on_was() -> None:
-    """The measured sources are named nowhere in what the weights say they were trained on."""
+def test_no_measured_source_was_trained_on() -> None:
+    """The weights' description of their training data names none of the measured sources."""
     for path in DEFAULTS:
         description = file_weights(path).info()["description"].lower()
         for word in ("hippocampus", "acdc", "brats", "gtv"):

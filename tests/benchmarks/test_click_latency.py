@@ -1,4 +1,4 @@
-"""The benchmark of clicks runs, and what it writes has the names that others read."""
+"""The click benchmark runs, and its JSON has the documented keys."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_a_small_scan(tmp_path):
     assert files["plot.png"].read_bytes()[:4] == b"\x89PNG"
 
 
-def test_clicks_are_the_same_each_time_and_inside():
+def test_clicks_are_reproducible_and_inside_the_image():
     shape_ijk = (60, 48, 40)
     place = next(click_latency.random_places(shape_ijk, seed=1))
     clicks = click_latency.series(place, shape_ijk)
@@ -34,7 +34,7 @@ def test_clicks_are_the_same_each_time_and_inside():
         assert (click == again).all() and (click >= 0).all() and (click < shape_ijk).all()
 
 
-def test_stages_are_medians_of_where_they_ran():
+def test_stages_are_medians_over_the_answers_in_which_they_ran():
     answers = [
         click_latency.Answer(100.0, 0, {"Encode": 0.04, "Decode": 0.01}),
         click_latency.Answer(30.0, 0, {"Encode": 0.0, "Decode": 0.02}),

@@ -1,11 +1,11 @@
-"""What the distillation benchmark makes of statistics; the run itself takes minutes."""
+"""The distillation benchmark's summaries; the run itself takes minutes."""
 
 import nibabel as nib
 import numpy as np
 import pytest
 from benchmarks.distillation_report import markdown
 
-from benchmarks import distillation
+from benchmarks import distillation_benchmark
 
 DICE = {"1": 0.5, "3": 0.6, "5": 0.7, "10": 0.8}
 
@@ -35,20 +35,20 @@ def stats():
 
 
 def test_the_summary_compares_with_the_teacher(stats):
-    found = distillation.summary(stats)
-    assert found["kept"] == dict.fromkeys(DICE, pytest.approx(0.5))
-    assert (found["seconds"], found["updates"]) == (100.0, 24)
+    summary = distillation_benchmark.summary(stats)
+    assert summary["kept"] == dict.fromkeys(DICE, pytest.approx(0.5))
+    assert (summary["seconds"], summary["updates"]) == (100.0, 24)
 
 
-def test_the_schedule_stands_beside_eq_2(stats):
-    rows = distillation.schedule(stats)
+def test_the_schedule_matches_eq_2(stats):
+    rows = distillation_benchmark.schedule(stats)
     assert [(r["iteration"], r["k"]) for r in rows] == [(3 * n, n) for n in range(1, 7)]
     assert all(r["k"] == r["eq2"] for r in rows)
 
 
-def test_logits_alone_get_as_long(stats):
-    """40 s for two epochs of stage 2, so 100 s are five."""
-    assert distillation.epochs_of_logits(stats) == 5
+def test_logits_alone_get_the_same_time(stats):
+    """Two epochs of stage 2 take 40 s, so 100 s are five epochs."""
+    assert distillation_benchmark.epochs_of_logits(stats) == 5
 
 
 def test_the_report(stats):
@@ -59,9 +59,9 @@ def test_the_report(stats):
         "processor": "a processor",
         "cores": 2,
         "options": {},
-        "layerwise": distillation.summary(stats),
-        "logits_only": distillation.summary(stats),
-        "schedule": distillation.schedule(stats),
+        "layerwise": distillation_benchmark.summary(stats),
+        "logits_only": distillation_benchmark.summary(stats),
+        "schedule": distillation_benchmark.schedule(stats),
         "publishing": {
             "published": True,
             "reason": "better",
@@ -73,7 +73,7 @@ def test_the_report(stats):
     }
     text = markdown(result)
     assert "| student, both stages | 0.500 | 0.600 | 0.700 | 0.800 | 1.7 |" in text
-    assert "| of the teacher's | 50 % | 50 % | 50 % | 50 % |  |" in text
+    assert "| share of the teacher's Dice | 50 % | 50 % | 50 % | 50 % |  |" in text
     assert "| stage1 / initial | 25 % |" in text
     assert "| 6 | 18 | 6 | 6 |" in text
     assert "120 ms (180 ms, 9 clicks) idle, no click during the training" in text
@@ -90,7 +90,7 @@ def test_a_data_set_becomes_a_folder_of_studies(tmp_path):
         '{"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, '
         '"numTraining": 3, "file_ending": ".nii.gz"}'
     )
-    folder = distillation.prepare(tmp_path / "set", None, 2, tmp_path / "studies")
+    folder = distillation_benchmark.prepare(tmp_path / "set", None, 2, tmp_path / "studies")
     images = {path.name for path in folder.glob("*.nii.gz")}
     assert len(images) == 2
     assert {path.name for path in (folder / "labels" / "final").iterdir()} == images

@@ -1,11 +1,11 @@
-"""The benchmark of the networks: what it counts, what it compares, what it writes."""
+"""The efficiency benchmark: FLOPs, memory, times, comparisons and reports."""
 
 import json
 from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks.published import PublishedNetwork
+from benchmarks.published_networks import PublishedNetwork
 from torch.nn import functional as F
 
 from benchmarks import efficiency, efficiency_report, efficiency_rows, growth, measure, sam2d
@@ -17,7 +17,7 @@ SMALL = {"width": 48, "depth": 3, "num_heads": 3, "out_channels": 48, "decoder_m
 TEACHER = replace(CONFIGS["sam_med3d"], **SMALL, global_blocks=(1,))
 STUDENT = replace(CONFIGS["fastsam3d"], **SMALL)
 SPARSE = replace(CONFIGS["fastsam3d_sparse"], **SMALL)
-CLICKS = efficiency_rows.Clicks.on(CPU)
+CLICKS = efficiency_rows.SecondClick.on(CPU)
 
 
 def test_flops_of_products_convolutions_and_attention():
@@ -42,7 +42,7 @@ def test_flops_of_an_encoder_are_those_of_its_formula():
     volume = torch.randn(1, 1, 128, 128, 128)
     tokens, width, out = 512, 48, 48
     blocks = 3 * 8 * width**2 + 1 * 4 * width**2  # three MLPs, attention in the last block only
-    attention = 2 * tokens * width + 3 * 16 * 3 * 8  # and its bias: three tables of 8 rows a head
+    attention = 2 * tokens * width + 3 * 16 * 3 * 8  # bias: three tables of 8 rows per head
     neck = width * out + 27 * out**2
     expected = 2 * tokens * (16**3 * width + blocks + attention + neck)
     assert measure.count_flops(lambda: network.encode(volume)) == pytest.approx(expected, rel=0.02)
@@ -53,7 +53,7 @@ def test_a_file_of_default_weights_can_be_measured(tmp_path):
     save_checkpoint(network, tmp_path / "file.safetensors", {})
     files = {"fastsam3d": str(tmp_path / "file.safetensors")}
     row = efficiency_rows.Candidates3D(CPU, files).make("fastsam3d_float32")
-    assert row.reference is None  # nothing published gives the same
+    assert row.reference is None  # no published network has a mask refiner
     assert row.encode().shape[1] == network.config.embedding_channels
     held = sum(x.numel() for x in (*row.encoder_weights, *row.decoder_weights))
     assert held == sum(x.numel() for x in network.parameters()) + sum(
@@ -61,7 +61,7 @@ def test_a_file_of_default_weights_can_be_measured(tmp_path):
     )
 
 
-def test_memory_is_weights_and_what_a_call_holds():
+def test_memory_is_that_of_weights_and_call():
     weight = torch.randn(1000, 250)
     held = measure.peak_memory_mb(lambda: torch.ones(500_000).sum(), [weight, weight], CPU)
     assert held == pytest.approx(1.0 + 2.0, abs=0.05)
@@ -76,7 +76,7 @@ def test_calls_are_timed_in_turns():
     assert all(t.best <= t.low <= t.median <= t.high for t in timings.values())
 
 
-def test_one_run_is_enough_of_a_very_slow_call(monkeypatch):
+def test_a_very_slow_call_runs_once(monkeypatch):
     monkeypatch.setattr(measure, "_time", lambda call, device, clock: call() or 5000.0)
     runs = []
     timing = measure.time_calls({"slow": lambda: runs.append(1)}, CPU, seconds=1.0)["slow"]
@@ -86,8 +86,8 @@ def test_one_run_is_enough_of_a_very_slow_call(monkeypatch):
 def test_masks_are_compared_by_their_voxels():
     ours = torch.tensor([1.0, 1.0, -1.0, -1.0]).reshape(1, 1, 4, 1, 1)
     theirs = torch.tensor([1.0, -1.0, 0.5, -1.0]).reshape(1, 1, 4, 1, 1)
-    found = measure.compare_masks(ours, theirs)
-    assert found == {"dice": 0.5, "equal_voxels": 0.5, "max_logit_difference": 2.0}
+    comparison = measure.compare_masks(ours, theirs)
+    assert comparison == {"dice": 0.5, "equal_voxels": 0.5, "max_logit_difference": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_position_tables_of_random_networks_are_not_zero():
     efficiency_rows.fill_position_tables(network)
     tables = [p for name, p in network.named_parameters() if "rel_pos" in name]
     assert tables
-    assert all(table.std() > 0.05 for table in tables)
+    assert all(table.all() for table in tables)
 
 
 @pytest.fixture
@@ -153,9 +153,9 @@ def test_command_writes_its_rows(small_rows, tmp_path, capsys):
         "sam_med3d_published",
         "fastsam3d_published",
     }
-    # windows of 14³ for a grid of 8³: the closed form computes a small part of them
-    ratio = rows["sam_med3d_published"]["encoder_gflops"] / rows["sam_med3d"]["encoder_gflops"]
-    assert ratio > 2
+    # windows of 14³ on a grid of 8³: the closed form skips the padding
+    published, ours = rows["sam_med3d_published"], rows["sam_med3d"]
+    assert published["encoder_gflops"] > ours["encoder_gflops"]
     text = files["markdown"].read_text()
     assert all(f"`{name}`" in text for name in small_rows)
     assert "Table 3" in capsys.readouterr().out
@@ -172,10 +172,10 @@ def test_command_fails_where_masks_differ(small_rows, monkeypatch, capsys):
 def test_command_refuses_unknown_rows(capsys):
     with pytest.raises(SystemExit):
         efficiency.main(["--rows", "sam_med4d"])
-    assert "no rows sam_med4d; there are sam_med3d_published" in capsys.readouterr().err
+    assert "unknown rows sam_med4d; choose from sam_med3d_published" in capsys.readouterr().err
 
 
-def test_rows_without_their_packages_are_left_out(monkeypatch, tmp_path):
+def test_rows_without_their_packages_are_skipped(monkeypatch, tmp_path):
     def missing(name, device, weights):
         raise ImportError(f"{name} needs timm")
 
@@ -189,17 +189,17 @@ def test_rows_without_their_packages_are_left_out(monkeypatch, tmp_path):
 
 def test_groups_stay_small_as_the_grid_grows():
     for size in growth.SIZES:
-        config = growth.config_of(size)
+        config = growth.config_for(size)
         groups = growth.lattice_groups((config.grid_size,) * 3, config.interval)
         assert 48 <= groups.index.shape[1] <= 64
 
 
 @torch.inference_mode()
 def test_dense_grows_quadratically_and_sparse_linearly(monkeypatch, tmp_path):
-    """In FLOPs, which no load on the machine changes; 8³ and 16³ tokens."""
+    """In FLOPs, which do not depend on the machine's load, for 4³ and 8³ tokens."""
     small = replace(CONFIGS["fastsam3d_sparse"], **SMALL)
     monkeypatch.setitem(growth.CONFIGS, "fastsam3d_sparse", small)
-    rows = growth.measure(CPU, sizes=[128, 256], runs=1, seconds=1.0)
+    rows = growth.measure(CPU, sizes=[64, 128], runs=1, seconds=1.0)
     for variant, expected in (("dense, flash", 2), ("dense, plain", 2), ("sparse, flash", 1)):
         assert growth.exponent(rows, variant, "attention_gflops") == pytest.approx(expected)
     assert all(row["equality"] < 1e-5 for row in rows)
@@ -208,7 +208,7 @@ def test_dense_grows_quadratically_and_sparse_linearly(monkeypatch, tmp_path):
     assert len(efficiency_report.table4(rows)) == 2 + len(rows)
     pytest.importorskip("matplotlib")
     efficiency_report.plot(rows, tmp_path / "plots" / "growth.png")
-    assert (tmp_path / "plots" / "growth.png").stat().st_size > 5000
+    assert (tmp_path / "plots" / "growth.png").read_bytes()[:4] == b"\x89PNG"
 
 
 SAM_NAMES = {
@@ -247,18 +247,18 @@ TINY_VIT_NAMES = {
         ),
     ],
 )
-def test_published_names_find_their_tensors(name, published):
+def test_published_names_are_mapped_to_tensors(name, published):
     pytest.importorskip("transformers")
     pytest.importorskip("timm")
     network = sam2d.build(name)
     ours = network.sam.state_dict()
     for theirs, expected in published.items():
-        assert sam2d._our_name(theirs, network) == expected
+        assert sam2d._module_name(theirs, network) == expected
         assert expected in ours
 
 
 @torch.inference_mode()
-def test_2d_network_takes_slices():
+def test_2d_networks_segment_slices():
     pytest.importorskip("transformers")
     pytest.importorskip("timm")
     network = sam2d.build("sam_med2d")
@@ -275,5 +275,5 @@ def test_2d_network_takes_slices():
 
 
 def test_unknown_2d_network():
-    with pytest.raises(ValueError, match="no 2D network is called 'sam9'"):
+    with pytest.raises(ValueError, match="unknown 2D network 'sam9'"):
         sam2d.build("sam9")

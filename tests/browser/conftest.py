@@ -1,51 +1,40 @@
-"""A real Orthanc with four series, a real server on it, and a real browser."""
+"""Four series on the shared DICOM server, the shared server on it, and a real browser."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ohif import FLAGS, Viewer, open_viewer
+from ohif_page import FLAGS, Viewer, open_viewer
 from playwright.sync_api import Browser, sync_playwright
-from series import SERIES, Series
+from series import SERIES, SampleSeries
 
-from orthanc import Orthanc, running_orthanc
-from serving import Server, free_port, running_server
+from orthanc import Orthanc
+from pacs import delete_series
+from serving import RunningServer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-WEIGHTS = REPOSITORY / "tests" / "data" / "click_ball.safetensors"
-ARTIFACTS = REPOSITORY / "test-artifacts"
-
-
-@pytest.fixture(scope="session")
-def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with running_orthanc(tmp_path_factory.mktemp("orthanc"), free_port()) as orthanc:
-        yield orthanc
+ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"
+"""ARTIFACTS: folder for a picture of each test's end, and the server's log."""
 
 
-@pytest.fixture(scope="session")
-def uids(orthanc: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """Name of each series, all stored in Orthanc -> StudyInstanceUID, SeriesInstanceUID."""
+@pytest.fixture(scope="module")
+def uids(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
+    """Store all series; yield (StudyInstanceUID, SeriesInstanceUID) of each by its name."""
     folder = tmp_path_factory.mktemp("dicom")
     uids = {series.name: series.write(folder / series.name) for series in SERIES}
-    orthanc.upload(folder)
-    return uids
+    pacs.upload(folder)
+    yield uids
+    for _, series_uid in uids.values():
+        delete_series(pacs, series_uid)
 
 
-@pytest.fixture(scope="session")
-def server(
-    orthanc: Orthanc, uids: dict[str, tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    os.environ["MONAI_LABEL_DICOMWEB_CACHE_PATH"] = str(folder / "cache")
-    log = folder / "server.log"
-    with running_server(orthanc.dicomweb_url, log, "--conf", "weights", str(WEIGHTS)) as server:
-        yield server
+@pytest.fixture(scope="module")
+def server(dicom_server: RunningServer, uids: dict) -> Iterator[RunningServer]:
+    yield dicom_server
     ARTIFACTS.mkdir(exist_ok=True)
-    shutil.copy(log, ARTIFACTS / "ohif-server.log")
+    shutil.copy(dicom_server.log, ARTIFACTS / "ohif-server.log")
 
 
 @pytest.fixture(scope="session")
@@ -58,22 +47,22 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def series(request: pytest.FixtureRequest) -> Series:
+def series(request: pytest.FixtureRequest) -> SampleSeries:
     return request.param
 
 
 @pytest.fixture(scope="module")
 def opened(
-    browser: Browser, server: Server, uids: dict[str, tuple[str, str]], series: Series
+    browser: Browser, server: RunningServer, uids: dict, series: SampleSeries
 ) -> Iterator[Viewer]:
-    """The series in the viewer; one session for all tests of a series."""
+    """Open the series in the viewer; all tests of a series share the page."""
     with open_viewer(browser, server.url, uids[series.name][0]) as viewer:
         yield viewer
 
 
 @pytest.fixture
 def viewer(opened: Viewer, request: pytest.FixtureRequest) -> Iterator[Viewer]:
-    """The viewer without clicks and masks; at the end a picture, and no error in the page."""
+    """Yield the viewer without clicks and masks; afterwards, the page must have no errors."""
     opened.reset()
     yield opened
     ARTIFACTS.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""Takes the pictures of docs/ohif.md from a real run: start `make ohif`, then
+"""Take the pictures of docs/ohif.md from a real run: start `make ohif`, then
 
     PYTHONPATH=sample-data:tools:tests .venv/bin/python tests/browser/pictures.py [URL]
 
-It clicks on the liver of the sample torso, whose place is known from the exact labels.
+It clicks on the liver of the sample torso, which it finds in the exact labels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import requests
-from ohif import FLAGS, Viewer, open_viewer
+from ohif_page import FLAGS, Viewer, open_viewer
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from scipy.ndimage import distance_transform_edt
@@ -44,13 +44,13 @@ def main(server_url: str) -> None:
 
 def take(viewer: Viewer, liver_lps: list[float], kidney_lps: list[float]) -> None:
     viewer.page.set_viewport_size({"width": 1400, "height": 760})
-    viewer.page.wait_for_timeout(4000)  # until the message that it is connected is gone
+    viewer.page.wait_for_timeout(4000)  # until the message "connected" is gone
     keep(viewer.page, "ohif-connected")
     viewer.choose("organ")
     viewer.press_run()
     viewer.wait_for_popup("there is no click")
     keep(viewer.page, "ohif-message")
-    viewer.page.wait_for_timeout(15000)  # until it is gone
+    viewer.page.wait_for_timeout(15000)  # until the message is gone
     viewer.click("mpr-axial", liver_lps)
     viewer.press_run()
     viewer.wait_for_popup("The mask is there")
@@ -66,7 +66,7 @@ def take(viewer: Viewer, liver_lps: list[float], kidney_lps: list[float]) -> Non
 
 
 def deepest_lps(label: int) -> list[float]:
-    """The point of a structure that is farthest from its surface."""
+    """Return the point of a structure that is farthest from its surface, in LPS mm."""
     image = nibabel.load(LABELS)
     depth_mm = distance_transform_edt(
         np.asarray(image.dataobj) == label, sampling=image.header.get_zooms()
@@ -82,7 +82,7 @@ def study_uid(server_url: str) -> str:
 
 
 def keep(page: Page, name: str) -> None:
-    """Save what is seen, in 256 colours: a third of the size."""
+    """Save a picture of the page in 256 colours, which takes a third of the bytes."""
     page.wait_for_timeout(1000)  # popups move
     IMAGES.mkdir(parents=True, exist_ok=True)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(256)

@@ -11,18 +11,18 @@ from pydicom.uid import MRImageStorage
 from scipy.spatial.transform import Rotation
 
 import torso
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 OBLIQUE = Rotation.from_euler("xyz", (17, -11, 23), degrees=True).as_matrix()
 
 
 @dataclass(frozen=True)
-class Series:
-    """A stored series; its lengths differ from one another, and so do its spacings.
+class SampleSeries:
+    """A DICOM series of the torso, with three different lengths and three different spacings.
 
-    axes: where i, j, k run; right-handed, as readers stack slices, so that (i, j, k) is the voxel's
-        index for whoever reads the series. turned: oblique to the patient.
+    axes: the directions of i, j, k; right-handed, as readers stack slices, so that (i, j, k) is the
+        voxel's index in every reader. turned: oblique to the patient.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Series:
         return affine_mm
 
     def to_lps(self, point_ijk: tuple[int, ...]) -> list[float]:
-        """The world point of a voxel in DICOM's LPS mm, as OHIF has it."""
+        """Return the point of a voxel in LPS mm, which OHIF uses."""
         return (LPS_TO_RAS @ self.affine_mm @ (*point_ijk, 1))[:3].tolist()
 
     def to_voxel(self, point_lps: list[float]) -> np.ndarray:
-        """(3,) float64, the other way round."""
+        """Return the voxel (3,) float64 of a point in LPS mm; the inverse of `to_lps`."""
         return np.linalg.solve(LPS_TO_RAS @ self.affine_mm, (*point_lps, 1))[:3]
 
     def distance_mm(self, voxel: tuple[int, int, int]) -> np.ndarray:
-        """(I, J, K), of every voxel from one."""
+        """Return the distance (I, J, K) of every voxel from one."""
         offsets_ijk = np.moveaxis(np.indices(self.shape_ijk), 0, -1) - np.array(voxel)
         return np.linalg.norm(offsets_ijk @ self.affine_mm[:3, :3].T, axis=-1)
 
     def write(self, folder: Path) -> tuple[str, str]:
-        """Write the slices into ``folder``; -> StudyInstanceUID, SeriesInstanceUID."""
+        """Write the slices into ``folder``; return StudyInstanceUID and SeriesInstanceUID."""
         image, _ = torso.sample(self.shape_ijk, self.affine_mm, seed=self.seed, supersample=1)
         paths = write_ct_series(
             image, self.affine_mm, folder, seed=self.seed, description=self.name
@@ -67,7 +67,7 @@ class Series:
 
 
 def _make_mr(path: Path) -> None:
-    """Turn a slice of a CT into one of an MR, whose values are what is stored."""
+    """Turn a CT slice into an MR slice, whose values have no rescale slope and intercept."""
     dataset = pydicom.dcmread(path)
     dataset.Modality = "MR"
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = MRImageStorage
@@ -81,8 +81,8 @@ def _make_mr(path: Path) -> None:
 
 
 SERIES = (
-    Series("axial CT", "CT", "LPS", (96, 80, 60), (4.0, 4.2, 5.0), seed=11),
-    Series("sagittal CT", "CT", "PIR", (80, 72, 64), (4.2, 4.4, 6.0), seed=12),
-    Series("coronal CT", "CT", "LIP", (96, 72, 56), (4.0, 4.4, 5.5), seed=13),
-    Series("oblique MR", "MR", "LPS", (88, 80, 56), (4.4, 4.2, 5.5), seed=14, turned=True),
+    SampleSeries("axial CT", "CT", "LPS", (96, 80, 60), (4.0, 4.2, 5.0), seed=11),
+    SampleSeries("sagittal CT", "CT", "PIR", (80, 72, 64), (4.2, 4.4, 6.0), seed=12),
+    SampleSeries("coronal CT", "CT", "LIP", (96, 72, 56), (4.0, 4.4, 5.5), seed=13),
+    SampleSeries("oblique MR", "MR", "LPS", (88, 80, 56), (4.4, 4.2, 5.5), seed=14, turned=True),
 )

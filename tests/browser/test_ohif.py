@@ -1,7 +1,7 @@
 """OHIF's clicks through the real server on a real Orthanc: the mask is where the user clicked.
 
-The weights draw a ball at each click (`tests/data/make_click_ball.py`), so where the mask has to be
-is known in world space, without any of our geometry or OHIF's.
+The weights draw a ball at each click (`tests/data/make_click_ball.py`). The expected mask is thus
+known in space, without the geometry code of this project or of OHIF.
 """
 
 from __future__ import annotations
@@ -13,39 +13,55 @@ import pydicom
 import pytest
 import requests
 import SimpleITK as sitk
-from ohif import PLANES, Run, Viewer
+from ohif_page import PLANES, PointPromptsRun, Viewer
 from playwright.sync_api import Route
-from series import SERIES, Series
+from series import SERIES, SampleSeries
 
 from orthanc import Orthanc
-from serving import Server
+from serving import RunningServer
 
 pytestmark = pytest.mark.browser
 
 
-def on(chosen: tuple[Series, ...]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "series", chosen, ids=lambda series: series.name, indirect=True, scope="module"
-    )
+def on(
+    *, fast: tuple[SampleSeries, ...], slow: tuple[SampleSeries, ...] = ()
+) -> pytest.MarkDecorator:
+    """Run a test on each series; the fast suite leaves the slow ones out.
+
+    The place of a mask depends on the geometry of the series, so the fast suite checks it on all of
+    them. What the buttons do does not, so one series shows it there.
+    """
+    params = [pytest.param(series, id=series.name) for series in fast]
+    params += [pytest.param(series, id=series.name, marks=pytest.mark.slow) for series in slow]
+    return pytest.mark.parametrize("series", params, indirect=True, scope="module")
+
+
+ALL = on(fast=SERIES)
+ONE = on(fast=SERIES[:1], slow=SERIES[1:])
 
 
 Voxel = tuple[int, int, int]
 
 RADIUS_MM = 20.0
-VOXEL_MM = 6.0  # the ball on the screen consists of voxels
+VOXEL_MM = 6.0
+"""VOXEL_MM: margin at the surface of the ball, which consists of voxels on the screen."""
 
-# off centre along all three axes, as shares of the volume's lengths
 PLACES = {
     "mpr-axial": (0.30, 0.60, 0.35),
     "mpr-sagittal": (0.65, 0.38, 0.62),
     "mpr-coronal": (0.38, 0.66, 0.70),
 }
+"""PLACES: where to click in each plane, off centre, as shares of the volume's lengths."""
 
 
-@on(SERIES)
+@ALL
 @pytest.mark.parametrize("plane", PLANES)
 def test_a_click_in_any_plane(
-    viewer: Viewer, series: Series, server: Server, uids: dict[str, tuple[str, str]], plane: str
+    viewer: Viewer,
+    series: SampleSeries,
+    server: RunningServer,
+    uids: dict[str, tuple[str, str]],
+    plane: str,
 ) -> None:
     voxel = voxel_at(series, PLACES[plane])
     viewer.choose("organ")
@@ -62,8 +78,8 @@ def test_a_click_in_any_plane(
     )
 
 
-@on(SERIES)
-def test_more_clicks_refine(viewer: Viewer, series: Series) -> None:
+@ONE
+def test_more_clicks_refine(viewer: Viewer, series: SampleSeries) -> None:
     first = voxel_at(series, PLACES["mpr-axial"])
     second, third = beside(series, first, 30.0), beside(series, first, -16.0)
     viewer.choose("organ")
@@ -87,8 +103,10 @@ def test_more_clicks_refine(viewer: Viewer, series: Series) -> None:
     assert viewer.labelmap()[second]
 
 
-@on(SERIES)
-def test_a_second_label_keeps_the_first(viewer: Viewer, series: Series, server: Server) -> None:
+@ONE
+def test_a_second_label_keeps_the_first(
+    viewer: Viewer, series: SampleSeries, server: RunningServer
+) -> None:
     first = voxel_at(series, PLACES["mpr-axial"])
     second = beside(series, first, 25.0)
     viewer.choose("organ")
@@ -100,13 +118,13 @@ def test_a_second_label_keeps_the_first(viewer: Viewer, series: Series, server: 
     run = viewer.press_run()
     assert run.params["foreground"] == [list(second)]
     bone = server_mask(server, series, run)
-    assert (organ & bone).any()  # else nothing could be lost
+    assert (organ & bone).any()  # otherwise the first label has nothing to lose
     wanted = np.where(organ, viewer.segment("organ"), bone * viewer.segment("bone"))
     np.testing.assert_array_equal(viewer.labelmap(), wanted)
 
 
-@on(SERIES)
-def test_clear_points_and_run(viewer: Viewer, series: Series) -> None:
+@ONE
+def test_clear_points_and_run(viewer: Viewer, series: SampleSeries) -> None:
     voxel = voxel_at(series, PLACES["mpr-axial"])
     viewer.choose("organ")
     viewer.click("mpr-axial", series.to_lps(voxel))
@@ -123,10 +141,18 @@ def test_clear_points_and_run(viewer: Viewer, series: Series) -> None:
     check_ball(viewer, series, other)
 
 
-@on(SERIES[:1])
-@pytest.mark.parametrize("axis", range(3), ids="ijk")
-def test_a_flipped_mask_is_noticed(viewer: Viewer, series: Series, axis: int) -> None:
-    """The checks above do fail when the mask is flipped along an axis on its way."""
+# A flip along i is in the fast suite; those along j and k take the same path.
+@on(fast=SERIES[:1])
+@pytest.mark.parametrize(
+    "axis",
+    [
+        pytest.param(0, id="i"),
+        pytest.param(1, id="j", marks=pytest.mark.slow),
+        pytest.param(2, id="k", marks=pytest.mark.slow),
+    ],
+)
+def test_a_flipped_mask_is_noticed(viewer: Viewer, series: SampleSeries, axis: int) -> None:
+    """The checks fail if the mask is flipped along an axis on its way to the viewer."""
     voxel = voxel_at(series, PLACES["mpr-axial"])
     viewer.choose("organ")
     viewer.click("mpr-axial", series.to_lps(voxel))
@@ -138,11 +164,11 @@ def test_a_flipped_mask_is_noticed(viewer: Viewer, series: Series, axis: int) ->
             check(viewer, series, voxel)
 
 
-@on(SERIES)
+@ALL
 def test_a_label_is_saved(
-    viewer: Viewer, series: Series, orthanc: Orthanc, uids: dict[str, tuple[str, str]]
+    viewer: Viewer, series: SampleSeries, pacs: Orthanc, uids: dict[str, tuple[str, str]]
 ) -> None:
-    """The DICOM-SEG in Orthanc holds the voxels that the viewer shows, in their place."""
+    """The DICOM-SEG in Orthanc has the voxels that the viewer shows, in the same place."""
     for label, place in (("organ", "mpr-axial"), ("bone", "mpr-coronal")):
         viewer.choose(label)
         viewer.click("mpr-axial", series.to_lps(voxel_at(series, PLACES[place])))
@@ -150,7 +176,7 @@ def test_a_label_is_saved(
     viewer.page.get_by_text("Save Label", exact=True).click()
     viewer.wait_for_popup("The label is saved")
 
-    (segmentation,) = stored_segmentations(orthanc, uids[series.name][0])
+    (segmentation,) = stored_segmentations(pacs, uids[series.name][0])
     names = [segment.SegmentLabel for segment in segmentation.SegmentSequence]
     assert sorted(names) == ["bone", "organ"]
     for number, name in enumerate(names, start=1):
@@ -158,8 +184,8 @@ def test_a_label_is_saved(
         np.testing.assert_array_equal(segment_ijk(segmentation, number, series), wanted)
 
 
-@on(SERIES[:1])
-def test_the_viewer_says_what_the_server_says(viewer: Viewer, series: Series) -> None:
+@on(fast=SERIES[:1])
+def test_the_viewer_shows_the_messages_of_the_server(viewer: Viewer, series: SampleSeries) -> None:
     voxel = voxel_at(series, PLACES["mpr-axial"])
     viewer.press_run()
     viewer.wait_for_popup("there is no click")
@@ -183,16 +209,16 @@ def test_the_viewer_says_what_the_server_says(viewer: Viewer, series: Series) ->
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def check_ball(viewer: Viewer, series: Series, voxel: Voxel) -> None:
-    """The labelmap is the ball around the voxel."""
+def check_ball(viewer: Viewer, series: SampleSeries, voxel: Voxel) -> None:
+    """Check that the labelmap is the ball around the voxel."""
     found = viewer.labelmap() == viewer.segment("organ")
     ball = series.distance_mm(voxel) < RADIUS_MM
     assert found[voxel]
     assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.9
 
 
-def check_drawn(viewer: Viewer, series: Series, voxel: Voxel) -> None:
-    """In all three planes through the voxel, the ball around it is coloured and nothing else."""
+def check_drawn(viewer: Viewer, series: SampleSeries, voxel: Voxel) -> None:
+    """Check that all three planes through the voxel colour the ball around it, and only that."""
     centre = series.to_lps(voxel)
     viewer.show(centre)
     for plane in PLANES:
@@ -207,19 +233,19 @@ def check_drawn(viewer: Viewer, series: Series, voxel: Voxel) -> None:
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def voxel_at(series: Series, shares: tuple[float, float, float]) -> Voxel:
+def voxel_at(series: SampleSeries, shares: tuple[float, float, float]) -> Voxel:
     i, j, k = (int(share * length) for share, length in zip(shares, series.shape_ijk, strict=True))
     return i, j, k
 
 
-def beside(series: Series, voxel: Voxel, distance_mm: float) -> Voxel:
-    """The voxel at a distance along i."""
+def beside(series: SampleSeries, voxel: Voxel, distance_mm: float) -> Voxel:
+    """Return the voxel at a distance along i."""
     i, j, k = voxel
     return i + round(distance_mm / series.spacing_mm[0]), j, k
 
 
-def server_mask(server: Server, series: Series, run: Run) -> np.ndarray:
-    """(I, J, K) uint8: what the server answers to the same request, which lies on the series."""
+def server_mask(server: RunningServer, series: SampleSeries, run: PointPromptsRun) -> np.ndarray:
+    """Return the server's mask (I, J, K) uint8 for the same request; it lies on the series."""
     image = server.mask("fastsam3d", run.image, run.params)
     far = [length - 1 for length in series.shape_ijk]
     np.testing.assert_allclose(
@@ -228,19 +254,19 @@ def server_mask(server: Server, series: Series, run: Run) -> np.ndarray:
     return sitk.GetArrayFromImage(image).T
 
 
-def stored_segmentations(orthanc: Orthanc, study_uid: str) -> list[pydicom.Dataset]:
-    """The DICOM-SEG objects in a study."""
-    query = f"{orthanc.dicomweb_url}/studies/{study_uid}/instances?Modality=SEG"
-    found = requests.get(query, timeout=30).json()
-    uids = [each["00080018"]["Value"][0] for each in found]
-    instances = f"{orthanc.url}/tools/lookup"
-    keys = [requests.post(instances, data=uid, timeout=30).json()[0]["ID"] for uid in uids]
-    files = [requests.get(f"{orthanc.url}/instances/{key}/file", timeout=30) for key in keys]
+def stored_segmentations(pacs: Orthanc, study_uid: str) -> list[pydicom.Dataset]:
+    """Return the DICOM-SEG objects in a study."""
+    query = f"{pacs.dicomweb_url}/studies/{study_uid}/instances?Modality=SEG"
+    instances = requests.get(query, timeout=30).json()
+    uids = [instance["00080018"]["Value"][0] for instance in instances]
+    lookup = f"{pacs.url}/tools/lookup"
+    keys = [requests.post(lookup, data=uid, timeout=30).json()[0]["ID"] for uid in uids]
+    files = [requests.get(f"{pacs.url}/instances/{key}/file", timeout=30) for key in keys]
     return [pydicom.dcmread(io.BytesIO(file.content)) for file in files]
 
 
-def segment_ijk(segmentation: pydicom.Dataset, number: int, series: Series) -> np.ndarray:
-    """(I, J, K) bool: a segment's frames, each where its position says that it lies."""
+def segment_ijk(segmentation: pydicom.Dataset, number: int, series: SampleSeries) -> np.ndarray:
+    """Return a segment (I, J, K) bool, each frame at the slice of its stored position."""
     mask = np.zeros(series.shape_ijk, bool)
     frames = segmentation.PerFrameFunctionalGroupsSequence
     for frame, pixels in zip(frames, segmentation.pixel_array, strict=True):
@@ -252,8 +278,8 @@ def segment_ijk(segmentation: pydicom.Dataset, number: int, series: Series) -> n
     return mask
 
 
-def answer_flipped(route: Route, series: Series, axis: int) -> None:
-    """The server's own reply, but the voxels in reverse along an axis."""
+def answer_flipped(route: Route, series: SampleSeries, axis: int) -> None:
+    """Send the server's reply to the viewer with the mask flipped along an axis."""
     reply = route.fetch()
     head, voxels = reply.body().split(b"\n\n", 1)
     mask_kji = np.frombuffer(voxels, np.uint8).reshape(series.shape_ijk[::-1])

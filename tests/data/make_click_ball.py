@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
-from lib.networks import FastSAM3D, FastSAM3DConfig, build_untrained, save_checkpoint
+from lib.networks import (
+    FastSAM3D,
+    FastSAM3DConfig,
+    MaskPolicy,
+    build_untrained,
+    save_checkpoint,
+)
 
 RADIUS_MM, SPACING_MM = 20.0, 1.5
 EDGE_VOXELS = 3.0  # a logit of 1 lies this many ROI voxels inside the mask
@@ -38,7 +44,6 @@ CONFIG = FastSAM3DConfig(
     iou_head_depth=2,
     iou_head_width=8,
     swap_dense_axes=False,
-    click_history="newest",
 )
 
 
@@ -49,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default)
     options = parser.parse_args()
     torch.set_num_threads(1)  # the layers are too small to share
-    network = build_untrained(CONFIG, seed=0)
+    network = build_untrained(CONFIG, seed=0, policy=MaskPolicy(click_history="newest"))
     prepare(network)
     train(network, options.steps)
     metadata = {

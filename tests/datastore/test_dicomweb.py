@@ -1,4 +1,4 @@
-"""A DICOM server as the studies: masks and labels lie where the slices are, or nothing is sent."""
+"""The studies of a DICOM server: masks and labels lie where the slices are, or are refused."""
 
 import io
 import json
@@ -20,49 +20,24 @@ from nibabel.affines import apply_affine, from_matvec
 from pydicom.uid import MRImageStorage, PositronEmissionTomographyImageStorage
 
 import torso
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from lib.datastore.dicom_seg import describe_segments
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
 from lib.errors import InputError, SavingError
-from pacs import running_pacs, stored
-from selftest import ORIENTATIONS, Scan, dice_in_space
-from serving import running_server
+from pacs import delete_series, stored_instances
+from selftest import ORIENTATIONS, ClickedScan, dice_in_space
 
 SHAPE_IJK, SPACING_MM = (60, 52, 34), (5.0, 5.5, 8.0)
-WEIGHTS = Path(__file__).parents[1] / "data" / "click_ball.safetensors"  # balls of 20 mm at clicks
 CLICKS = [[44, 30, 17], [37, 26, 20]]
 FILTER = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 LPS_OF_RAS = [-1, -1, 1]
 
-# A process with this on its path reaches nothing but this machine, and notes what it tried.
-NO_NETWORK = """
-import os, socket
-
-real = socket.socket.connect
-
-def connect(self, address):
-    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-        with open(os.environ["NETWORK_LOG"], "a") as log:
-            log.write(f"{address}\\n")
-        raise OSError(f"no network: {address}")
-    return real(self, address)
-
-def getaddrinfo(host, *arguments, real=socket.getaddrinfo, **options):
-    if host not in (None, "", "127.0.0.1", "::1", "localhost"):
-        with open(os.environ["NETWORK_LOG"], "a") as log:
-            log.write(f"{host}\\n")
-        raise socket.gaierror(f"no network: {host}")
-    return real(host, *arguments, **options)
-
-socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
-"""
-
 
 def scan(axes="LPS", turn_by=(0, 0, 0)):
-    """The torso as a scanner with these axes sees it, turned by Euler angles (radians)."""
+    """Return the torso on a grid with these axes, turned by Euler angles in radians."""
     affine_mm = torso.centred_affine(SHAPE_IJK, SPACING_MM, axes)
     affine_mm = from_matvec(nib.eulerangles.euler2mat(*turn_by)) @ affine_mm
-    return Scan(torso.sample(SHAPE_IJK, affine_mm, seed=1)[0], affine_mm, np.array(CLICKS))
+    return ClickedScan(torso.sample(SHAPE_IJK, affine_mm, seed=1)[0], affine_mm, np.array(CLICKS))
 
 
 def edit(paths, change):
@@ -127,14 +102,8 @@ GOOD = ["axial", "sagittal", "coronal", "oblique MR", "compressed"]
 
 
 @pytest.fixture(scope="module")
-def pacs(tmp_path_factory):
-    with running_pacs(tmp_path_factory.mktemp("pacs")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def series(pacs, tmp_path_factory):
-    """The UID of each of SCANS, all in the DICOM server."""
+    """Store all SCANS in the DICOM server; yield the SeriesInstanceUID of each by its name."""
     folder = tmp_path_factory.mktemp("series")
     uids = {}
     for seed, (name, made) in enumerate(SCANS.items()):
@@ -143,23 +112,23 @@ def series(pacs, tmp_path_factory):
         uids[name] = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)
         PREPARED.get(name, lambda paths: None)(paths)
     pacs.upload(folder)
-    return uids
+    yield uids
+    for uid in uids.values():
+        delete_series(pacs, uid)
 
 
 @pytest.fixture(scope="module")
-def server(pacs, series, tmp_path_factory):
-    """Started as by a path to python, with no environment activated, and without a network."""
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "sitecustomize.py").write_text(NO_NETWORK)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(folder))
-        patch.setenv("NETWORK_LOG", str(folder / "network.log"))
-        patch.setenv("PATH", "/usr/bin:/bin")
-        patch.setenv("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(folder / "cache"))
-        arguments = ("--conf", "weights", str(WEIGHTS))
-        with running_server(pacs.dicomweb_url, folder / "server.log", *arguments) as running:
-            running.folder = folder
-            yield running
+def server(dicom_server, series):
+    return dicom_server
+
+
+@pytest.fixture
+def remove_labels(pacs):
+    """Remove the DICOM-SEG objects that a test stored: a later training would download them."""
+    yield
+    query = {"Level": "Series", "Query": {"Modality": "SEG"}, "Expand": True}
+    for found in requests.post(f"{pacs.url}/tools/find", json=query, timeout=30).json():
+        delete_series(pacs, found["MainDicomTags"]["SeriesInstanceUID"])
 
 
 def cached_image(server, uid):
@@ -175,16 +144,19 @@ def test_the_network_is_not_needed(server):
     assert not (server.folder / "network.log").exists()
 
 
-def test_ct_mr_and_pet_are_listed(server, series):
-    listed = requests.get(f"{server.url}/datastore/?output=all", timeout=60)
-    assert listed.ok
-    assert server.info()["datastore"]["total"] == len(SCANS) - 1  # all but the RT dose
+def test_ct_mr_and_pet_are_listed(datastore, series):
+    listed = set(datastore.list_images())
+    assert {name for name, uid in series.items() if uid in listed} == SCANS.keys() - {"RT dose"}
+
+
+def test_the_datastore_describes_itself(server):
+    assert requests.get(f"{server.url}/datastore/?output=all", timeout=60).ok
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_the_mask_lies_on_the_slices(server, pacs, series, name):
     mask = server.mask("fastsam3d", series[name], {"foreground": CLICKS[:1]})
-    for header in stored(pacs, series[name]):
+    for header in stored_instances(pacs, series[name]):
         index = mask.TransformPhysicalPointToContinuousIndex(
             [float(value) for value in header.ImagePositionPatient]
         )
@@ -200,7 +172,7 @@ def test_each_orientation_that_dicom_has(server, pacs, tmp_path):
     shape, spacing_mm = (34, 31, 20), np.array([9.0, 9.5, 13.0])
     affine_mm = torso.centred_affine(shape, spacing_mm, "LPS")
     hu = torso.sample(shape, affine_mm, seed=2)[0]
-    original = Scan(hu, affine_mm, np.array([[24, 18, 10], [20, 15, 12]]))
+    original = ClickedScan(hu, affine_mm, np.array([[24, 18, 10], [20, 15, 12]]))
     masks = []
     for number, orientation in enumerate(ORIENTATIONS):
         made = original.reoriented(orientation)
@@ -211,6 +183,7 @@ def test_each_orientation_that_dicom_has(server, pacs, tmp_path):
         pacs.upload(folder)
         uid = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)
         masks.append(server.mask("fastsam3d", uid, {"foreground": made.clicks_ijk.tolist()}))
+        delete_series(pacs, uid)
     assert len(masks) == 24
     for mask in masks:
         assert dice_in_space(mask, masks[0]) > 0.95
@@ -230,7 +203,7 @@ def test_series_that_would_be_misplaced_are_refused(server, series, name, says):
 
 def test_a_series_that_was_repaired_is_read_again(server, pacs, tmp_path):
     made = SCANS["axial"]
-    paths = write_ct_series(made.array_ijk, made.affine_mm, tmp_path / "all", description="sent")
+    paths = write_ct_series(made.array_ijk, made.affine_mm, tmp_path / "all", seed=52)
     (tmp_path / "first").mkdir()
     late = paths[7].rename(tmp_path / "late.dcm")
     pacs.upload(tmp_path / "all")
@@ -239,6 +212,7 @@ def test_a_series_that_was_repaired_is_read_again(server, pacs, tmp_path):
     (tmp_path / "first").joinpath("late.dcm").write_bytes(late.read_bytes())
     pacs.upload(tmp_path / "first")
     assert server.infer("fastsam3d", uid, {"foreground": CLICKS}).status_code == 200
+    delete_series(pacs, uid)
 
 
 @pytest.mark.parametrize("uid", ["1.2.3.4", "*", "../1.2"])
@@ -249,7 +223,10 @@ def test_series_that_are_not_there(server, uid):
 
 
 def label_on(image):
-    """Two structures, one of them in two parts with empty slices between; value 2 is unused."""
+    """Return a label of two structures, as image and array; value 2 is unused.
+
+    One structure has two parts with empty slices in between.
+    """
     label = np.zeros(SHAPE_IJK, np.uint8)
     label[5:20, 7:31, 3:6] = 1
     label[5:14, 7:31, 11:13] = 1
@@ -280,15 +257,16 @@ def saved_series(server, uid):
     return reply["SeriesInstanceUID"]
 
 
+@pytest.mark.usefixtures("remove_labels")
 @pytest.mark.parametrize("name", GOOD)
 def test_a_saved_label_reads_back_from_the_dicom_server(server, pacs, series, name):
     server.mask("fastsam3d", series[name], {"foreground": CLICKS})
     label, expected = label_on(cached_image(server, series[name]))
     reply = save(server, series[name], label)
     assert reply.status_code == 200, reply.text
-    (segmentation,) = stored(pacs, saved_series(server, series[name]))
+    (segmentation,) = stored_instances(pacs, saved_series(server, series[name]))
     assert segmentation.Modality == "SEG"
-    source = {header.SOPInstanceUID: header for header in stored(pacs, series[name])}
+    source = {header.SOPInstanceUID: header for header in stored_instances(pacs, series[name])}
     reference = segmentation.ReferencedSeriesSequence[0]
     assert reference.SeriesInstanceUID == series[name]
     assert segmentation.FrameOfReferenceUID == next(iter(source.values())).FrameOfReferenceUID
@@ -317,16 +295,17 @@ def test_a_mask_can_be_asked_for_as_dicom_seg(server, series):
     assert segmentation.pixel_array.sum() == mask.sum()
 
 
+@pytest.mark.usefixtures("remove_labels")
 def test_highdicom_reads_the_same(server, pacs, series):
     highdicom = pytest.importorskip("highdicom")
     name = "oblique MR"
     server.mask("fastsam3d", series[name], {"foreground": CLICKS})
     label, expected = label_on(cached_image(server, series[name]))
     assert save(server, series[name], label).ok
-    (dataset,) = stored(pacs, saved_series(server, series[name]))
+    (dataset,) = stored_instances(pacs, saved_series(server, series[name]))
     segmentation = highdicom.seg.Segmentation.from_dataset(dataset)
     slices = sorted(
-        stored(pacs, series[name]),
+        stored_instances(pacs, series[name]),
         key=lambda header: label.TransformPhysicalPointToContinuousIndex(
             [float(value) for value in header.ImagePositionPatient]
         )[2],
@@ -336,7 +315,7 @@ def test_highdicom_reads_the_same(server, pacs, series):
         segment_numbers=[1, 2],
         combine_segments=True,
         assert_missing_frames_are_empty=True,
-        ignore_spatial_locations=True,  # the writer does not say that they are those of the slices
+        ignore_spatial_locations=True,  # the writer does not flag them as those of the slices
     )
     found = kji.transpose(2, 1, 0)
     np.testing.assert_array_equal(np.array([0, 1, 3])[found], expected)
@@ -348,9 +327,12 @@ def moved(label):
 
 
 KEPT = {
-    "empty": (lambda label: label * 0, "it is empty"),
-    "another grid": (lambda label: label[:-1], "it has 59 × 52 × 34 voxels, its image 60 × 52"),
-    "another place": (moved, "it lies elsewhere than its image"),
+    "empty": (lambda label: label * 0, "the label is empty"),
+    "another grid": (
+        lambda label: label[:-1],
+        "the label has 59 × 52 × 34 voxels, its image 60 × 52",
+    ),
+    "another place": (moved, "the label lies elsewhere than its image"),
 }
 
 
@@ -369,7 +351,7 @@ def test_a_label_that_cannot_be_sent_is_kept(server, series, case):
 
 @pytest.fixture
 def datastore(pacs, tmp_path):
-    """The store itself, in this process, with a cache of its own."""
+    """The datastore in this process, with a cache of its own."""
     client = DICOMwebClientX(pacs.dicomweb_url)
     return CheckedDICOMWebDatastore(client, {"Modality": "CT"}, str(tmp_path / "cache"))
 
@@ -400,10 +382,10 @@ def test_what_an_unchecked_store_left_in_the_cache_is_made_again(datastore, seri
     right = path.read_bytes()
     path.write_bytes(b"shifted")
     assert datastore.get_image_uri(series["axial"]) == str(path)
-    assert path.read_bytes() == b"shifted", "a checked one is taken as it is"
+    assert path.read_bytes() == b"shifted", "a checked file is used unchanged"
     datastore.update_image_info(series["axial"], {"geometry_checked": False})
     assert datastore.get_image_uri(series["axial"]) == str(path)
-    assert path.read_bytes()[20:] == right[20:]  # its gzip header holds the time
+    assert path.read_bytes()[20:] == right[20:]  # the gzip header holds the time
 
 
 def test_the_site_may_list_other_series(datastore, series, monkeypatch):
@@ -450,10 +432,11 @@ def test_no_failure_loses_a_label(datastore, series, tmp_path, monkeypatch, case
         datastore.save_label(series["coronal"], str(path), "final", {})
     kept = datastore._datastore.label_path("final") + f"/{series['coronal']}.nii.gz"
     assert kept in str(failed.value)
-    datastore.datalist()  # a training begins: MONAI Label's own would remove the label now
+    datastore.datalist()  # a training calls this; the base class would remove the label here
     np.testing.assert_array_equal(voxels(sitk.ReadImage(kept)), expected)
 
 
+@pytest.mark.usefixtures("remove_labels")
 def test_a_label_of_the_dicom_server_comes_back_for_training(
     datastore, series, tmp_path, monkeypatch
 ):
@@ -470,6 +453,7 @@ def test_a_label_of_the_dicom_server_comes_back_for_training(
     np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.usefixtures("remove_labels")
 def test_voxels_without_a_header_get_that_of_the_image(datastore, series, tmp_path, monkeypatch):
     use_the_tool(monkeypatch)
     image = sitk.ReadImage(datastore.get_image_uri(series["sagittal"]))

@@ -1,4 +1,4 @@
-"""A DICOM series lies where its headers put it, or is refused with the reason."""
+"""A DICOM series lies where its headers say, or is rejected with the reason."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from lib.errors import InputError
 from lib.imaging.dicom_series import read_series
 from lib.imaging.volume import read_volume
@@ -21,7 +21,7 @@ OBLIQUE_MM = np.array(
 
 
 def orthogonal(affine_mm):
-    """The affine with its axes at right angles, each as long as before."""
+    """Return the affine with orthogonal axes of the same lengths."""
     lengths = np.linalg.norm(affine_mm[:3, :3], axis=0)
     axes, upper = np.linalg.qr(affine_mm[:3, :3] / lengths)
     made = affine_mm.copy()
@@ -131,7 +131,7 @@ def scale(dataset, slope):
 
 
 def tilt(paths, degrees):
-    """Shift each slice to a side, as a tilted gantry does."""
+    """Shift each slice sideways, as a tilted gantry does."""
     for k, path in enumerate(paths):
         edit(path, lambda dataset, k=k: move(dataset, 1, k * 2.5 * np.tan(np.radians(degrees))))
 
@@ -194,13 +194,13 @@ def rename_transfer_syntax(path):
 
 MPEG4 = "1.2.840.10008.1.2.4.102"
 
-# what is done to the series of nine axial slices 2.5 mm apart -> what the refusal says
-REFUSALS = {
+# ERRORS: damage to a series of nine axial slices 2.5 mm apart, and a part of the error message
+ERRORS = {
     "gap": (lambda paths: paths[4].unlink(), r"lacks slices: those at -22\.50 and -17\.50 mm"),
     "last of a pair": (lambda paths: [path.unlink() for path in paths[1:]], "only one slice"),
-    "copy": (copy_slice, r"1 of 10 slices at a place that another has, as at -25\.00 mm"),
+    "copy": (copy_slice, r"1 of 10 slices at the position of another one, such as -25\.00 mm"),
     "uneven": (fourth(lambda d: move(d, 2, 1.0)), r"uneven steps between slices, 1\.50 to 3\.50"),
-    "tilt": (lambda paths: tilt(paths, 12), r"tilted by 12\.0° .* 4\.3 mm beside each other"),
+    "tilt": (lambda paths: tilt(paths, 12), r"tilted by 12\.0° .* sideways by up to 4\.3 mm"),
     "orientations": (fourth(turn), "different ImageOrientationPatient"),
     "spacings": (fourth(at("PixelSpacing", [0.9, 0.7])), "different PixelSpacing"),
     "no spacing": (each(at("PixelSpacing", [0, 0])), r"PixelSpacing \[0\.0, 0\.0\] mm"),
@@ -208,7 +208,7 @@ REFUSALS = {
     "series": (fourth(another("SeriesInstanceUID")), "2 values of SeriesInstanceUID"),
     "frames": (fourth(another("FrameOfReferenceUID")), "2 values of FrameOfReferenceUID"),
     "multi-frame": (each(at("NumberOfFrames", 5)), "several slices in one file"),
-    "skew": (each(at("ImageOrientationPatient", [1, 0, 0, 0.5, 0.8, 0])), "no unit vectors"),
+    "skew": (each(at("ImageOrientationPatient", [1, 0, 0, 0.5, 0.8, 0])), "not two unit vectors"),
     "text": (fourth(at("ImagePositionPatient", [1, 2])), "ImagePositionPatient that is not 3"),
     "cut off": (lambda paths: cut_off(paths[3]), "cannot be decoded"),
     "MPEG-4": (
@@ -228,13 +228,13 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSALS)
-def test_a_series_that_would_be_misplaced_is_refused(tmp_path, case):
-    damage, says = REFUSALS[case]
+@pytest.mark.parametrize("case", ERRORS)
+def test_a_series_that_would_be_misplaced_is_rejected(tmp_path, case):
+    damage, message = ERRORS[case]
     damage(write(tmp_path / "series"))
-    with pytest.raises(InputError, match=says) as refused:
+    with pytest.raises(InputError, match=message) as caught:
         read_series(tmp_path / "series")
-    assert str(refused.value).startswith('DICOM series "series" ')
+    assert str(caught.value).startswith('DICOM series "series" ')
 
 
 def test_positions_that_scanners_round_are_no_gaps(tmp_path):

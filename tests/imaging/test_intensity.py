@@ -1,4 +1,4 @@
-"""Intensity: the statistics that the weights were trained with."""
+"""Normalised images have the statistics that the networks were trained with."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def random_image(low, high, shape=(7, 9, 11)):
     ("minimum", "expected"),
     [(-1024, True), (-3024, True), (-200, True), (-199, False), (-5.5, False), (0, False)],
 )
-def test_a_ct_is_known_by_its_air(minimum, expected):
+def test_a_ct_is_recognised_by_its_air(minimum, expected):
     assert looks_like_ct(minimum) is expected
 
 
@@ -65,7 +65,7 @@ def test_one_positive_voxel_is_not_enough():
 
 
 @pytest.mark.parametrize("value", [0, -7, 1234.5])
-def test_a_region_of_one_value_is_refused(value):
+def test_a_region_of_one_value_is_rejected(value):
     with pytest.raises(InputError, match=rf"no contrast \(every voxel is {value}\); click on"):
         normalize(np.full((5, 6, 7), value, dtype=np.float32), is_ct=False)
 
@@ -77,12 +77,12 @@ def test_rounding_noise_is_no_contrast():
         normalize(image, is_ct=False)
 
 
-def test_a_ct_of_air_beyond_the_window_is_refused():
+def test_a_ct_of_air_beyond_the_window_is_rejected():
     with pytest.raises(InputError, match="every voxel is -1000"):
         normalize(random_image(-3024, -1001), is_ct=True)
 
 
-def test_the_image_is_left_as_it_is():
+def test_the_image_is_not_changed():
     image = random_image(-3000, 4000)
     before = image.copy()
     normalize(image, is_ct=True)

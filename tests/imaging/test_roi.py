@@ -1,4 +1,4 @@
-"""Roi: placed around clicks, cropped and pasted on every kind of grid."""
+"""The ROI is placed around clicks, cropped and pasted correctly on every kind of grid."""
 
 import itertools
 
@@ -11,7 +11,9 @@ from nibabel import aff2axcodes
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from lib.imaging.roi import Roi, _linear_taps
+from lib.imaging.interpolation import linear_taps
+from lib.imaging.mask import dice
+from lib.imaging.roi import Roi
 
 ORDERS_AND_FLIPS = [
     (order, signs)
@@ -35,29 +37,25 @@ def to_world(affine_mm, points):
 
 
 def indices_of(shape):
-    """Every index of an array, (N, 3), in C order."""
+    """Return every index of an array, (N, 3), in C order."""
     return np.indices(shape).reshape(3, -1).T
 
 
 def distances_mm(affine_mm, shape, centre_mm):
-    """Distance of every voxel centre from a point, as an array of `shape`."""
+    """Return the distance of every voxel centre from a point, as an array of `shape`."""
     offsets = to_world(affine_mm, indices_of(shape)) - centre_mm
     return np.linalg.norm(offsets, axis=1).reshape(shape)
 
 
 def centre_of(affine_mm, weights):
-    """Weighted mean position, mm."""
+    """Return the weighted mean position, mm."""
     points_mm = to_world(affine_mm, indices_of(weights.shape))
     return np.average(points_mm, axis=0, weights=weights.ravel())
 
 
-def dice(a, b):
-    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
-
-
 @st.composite
 def scenes(draw):
-    """A stored grid of any kind, clicks inside it, and a ROI size and spacing."""
+    """Draw a stored grid of any kind, clicks inside it, and a ROI size and spacing."""
     order, signs = draw(st.sampled_from(ORDERS_AND_FLIPS))
     spacing_mm = draw(st.tuples(*[st.floats(0.3, 5)] * 3))
     degrees = draw(st.tuples(*[st.floats(-20, 20)] * 3))
@@ -132,7 +130,7 @@ def test_defaults_are_what_the_weights_expect():
 
 
 def test_two_clicks_coarsen_and_move_by_hand():
-    # 11 ROI voxels over 30 mm on the last axis: 3 mm each. Only there has the ROI to move.
+    # 11 ROI voxels span 30 mm on the last axis: 3 mm each. Only on this axis the ROI must move.
     clicks = np.array([[50, 50, 60], [53, 50, 30]])
     roi = Roi.place((100, 90, 80), np.eye(4), clicks, size=11, spacing_mm=2)
     assert roi.spacing_mm == 3
@@ -250,7 +248,7 @@ def test_paste_gives_back_what_crop_took_where_the_grids_coincide(order, signs):
 
 
 def plain_paste(roi, values_roi, threshold=0.0):
-    """The definition, on the whole box: upsampled, interpolated along k, i, j, compared last."""
+    """Paste by the definition, on the whole box: upsample, interpolate along k, i, j, compare."""
 
     def along(array, taps, axis):
         shape = [-1 if each == axis else 1 for each in range(3)]
@@ -263,12 +261,12 @@ def plain_paste(roi, values_roi, threshold=0.0):
         return array_kji
 
     cells = len(values_roi)
-    upsampling = _linear_taps((np.arange(roi.size) + 0.5) * cells / roi.size - 0.5, cells)
+    upsampling = linear_taps((np.arange(roi.size) + 0.5) * cells / roi.size - 0.5, cells)
     upsampled = interpolated(
         values_roi.transpose(np.argsort(roi.axes)[::-1]).astype(np.float32), [upsampling] * 3
     )
     taps = [
-        _linear_taps(roi._roi_indices(axis)[slice(*roi.box_ijk[axis])], roi.size)
+        linear_taps(roi._roi_indices(axis)[slice(*roi.box_ijk[axis])], roi.size)
         for axis in (2, 1, 0)
     ]
     mask = np.zeros(roi.shape_ijk, dtype=np.uint8)
@@ -280,8 +278,8 @@ def plain_paste(roi, values_roi, threshold=0.0):
 @pytest.mark.parametrize("threshold", [0.0, -0.7, 0.4])
 @pytest.mark.parametrize("blob", ["noise", "ball", "corner", "nothing"])
 @pytest.mark.parametrize(("order", "signs"), ORDERS_AND_FLIPS[::7])
-def test_what_is_left_out_of_pasting_changes_no_voxel(order, signs, blob, threshold):
-    """To the bit: a mask is the same whichever way it was computed."""
+def test_skipped_planes_change_no_voxel(order, signs, blob, threshold):
+    """The mask equals that of the definition bit for bit."""
     shape, spacing_mm = (33, 27, 40), (1.1, 2.0, 1.3)
     roi = Roi.place(shape, make_affine(order, signs, spacing_mm), np.array([[12, 13, 30]]), size=24)
     radii = np.linalg.norm(np.indices((8, 8, 8)) - np.reshape([3, 4, 2.5], (3, 1, 1, 1)), axis=0)
@@ -365,7 +363,7 @@ def test_within_limits_the_mask(within):
 
 
 def test_the_threshold_comes_after_interpolation():
-    # Two cells, 10 and -1, on four voxels: upsampled to 10, 7.25, 1.75, -1. Cells that are compared
+    # Two cells, 10 and -1, on four voxels are upsampled to 10, 7.25, 1.75, -1. Comparing the cells
     # first would give 1, 1, 0, 0.
     roi = Roi.place((6, 7, 8), np.diag([1.5, 1.5, 1.5, 1]), np.array([[3, 3, 3]]), size=4)
     values = np.broadcast_to(np.array([10.0, -1.0])[:, None, None], (2, 2, 2))
@@ -380,7 +378,7 @@ def test_a_roi_beside_the_volume_is_empty():
     assert not roi.paste(np.ones((8, 8, 8))).any()
 
 
-def test_arrays_of_another_shape_are_refused():
+def test_arrays_of_another_shape_are_rejected():
     _, _, roi = make_scene()
     with pytest.raises(ValueError, match=r"\(23, 31, 17\) voxels, not \(31, 23, 17\)"):
         roi.crop(np.zeros((31, 23, 17)))

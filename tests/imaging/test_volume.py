@@ -1,4 +1,4 @@
-"""Volume: every format gives the same voxels in the same place, and bad files an honest refusal."""
+"""Every format gives the same voxels in the same place; bad files give a clear error."""
 
 import gzip
 import struct
@@ -41,7 +41,7 @@ def write_sitk(path, array, affine_mm, **options):
 
 
 def orthogonal_affine():
-    """Oblique, left-handed and anisotropic."""
+    """Return an affine that is oblique, left-handed and anisotropic."""
     axes, _ = np.linalg.qr(AFFINE_MM[:3, :3])
     axes[:, 0] *= -np.sign(np.linalg.det(axes))
     affine_mm = AFFINE_MM.copy()
@@ -50,7 +50,7 @@ def orthogonal_affine():
 
 
 def refusal(path):
-    """The sentence with which `path` is refused; it never names the folder."""
+    """Return the error message for a file, which must never name the folder."""
     with pytest.raises(InputError) as caught:
         read_volume(path)
     assert str(path.parent) not in str(caught.value)
@@ -58,7 +58,7 @@ def refusal(path):
     return str(caught.value)
 
 
-# What is read
+# Files that are read
 
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "SCAN.NII.GZ"])
@@ -97,7 +97,7 @@ def test_nifti_and_nrrd_of_one_scan_agree(tmp_path):
 
 
 def write_series(folder, array, series="1.2.3"):
-    """A DICOM series of axial slices, 0.75 × 1.25 × 2.5 mm, whose file names run against z."""
+    """Write a DICOM series of axial slices, 0.75 × 1.25 × 2.5 mm, with file names in reverse z."""
     folder.mkdir(exist_ok=True)
     for k in range(array.shape[2]):
         image = sitk.GetImageFromArray(array[:, :, k].transpose())
@@ -207,7 +207,7 @@ def test_a_ct_is_known(tmp_path, low, is_ct):
     assert read_volume(write_nifti(tmp_path / "scan.nii", random_array(low=low))).is_ct is is_ct
 
 
-# What is refused
+# Files that are rejected
 
 
 def test_a_missing_file(tmp_path):
@@ -218,28 +218,28 @@ def test_a_missing_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.nrrd", "scan.txt"])
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(400)], ids=["empty", "text", "zeros"])
-def test_what_is_no_image(tmp_path, name, content):
+def test_files_that_are_no_image(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.endswith("gz") and content else content)
-    assert "cannot be read: it is damaged, cut off, or not of the format" in refusal(path)
+    assert "cannot be read: it is damaged, truncated, or not in the format" in refusal(path)
 
 
 @pytest.mark.parametrize("stop", [200, -2000, -9, -8, -4, -1])
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii"])
-def test_a_cut_nifti(tmp_path, name, stop):
+def test_a_truncated_nifti(tmp_path, name, stop):
     path = write_nifti(tmp_path / name, random_array())
     path.write_bytes(path.read_bytes()[:stop])
-    assert "cannot be read: it is damaged, cut off" in refusal(path)
+    assert "cannot be read: it is damaged, truncated" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["scan.nrrd", "scan.mha"])
 @pytest.mark.parametrize("compressed", [True, False])
-def test_a_cut_file_of_another_format(tmp_path, name, compressed):
+def test_a_truncated_file_of_another_format(tmp_path, name, compressed):
     path = write_sitk(
         tmp_path / name, random_array(), orthogonal_affine(), useCompression=compressed
     )
     path.write_bytes(path.read_bytes()[:-40])
-    assert "cannot be read: it is damaged, cut off" in refusal(path)
+    assert "cannot be read: it is damaged, truncated" in refusal(path)
 
 
 @pytest.mark.parametrize("length", [1, 200])
@@ -274,9 +274,7 @@ def test_a_damaged_header(tmp_path, format, offset, value):
         (PermissionError(), "may not be read by the server; change its permissions"),
     ],
 )
-def test_what_the_server_cannot_do_is_not_blamed_on_the_file(
-    tmp_path, monkeypatch, error, expected
-):
+def test_errors_of_the_server_are_not_blamed_on_the_file(tmp_path, monkeypatch, error, expected):
     def fail(path):
         raise error
 
@@ -314,7 +312,7 @@ def test_four_voxels_along_an_axis_are_enough(tmp_path):
     assert read_volume(path).shape_ijk == (4, 6, 5)
 
 
-def test_a_picture(tmp_path):
+def test_a_2d_picture(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(random_array(np.uint8)[0]), str(tmp_path / "scan.png"))
     assert "has 2 dimensions (19 × 14), not 3" in refusal(tmp_path / "scan.png")
 
@@ -368,7 +366,7 @@ def test_one_value_only(tmp_path, dtype):
     ("spacing_mm", "expected"),
     [(0, "has a voxel spacing of 0 × 1.5 × 2 mm; repair"), (np.nan, "holds NaN or infinity")],
 )
-def test_a_spacing_that_is_none(tmp_path, qform_code, sform_code, spacing_mm, expected):
+def test_a_spacing_of_zero_or_nan(tmp_path, qform_code, sform_code, spacing_mm, expected):
     path = write_nifti(tmp_path / "scan.nii", random_array(), np.diag([1, 1.5, 2, 1]))
     header = bytearray(path.read_bytes())
     struct.pack_into("<f", header, 80, spacing_mm)  # pixdim[1]
@@ -378,7 +376,7 @@ def test_a_spacing_that_is_none(tmp_path, qform_code, sform_code, spacing_mm, ex
     assert expected in refusal(path)
 
 
-def test_a_spacing_of_zero_that_the_sform_overrules(tmp_path):
+def test_a_spacing_of_zero_that_the_sform_overrides(tmp_path):
     path = write_nifti(tmp_path / "scan.nii", random_array())
     content = bytearray(path.read_bytes())
     struct.pack_into("<2h", content, 252, 0, 1)

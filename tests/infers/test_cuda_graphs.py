@@ -1,11 +1,11 @@
-"""Recorded calls give what the calls themselves give."""
+"""Calls that are replayed from a graph return what the calls themselves return."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lib.infers.cuda_graphs import Captured, CapturedNetwork
+from lib.infers.cuda_graphs import CapturedFunction, CapturedNetwork
 from lib.networks import CONFIGS, PreparedImage, build_untrained
 
 TINY = replace(
@@ -29,7 +29,7 @@ def device(request):
 
 
 @pytest.mark.parametrize("detail", [0, 4])
-def test_prepared_image_survives_a_row_of_tensors(detail):
+def test_prepared_image_is_restored_from_its_tensors(detail):
     network = build_untrained(replace(TINY, detail_channels=detail), seed=0)
     with torch.inference_mode():
         prepared = network.prepare(network.encode(torch.randn(1, 1, 64, 64, 64)))
@@ -41,8 +41,8 @@ def test_prepared_image_survives_a_row_of_tensors(detail):
 
 
 @pytest.mark.parametrize("detail", [0, 4])
-def test_replayed_network_is_the_network(device, detail):
-    """Several images and numbers of clicks, the earlier ones again after the later ones."""
+def test_replayed_network_equals_the_network(device, detail):
+    """With several images and numbers of clicks, the first number once more at the end."""
     network = build_untrained(replace(TINY, detail_channels=detail), seed=0).to(device)
     captured = CapturedNetwork(network)
     generator = torch.Generator().manual_seed(0)
@@ -61,11 +61,17 @@ def test_replayed_network_is_the_network(device, detail):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_prepared_images_share_the_constants_of_the_network():
+    captured = CapturedNetwork(build_untrained(TINY, seed=0))
+    first, second = (captured.prepare(torch.randn(1, 48, 4, 4, 4)) for _ in range(2))
+    assert first.constants is second.constants
+
+
 @pytest.mark.gpu
-def test_graphs_are_bounded():
+def test_the_number_of_graphs_is_bounded():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    doubled = Captured(lambda x: (2 * x,), limit=2)
+    doubled = CapturedFunction(lambda x: (2 * x,), limit=2)
     for length in (1, 2, 3, 1):
         x = torch.arange(float(length), device="cuda")
         assert torch.equal(doubled(x)[0], 2 * x)

@@ -1,4 +1,4 @@
-"""A lower number type is used where the hardware has it and the masks keep, else float32."""
+"""A lower number type is used if the hardware has it and the masks stay the same."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_int8_linear_is_close_and_keeps_small_outputs():
     x = torch.randn(2, 5, 64, generator=generator)
     with torch.no_grad():
         linear.weight.normal_(generator=generator)
-        linear.weight[3] *= 1e-3  # with one scale for all outputs this one would be lost
+        linear.weight[3] *= 1e-3  # a single scale for all outputs would lose this one
         ours, expected = Int8Linear(linear)(x), linear(x)
     assert ours.shape == expected.shape
     difference = (ours - expected).flatten(0, 1).norm(dim=0) / expected.flatten(0, 1).norm(dim=0)
@@ -54,7 +54,7 @@ def test_int8_linear_is_close_and_keeps_small_outputs():
 
 
 @needs_int8
-def test_lowered_network_leaves_the_original_alone(network):
+def test_lowering_a_network_does_not_change_the_original(network):
     before = {name: x.clone() for name, x in network.state_dict().items()}
     low = lowered(network, "int8")
     assert any(isinstance(module, Int8Linear) for module in low.modules())
@@ -84,7 +84,7 @@ def decide(monkeypatch, network, dice, number_type="bfloat16"):
     return choose(network, CPU)
 
 
-def test_a_type_that_keeps_the_masks_is_used(monkeypatch, network):
+def test_a_type_that_preserves_the_masks_is_used(monkeypatch, network):
     chosen, decision = decide(monkeypatch, network, dice=0.995)
     assert chosen is not network
     assert chosen.image_encoder.pos_embed.dtype == torch.bfloat16
@@ -96,7 +96,7 @@ def test_a_type_that_keeps_the_masks_is_used(monkeypatch, network):
     ("dice", "number_type", "reason"),
     [(0.98, "bfloat16", "changes the masks: Dice 0.98"), (1.0, "int8", "too small to gain")],
 )
-def test_else_it_stays_float32(monkeypatch, network, dice, number_type, reason):
+def test_otherwise_the_network_stays_in_float32(monkeypatch, network, dice, number_type, reason):
     chosen, decision = decide(monkeypatch, network, dice, number_type)
     assert chosen is network
     assert decision.number_type == "float32"

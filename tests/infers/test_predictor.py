@@ -1,4 +1,4 @@
-"""The predictor's caches never change an answer, and save what they promise to save."""
+"""The predictor's caches never change a result, and save the work that they should save."""
 
 import dataclasses
 import time
@@ -10,11 +10,12 @@ import torch
 
 from lib.cache import ByteCache, array_nbytes
 from lib.infers.cuda_graphs import CapturedNetwork
+from lib.infers.device_queue import DeviceQueue
 from lib.infers.precision import lowered
 from lib.infers.predictor import FastSAM3DPredictor
-from lib.infers.random_walker import guide_of, outline
+from lib.infers.random_walker import make_guide, random_walk
 from lib.infers.stopwatch import Stopwatch
-from lib.networks import FastSAM3DConfig, build_untrained, mask_threshold
+from lib.networks import FastSAM3DConfig, MaskPolicy, build_untrained, mask_threshold
 
 POINTS_ROI = np.array([[30.0, 20, 10], [12, 50, 33], [5, 6, 60], [40, 41, 42]])
 LABELS = np.array([1, 1, 0, 0])
@@ -26,10 +27,8 @@ def roi_image(seed=0):
 
 @pytest.fixture(params=["all", "newest"])
 def network(request):
-    config = FastSAM3DConfig(
-        roi_size=64, width=24, depth=2, num_heads=3, out_channels=48, click_history=request.param
-    )
-    return build_untrained(config, seed=0)
+    config = FastSAM3DConfig(roi_size=64, width=24, depth=2, num_heads=3, out_channels=48)
+    return build_untrained(config, seed=0, policy=MaskPolicy(click_history=request.param))
 
 
 def predictor(network, embedding_bytes=10**8, mask_bytes=10**8, network_id="a"):
@@ -42,48 +41,49 @@ def segment(predictor, count=4, key="roi", seed=0):
     return predictor.decode(embedding, POINTS_ROI[:count], LABELS[:count])
 
 
-def test_replay_is_its_definition(network):
-    """Each click is decoded with the low-resolution mask of those before it, zeros at first."""
+def test_replay_equals_its_definition(network):
+    """Each click is decoded with the low-resolution mask of the ones before it, at first zeros."""
     low_res = torch.zeros(1, 1, 16, 16, 16)
     with torch.no_grad():
         embedding = network.encode(torch.from_numpy(roi_image())[None, None])
         for count in range(1, 5):
-            first = 0 if network.config.click_history == "all" else count - 1
+            first = 0 if network.policy.click_history == "all" else count - 1
             points = torch.from_numpy(POINTS_ROI[None, first:count]).float()
             labels = torch.from_numpy(LABELS[None, first:count])
             low_res, _ = network.decode(embedding, points, labels, low_res)
     np.testing.assert_array_equal(segment(predictor(network)), low_res[0, 0].numpy())
 
 
-def test_masks_of_published_networks_are_their_logits_above_0(network):
+def test_masks_of_published_networks_are_their_logits_above_zero(network):
     ours = predictor(network)
     embedding = ours.encode("roi", roi_image)
     low_res = segment(ours)
-    values, threshold = ours.cut(embedding, low_res, POINTS_ROI, LABELS)
+    values, threshold = ours.delineate(embedding, low_res, POINTS_ROI, LABELS)
     assert values is low_res and threshold == 0 and embedding.guide is None
 
 
-def test_masks_are_cut_as_the_weights_ask_for(network):
-    network.config = dataclasses.replace(
-        network.config, mask_threshold="expected_dice", mask_edges="image"
+def test_the_random_walker_is_used_if_the_weights_ask_for_it(network):
+    network.policy = dataclasses.replace(
+        network.policy, mask_threshold="expected_dice", mask_edges="image"
     )
     ours = predictor(network)
     embedding = ours.encode("roi", roi_image)
     low_res, stages = segment(ours), Stopwatch()
-    np.testing.assert_array_equal(embedding.guide, guide_of(roi_image()))
+    np.testing.assert_array_equal(embedding.guide, make_guide(roi_image()))
     assert embedding.nbytes == embedding.prepared.nbytes + embedding.guide.nbytes
-    values, threshold = ours.cut(embedding, low_res, POINTS_ROI, LABELS, stages)
-    expected = outline(low_res, embedding.guide, POINTS_ROI, LABELS, roi_size=64)
-    # the queue's thread may sum with another number of threads than this one
-    np.testing.assert_allclose(values, expected, atol=1e-4)
-    cut = float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
-    assert threshold == pytest.approx(cut, abs=1e-4)
+    values, threshold = ours.delineate(embedding, low_res, POINTS_ROI, LABELS, stages)
+    # in the queue's thread, whose number of workers, and so its rounding, may differ from ours
+    expected = DeviceQueue.on(torch.device("cpu")).run(
+        Stopwatch(), "Outline", random_walk, low_res, embedding.guide, POINTS_ROI, LABELS, 64
+    )
+    np.testing.assert_array_equal(values, expected)
+    assert threshold == float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
     assert stages["Outline"] > 0
 
 
-def test_masks_are_cut_one_at_a_time(network, monkeypatch):
-    """Two walks at once would only share the same cores."""
-    network.config = dataclasses.replace(network.config, mask_edges="image")
+def test_random_walks_run_one_at_a_time(network, monkeypatch):
+    """Two walks at once would share the same cores."""
+    network.policy = dataclasses.replace(network.policy, mask_edges="image")
     ours = predictor(network)
     embedding, low_res = ours.encode("roi", roi_image), segment(ours)
     at_work, most = [], []
@@ -95,13 +95,13 @@ def test_masks_are_cut_one_at_a_time(network, monkeypatch):
         at_work.pop()
         return logits
 
-    monkeypatch.setattr("lib.infers.predictor.outline", slow)
+    monkeypatch.setattr("lib.infers.predictor.random_walk", slow)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: ours.cut(embedding, low_res, POINTS_ROI, LABELS), range(8)))
+        list(pool.map(lambda _: ours.delineate(embedding, low_res, POINTS_ROI, LABELS), range(8)))
     assert most == [1] * 8
 
 
-def test_answers_do_not_depend_on_what_was_asked_before(network):
+def test_results_do_not_depend_on_earlier_requests(network):
     cold = segment(predictor(network))
     warm = predictor(network)
     for count in (1, 3, 4, 2, 4):
@@ -112,7 +112,7 @@ def test_answers_do_not_depend_on_what_was_asked_before(network):
     assert not np.array_equal(segment(warm, key="other", seed=1), cold)
 
 
-def test_a_further_click_costs_one_step(network):
+def test_a_further_click_costs_one_decoder_step(network):
     calls = {"encode": 0, "decode": 0}
     counted = predictor(network)
     for name in calls:
@@ -128,8 +128,8 @@ def test_a_further_click_costs_one_step(network):
     assert calls == {"encode": 1, "decode": 4}
 
 
-def test_other_weights_are_other_answers(network):
-    """Two predictors that share their caches do not mix up their weights."""
+def test_other_weights_give_other_masks(network):
+    """Two predictors that share their caches do not mix up their masks."""
     other = build_untrained(network.config, seed=1)
     first = predictor(network, network_id="first")
     second = FastSAM3DPredictor(
@@ -140,7 +140,7 @@ def test_other_weights_are_other_answers(network):
     np.testing.assert_array_equal(segment(second), expected)
 
 
-def test_threads_do_not_disturb_each_other(network):
+def test_threads_do_not_interfere(network):
     expected = {(n, s): segment(predictor(network), n, seed=s) for n in (1, 4) for s in (0, 1)}
     shared = predictor(network)
     jobs = list(expected) * 6
@@ -150,12 +150,12 @@ def test_threads_do_not_disturb_each_other(network):
         return segment(shared, count, key=seed, seed=seed)
 
     with ThreadPoolExecutor(6) as pool:
-        for job, answer in zip(jobs, pool.map(run, jobs), strict=True):
-            np.testing.assert_array_equal(answer, expected[job])
+        for job, mask in zip(jobs, pool.map(run, jobs), strict=True):
+            np.testing.assert_array_equal(mask, expected[job])
 
 
-def test_lower_precision_is_a_predictors_network(network):
-    """What `choose` gives is served as it is, with masks of its own."""
+def test_a_network_of_lower_precision_is_served_as_it_is(network):
+    """Its masks differ slightly from those of float32."""
     low = CapturedNetwork(lowered(network, "int8"))
     ours, expected = segment(predictor(low)), segment(predictor(network))
     assert not np.array_equal(ours, expected)

@@ -1,4 +1,4 @@
-"""Prompts: what a request may hold, and what the user is told otherwise."""
+"""Clicks and box of a request are parsed, or give an error message that names the value."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_clicks_in_common_are_not_the_same_clicks():
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32, np.float64])
-def test_numpy_clicks_are_taken(dtype):
+def test_numpy_clicks_are_accepted(dtype):
     prompts = parse_prompts({"foreground": np.array(INSIDE, dtype=dtype)}, SHAPE)
     assert prompts.points_ijk.tolist() == INSIDE
 
@@ -52,14 +52,14 @@ def test_numpy_clicks_are_taken(dtype):
     "request_",
     [{}, {"foreground": []}, {"foreground": None, "background": None}, {"background": []}],
 )
-def test_no_click_is_refused(request_):
+def test_no_click_is_an_error(request_):
     with pytest.raises(InputError, match="there is no click; click on the structure"):
         parse_prompts(request_, SHAPE)
 
 
 @pytest.mark.parametrize("clicks", ["1,2,3", 7, True, {"i": 1}])
 @pytest.mark.parametrize("key", ["foreground", "background"])
-def test_what_is_no_list_is_refused(key, clicks):
+def test_a_value_that_is_no_list_is_an_error(key, clicks):
     with pytest.raises(InputError) as caught:
         parse_prompts({"foreground": INSIDE, key: clicks}, SHAPE)
     assert str(caught.value) == f"{key} is {clicks!r}; expected a list of clicks [[i, j, k], …]"
@@ -90,7 +90,7 @@ def test_what_is_no_list_is_refused(key, clicks):
     ids=repr,
 )
 @pytest.mark.parametrize("key", ["foreground", "background"])
-def test_what_is_no_click_is_refused(key, click):
+def test_a_value_that_is_no_click_is_an_error(key, click):
     with pytest.raises(InputError) as caught:
         parse_prompts({key: [[1, 2, 3], click]}, SHAPE)
     assert str(caught.value).startswith(f"{key} click {repr(click)[:50]}")
@@ -98,7 +98,7 @@ def test_what_is_no_click_is_refused(key, click):
     assert len(str(caught.value)) < 200
 
 
-def test_one_flat_click_is_refused():
+def test_one_click_without_a_list_around_it_is_an_error():
     with pytest.raises(InputError, match="foreground click 10 is not a voxel index"):
         parse_prompts({"foreground": [10, 20, 30]}, SHAPE)
 
@@ -107,7 +107,7 @@ OUTSIDE = [[512, 40, 3], [-1, 40, 3], [5, 400, 3], [5, 40, 90], [5, 40, -0.51], 
 
 
 @pytest.mark.parametrize("click", OUTSIDE)
-def test_a_click_outside_is_dropped_while_others_remain(click):
+def test_a_click_outside_is_left_out_while_others_remain(click):
     prompts = parse_prompts({"foreground": [click, *INSIDE], "background": [[5, 5, 5]]}, SHAPE)
     assert prompts.points_ijk.tolist() == [*INSIDE, [5, 5, 5]]
     assert prompts.labels.tolist() == [1, 1, 1, 0]
@@ -116,7 +116,7 @@ def test_a_click_outside_is_dropped_while_others_remain(click):
 
 
 @pytest.mark.parametrize("click", OUTSIDE)
-def test_only_a_click_outside_is_refused(click):
+def test_only_a_click_outside_is_an_error(click):
     with pytest.raises(InputError) as caught:
         parse_prompts({"foreground": [click]}, SHAPE)
     place = ", ".join(f"{value:g}" for value in click)
@@ -135,7 +135,7 @@ def test_a_click_within_the_outermost_voxels_is_inside(click):
     assert parse_prompts({"foreground": [click]}, SHAPE).points_ijk.tolist() == [click]
 
 
-def test_too_many_clicks_are_refused():
+def test_too_many_clicks_are_an_error():
     assert len(parse_prompts({"foreground": [[1, 2, 3]] * 100}, SHAPE).labels) == 100
     with pytest.raises(InputError, match="101 clicks are too many; send at most 100"):
         parse_prompts({"foreground": [[1, 2, 3]] * 99, "background": [[4, 5, 6]] * 2}, SHAPE)
@@ -168,7 +168,7 @@ def test_the_box_is_sorted_clipped_and_half_open(roi, expected):
     ],
     ids=repr,
 )
-def test_what_is_no_box_is_refused(roi):
+def test_a_value_that_is_no_box_is_an_error(roi):
     with pytest.raises(InputError) as caught:
         parse_prompts({"foreground": INSIDE, "roi": roi}, SHAPE)
     assert str(caught.value) == (
@@ -177,7 +177,7 @@ def test_what_is_no_box_is_refused(roi):
 
 
 @pytest.mark.parametrize("roi", [[512, 600, 0, 9, 0, 9], [0, 9, 0, 9, -7, -1]])
-def test_a_box_outside_is_refused(roi):
+def test_a_box_outside_the_image_is_an_error(roi):
     with pytest.raises(InputError, match="lies outside the image of 512 × 400 × 90 voxels; move"):
         parse_prompts({"foreground": INSIDE, "roi": roi}, SHAPE)
 
@@ -192,7 +192,7 @@ def test_a_box_outside_is_refused(roi):
         ),
     )
 )
-def test_whatever_comes_gives_clicks_inside_or_an_input_error(request_):
+def test_any_request_gives_clicks_inside_the_image_or_an_input_error(request_):
     try:
         prompts = parse_prompts(request_, (9, 7, 5))
     except InputError as error:

@@ -1,6 +1,4 @@
-"""Fast paths against their definitions: backends, the sparse operator, windows, position bias;
-values and gradients.
-"""
+"""Fast paths equal their definitions in values and gradients: backends, sparsity, windows, bias."""
 
 from dataclasses import replace
 
@@ -124,12 +122,12 @@ def test_flash_attn_is_refused_on_the_cpu():
         choose_backend(q, None, "flash_attn")
 
 
-def small_attention(window=0, **options):
+def small_attention(window=0, window_path="closed_form", **options):
     config = replace(
         CONFIGS["sam_med3d"], width=24, num_heads=3, roi_size=64, patch_size=16, **options
     )
     torch.manual_seed(1)
-    module = Attention3D(config, window).double()
+    module = Attention3D(config, window, window_path).double()
     for name, table in module.named_parameters():
         if "rel_pos" in name:
             torch.nn.init.normal_(table)
@@ -209,9 +207,7 @@ def test_published_bias_refuses_grids_that_are_no_cube():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", GROUPS)
 def test_flash_attn_on_the_gpu(name):
-    """Error against float32 at most twice that of the plain reference in the same half
-    precision.
-    """
+    """The error against float32 is at most twice that of the reference in half precision."""
     pytest.importorskip("flash_attn")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

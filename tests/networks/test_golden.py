@@ -1,16 +1,16 @@
-"""Our networks against what the published ones compute, under weights that are filled by name."""
+"""Our networks equal the published ones on weights that are filled by name."""
 
 import argparse
 import json
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from golden.fill import filled_state, golden_input
-from lib.networks import CONFIGS, build_network, load_checkpoint
+from lib.networks import CONFIGS, POLICIES, load_checkpoint
+from lib.networks.image_encoder import ImageEncoder3D
 
 SEED = 7
 TOLERANCE = 1e-5
@@ -36,7 +36,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def teacher_file(golden_dir, tmp_path_factory):
-    """The teacher as it is published: tensors beside training state, under DDP's prefix."""
+    """A teacher's file as published: tensors beside training state, under DDP's prefix."""
     state, _ = golden_file(golden_dir, "sam_med3d_vit_b")
     path = tmp_path_factory.mktemp("weights") / "sam_med3d.pth"
     content = {
@@ -69,9 +69,9 @@ def teacher(teacher_file):
 @pytest.mark.parametrize("window_path", ["closed_form", "padded"])
 def test_teacher_encoder(golden_dir, teacher, inputs, window_path):
     golden = np.load(golden_dir / "sam_med3d_vit_b.npz")
-    network = build_network(replace(CONFIGS["sam_med3d"], window_path=window_path))
-    network.load_state_dict(teacher.state_dict())
-    embedding, blocks = network.image_encoder.forward_intermediates(inputs[0], range(1, 12, 2))
+    encoder = ImageEncoder3D(CONFIGS["sam_med3d"], window_path)
+    encoder.load_state_dict(teacher.image_encoder.state_dict())
+    embedding, blocks = encoder.forward_intermediates(inputs[0], range(1, 12, 2))
     assert relative_error(embedding, golden["embedding"]) < TOLERANCE
     for number, output in blocks.items():
         sampled = output[:, ::2, ::2, ::2, ::8]
@@ -111,6 +111,7 @@ def test_student_encoder(golden_dir, student_file, teacher_file, inputs):
     golden = np.load(golden_dir / "fastsam3d_student.npz")
     network = load_checkpoint(student_file, teacher=teacher_file)
     assert network.config == CONFIGS["fastsam3d"]
+    assert network.policy == POLICIES["fastsam3d"]
     encoder = network.image_encoder
     embedding, blocks = encoder.forward_intermediates(inputs[0], (1, 3, 5))
     assert relative_error(embedding, golden["embedding"]) < TOLERANCE
@@ -122,15 +123,15 @@ def test_student_encoder(golden_dir, student_file, teacher_file, inputs):
 @pytest.mark.slow
 @torch.no_grad()
 def test_closed_form_is_exact_and_fast(teacher, inputs):
-    """The whole teacher encoder, padded windows against the closed form; wants an idle machine."""
-    padded = build_network(replace(CONFIGS["sam_med3d"], window_path="padded"))
-    padded.load_state_dict(teacher.state_dict())
+    """Compare the teacher's encoder with padded windows; the timing needs an idle machine."""
+    padded = ImageEncoder3D(CONFIGS["sam_med3d"], "padded")
+    padded.load_state_dict(teacher.image_encoder.state_dict())
     seconds, outputs = {}, {}
-    for name, network in (("closed", teacher), ("padded", padded)):
+    for name, encoder in (("closed", teacher.image_encoder), ("padded", padded)):
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            outputs[name] = network.encode(inputs[0])
+            outputs[name] = encoder(inputs[0])
             times.append(time.perf_counter() - start)
         seconds[name] = min(times)
     assert relative_error(outputs["closed"], outputs["padded"]) < TOLERANCE

@@ -1,4 +1,4 @@
-"""Image detail reaches clicks and masks, at the right place, and only where it is asked for."""
+"""Image detail changes clicks and masks at the right place, in networks that have it."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ def volume() -> torch.Tensor:
     return torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def test_detail_is_seen_where_the_click_is() -> None:
+def test_detail_is_sampled_at_the_click() -> None:
     detail = torch.zeros(1, 1, 8, 8, 8)
     detail[0, 0, 1, 6, 3] = 1
     centre = torch.tensor([[[1.5 + 4, 1.5 + 24, 1.5 + 12], [1.5 + 24, 1.5 + 4, 1.5 + 12]]])
@@ -52,10 +52,10 @@ def test_clicks_are_drawn_by_their_kind() -> None:
     for channel, cell in ((1, (1, 6, 3)), (2, (7, 0, 0))):
         peak = torch.unravel_index(drawn[0, channel].argmax(), (8, 8, 8))
         assert tuple(int(x) for x in peak) == cell
-    assert float(drawn[0, 1, 2, 2, 2]) < 1e-3  # padding is no click
+    assert float(drawn[0, 1, 2, 2, 2]) < 1e-3  # a padding point draws nothing
 
 
-def test_cells_like_those_that_were_clicked_are_shown_by_the_kind_of_click() -> None:
+def test_likeness_is_separate_for_foreground_and_background_clicks() -> None:
     keys = torch.zeros(1, 2, 4, 4, 4)
     keys[0, :, 0] = torch.tensor([1.0, 2.0])[:, None, None]
     keys[0, :, 3] = torch.tensor([-3.0, 2.0])[:, None, None]
@@ -66,7 +66,7 @@ def test_cells_like_those_that_were_clicked_are_shown_by_the_kind_of_click() -> 
     assert background[0, 0, 0] == pytest.approx(2.718281828**-16)
 
 
-def test_the_nearest_of_several_clicks_counts_and_none_is_like_nothing() -> None:
+def test_likeness_is_to_the_nearest_click_and_0_without_clicks() -> None:
     keys = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     clicked = torch.stack([keys[:, :, 0, 0, 0], keys[:, :, 2, 1, 3]], dim=1)
     maps = likeness(keys, clicked, torch.ones(2, 2))
@@ -75,7 +75,7 @@ def test_the_nearest_of_several_clicks_counts_and_none_is_like_nothing() -> None
     assert not maps[:, 1].any()
 
 
-def test_coarser_levels_begin_as_nothing_and_carry_far(network: FastSAM3D) -> None:
+def test_coarser_levels_begin_as_zero_and_reach_far(network: FastSAM3D) -> None:
     refiner = network.mask_decoder.refiner
     upscaled, detail = torch.randn(1, 6, 16, 16, 16), torch.randn(1, 5, 16, 16, 16)
     maps, others = torch.zeros(2, 1, PROMPT_MAPS, 16, 16, 16)
@@ -95,7 +95,7 @@ def test_coarser_levels_begin_as_nothing_and_carry_far(network: FastSAM3D) -> No
         refiner.coarser.load_state_dict(trained)
 
 
-def test_the_embedding_is_the_necks_and_what_makes_the_detail(
+def test_the_embedding_holds_the_necks_channels_and_the_detail(
     network: FastSAM3D, volume: torch.Tensor
 ) -> None:
     embedding = network.encode(volume)
@@ -109,7 +109,7 @@ def test_the_embedding_is_the_necks_and_what_makes_the_detail(
 def test_an_embedding_in_half_precision_has_detail_too(
     network: FastSAM3D, volume: torch.Tensor
 ) -> None:
-    """Trainers keep them so."""
+    """Trainers store embeddings in half precision."""
     embedding = network.encode(volume)
     expected, ours = (network.prepare(x).detail for x in (embedding, embedding.half()))
     assert expected is not None and ours is not None
@@ -121,7 +121,7 @@ def test_masks_depend_on_the_detail(network: FastSAM3D, volume: torch.Tensor, pa
     embedding = network.encode(volume)
     other = embedding.clone()
     patches = other[:, 48:].view(1, 5, 16, 16, 16)
-    if part == "mask":  # far from the click, so that only the refiner can see it
+    if part == "mask":  # far from the click, where it changes only the refiner's input
         patches[:, :, 12:, 12:, 12:] += 1
     else:
         patches[:, :, :4, 4:8, :4] += 1
@@ -150,12 +150,12 @@ def test_no_clicks_and_no_mask_are_possible(network: FastSAM3D, volume: torch.Te
     assert torch.isfinite(logits).all()
 
 
-def test_a_file_brings_its_detail_back(network: FastSAM3D, volume: torch.Tensor, tmp_path) -> None:
+def test_a_file_restores_the_detail(network: FastSAM3D, volume: torch.Tensor, tmp_path) -> None:
     path = tmp_path / "network.safetensors"
     save_checkpoint(network, path, {})
     assert torch.equal(load_checkpoint(path).encode(volume), network.encode(volume))
 
 
-def test_without_the_option_there_is_none_of_it() -> None:
+def test_a_network_without_detail_has_no_tensors_for_it() -> None:
     names = FastSAM3D(dataclasses.replace(CONFIG, detail_channels=0)).state_dict()
     assert not [name for name in names if "detail" in name or "refiner" in name]

@@ -1,4 +1,4 @@
-"""The whole network: what it takes, what it refuses, and options that must not change answers."""
+"""The whole network: shapes, refused inputs, and options that do not change the result."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ def test_refused_volume(network):
 @torch.no_grad()
 @pytest.mark.parametrize("sparsity", ["lattice", "segments"])
 def test_sparsity_of_interval_one_is_dense(sparsity):
-    """One group of everything: the sparse encoder and decoder give what the dense ones give."""
+    """With one group of all tokens, sparse and dense attention give the same result."""
     dense = build_untrained(SMALL, seed=0)
     options = {"sparsity": sparsity, "interval": 1, "segment_length": 512, "decoder_segment": 64}
     sparse = build_network(replace(SMALL, **options))
@@ -92,7 +92,7 @@ def test_sparse_decoder_attends_within_segments():
 
 
 def test_named_networks_and_options():
-    for name in ("fastsam3d_small", "sam_med3d_small"):
+    for name in ("fastsam3d_default", "sam_med3d_default"):
         assert build_network(name).config == CONFIGS[name]
     assert build_network(SMALL.to_dict()).config == SMALL
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What is kept between clicks changes no mask: blocks, prepared images, batches of prompts."""
+"""Prepared images, blocks and batches of prompts give the same masks as the plain computation."""
 
 from dataclasses import replace
 
@@ -41,17 +41,17 @@ def prompts(batch, with_mask):
     return points, torch.tensor([[1, 0, -1]]).expand(batch, -1), mask
 
 
-def test_blocks_are_what_stands_under_a_token():
+def test_a_block_holds_the_cells_of_its_token():
     volume = torch.arange(2 * 8 * 4 * 12).reshape(1, 2, 8, 4, 12)
     blocks = to_blocks(volume)
     assert blocks.shape == (1, 2 * 1 * 3, 8, 8, 2)
-    # token (1, 0, 2), eighth (0, 1, 0) of it, that one's eighth (1, 0, 1)
+    # token (1, 0, 2), its eighth (0, 1, 0), the eighth (1, 0, 1) of that eighth
     at = (4 * 1 + 2 * 0 + 1, 2 * 1 + 0, 4 * 2 + 2 * 0 + 1)
     assert torch.equal(blocks[0, 1 * 3 + 2, 0b010, 0b101], volume[0, :, *at])
     assert torch.equal(from_blocks(blocks, (2, 1, 3)), volume)
 
 
-def test_upscaling_is_its_layers_one_after_the_other():
+def test_upscaling_equals_its_layers_in_sequence():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         upscaling = Upscaling3D(16).double()
@@ -74,7 +74,7 @@ def test_mask_features_are_the_downscaling_without_its_last_layer(network):
 @pytest.mark.parametrize("with_mask", [False, True])
 @pytest.mark.parametrize("multimask", [False, True])
 def test_preparing_and_gradients_change_nothing(network, embedding, with_mask, multimask):
-    """The fast way of inference, prepared or not, against the way that training takes."""
+    """The fast path of inference, prepared or not, equals the path of training."""
     prompt = (*prompts(2, with_mask), multimask)
     expected = network.decode(embedding, *prompt)
     assert expected[0].requires_grad
@@ -84,7 +84,7 @@ def test_preparing_and_gradients_change_nothing(network, embedding, with_mask, m
                 torch.testing.assert_close(ours, theirs.detach())
 
 
-def test_several_prompts_on_one_image_are_each_their_own(network, embedding):
+def test_several_prompts_on_one_image_do_not_mix(network, embedding):
     points, labels, mask = prompts(3, with_mask=True)
     with torch.inference_mode():
         prepared = network.prepare(embedding[:1])
@@ -109,13 +109,29 @@ def test_prepared_image_counts_its_bytes(network, embedding):
     with torch.inference_mode():
         prepared = network.prepare(embedding[:1])
     tokens, width, inner, mask_channels = 64, 48, 24, 16
-    per_image = tokens * (2 * width + 3 * inner) + 4**3 * 64 * network.config.detail_channels
-    of_weights = (width + 3 * inner) * (mask_channels + 1) + 8 * (12 * 48 + 6 * 12)
-    assert prepared.nbytes == 8 * (per_image + of_weights)
+    per_image = tokens * (width + 3 * inner) + 4**3 * 64 * network.config.detail_channels
+    assert prepared.nbytes == 8 * per_image
+    position, weights = tokens * width, (width + 3 * inner) * (mask_channels + 1)
+    upscaling = 8 * (12 * 48 + 6 * 12)
+    everything = sum(x.nbytes for x in prepared.tensors())
+    assert everything == prepared.nbytes + 8 * (position + weights + upscaling)
+
+
+def test_images_share_the_constants_of_their_network(network, embedding):
+    """Shared constants give the same masks, bit for bit, as constants made for each image."""
+    prompt = prompts(1, with_mask=True)
+    with torch.inference_mode():
+        constants = network.decoder_constants()
+        for n in range(2):
+            prepared = network.prepare(embedding[n : n + 1], constants)
+            assert prepared.constants is constants
+            ours = network.decode(prepared, *prompt)
+            theirs = network.decode(embedding[n : n + 1], *prompt)
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_a_click_uses_the_prepared_image_only(network, embedding):
-    """Nothing that depends on the image alone is computed again in a click."""
+    """A click computes nothing that depends on the image alone."""
     points, labels, mask = prompts(1, with_mask=True)
     with torch.inference_mode():
         prepared = network.prepare(embedding[:1])

@@ -1,4 +1,4 @@
-"""Where masks are cut out of their logits."""
+"""The threshold of a mask."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from lib.networks.threshold import LEAST_PROBABILITY
 
 
 def expected_dice(probabilities: torch.Tensor, marked: torch.Tensor) -> float:
-    """By sampling objects with these probabilities, voxel by voxel."""
+    """Estimate the expected Dice from sampled objects with these probabilities."""
     objects = torch.rand(4000, len(probabilities), generator=torch.Generator().manual_seed(0))
     objects = (objects < probabilities).float()
     both = (objects * marked).sum(dim=1)
@@ -28,7 +28,7 @@ def test_no_other_threshold_gives_a_higher_expected_dice() -> None:
         assert ours > max(others) - 0.003
 
 
-def test_threshold_is_low_where_little_is_sure_and_near_0_where_all_is() -> None:
+def test_threshold_is_low_for_vague_and_near_0_for_sure_logits() -> None:
     sure = torch.where(torch.arange(1000) < 100, 9.0, -9.0)
     vague = torch.where(torch.arange(1000) < 100, -0.5, -4.0)
     thresholds = mask_threshold(torch.stack([sure, vague]), "expected_dice")
@@ -36,20 +36,20 @@ def test_threshold_is_low_where_little_is_sure_and_near_0_where_all_is() -> None
     assert -2 < thresholds[1] < -1
 
 
-def test_nothing_is_marked_where_nothing_is_likely() -> None:
+def test_no_voxel_is_inside_if_none_is_likely() -> None:
     logits = torch.full((1, 8, 8, 8), -6.0)
     threshold = mask_threshold(logits, "expected_dice")
     assert threshold.sigmoid() == pytest.approx(LEAST_PROBABILITY)
     assert not (logits > threshold).any()
 
 
-def test_all_that_can_be_inside_counts() -> None:
-    """Of n voxels with probability p each, the expected Dice is 2 p n / (n + p n)."""
+def test_equal_probabilities_give_half_of_the_expected_dice() -> None:
+    """For n voxels of probability p, the expected Dice is 2 p n / (n + p n)."""
     logits = torch.full((1, 8, 8, 8), 0.15).logit()
     threshold = mask_threshold(logits, "expected_dice")
     assert threshold.sigmoid() == pytest.approx(0.15 / 1.15)
     assert (logits > threshold).all()
 
 
-def test_published_networks_are_cut_at_0() -> None:
+def test_the_threshold_of_published_networks_is_0() -> None:
     assert mask_threshold(torch.randn(3, 4, 4, 4), "zero").tolist() == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""The sample data: the analytic torso, DICOM series, the real scans, and the script around them."""
+"""The sample data: the analytic torso, DICOM series, the real scans, and the command."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from scipy.ndimage import binary_erosion
 import prepare
 import torso
 from atomic import replacing
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from real_scans import Member, WheelError, extract_members
 from torso.anatomy import structures
 
@@ -38,7 +38,7 @@ def value_of(name: str) -> int:
 
 
 def rotated(affine_mm: np.ndarray, axis: np.ndarray, angle_deg: float) -> np.ndarray:
-    """The affine turned about the world's origin."""
+    """Return the affine rotated about the world's origin."""
     x, y, z = np.asarray(axis) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.deg2rad(angle_deg)
@@ -48,7 +48,7 @@ def rotated(affine_mm: np.ndarray, axis: np.ndarray, angle_deg: float) -> np.nda
 
 
 def voxel_centres(shape_ijk: tuple[int, int, int], affine_mm: np.ndarray) -> np.ndarray:
-    """RAS mm [I, J, K, 3] of all voxels."""
+    """Return RAS mm [I, J, K, 3] of all voxel centres."""
     return apply_affine(affine_mm, np.moveaxis(np.indices(shape_ijk), 0, -1))
 
 
@@ -69,16 +69,26 @@ def clean() -> np.ndarray:
 # --- the torso ------------------------------------------------------------------------------------
 
 
-def test_same_seed_same_bytes(coarse) -> None:
-    image, labels, affine = coarse
-    again, again_labels = torso.sample(SHAPE_IJK, affine, seed=4)
+SEED_SHAPE_IJK = (40, 32, 26)
+SEED_AFFINE_MM = torso.centred_affine(SEED_SHAPE_IJK, (9.6, 9.4, 13.0))
+
+
+@pytest.fixture(scope="module")
+def seed_4() -> tuple[np.ndarray, np.ndarray]:
+    """HU and labels on a small grid."""
+    return torso.sample(SEED_SHAPE_IJK, SEED_AFFINE_MM, seed=4)
+
+
+def test_same_seed_same_bytes(seed_4) -> None:
+    image, labels = seed_4
+    again, again_labels = torso.sample(SEED_SHAPE_IJK, SEED_AFFINE_MM, seed=4)
     assert image.dtype == np.int16 and labels.dtype == np.uint8
     assert image.tobytes() == again.tobytes() and labels.tobytes() == again_labels.tobytes()
 
 
-def test_seed_changes_the_noise_and_nothing_else(coarse) -> None:
-    image, labels, affine = coarse
-    other, other_labels = torso.sample(SHAPE_IJK, affine, seed=5)
+def test_seed_changes_the_noise_and_nothing_else(seed_4) -> None:
+    image, labels = seed_4
+    other, other_labels = torso.sample(SEED_SHAPE_IJK, SEED_AFFINE_MM, seed=5)
     change = (image.astype(float) - other)[labels == value_of("liver")]
     assert np.array_equal(labels, other_labels)
     assert abs(change.mean()) < 2
@@ -97,7 +107,7 @@ def test_noise_is_correlated_between_neighbours() -> None:
     assert across > 0.3 and along > 0.3
 
 
-@pytest.mark.parametrize("angle_deg", [0.0, 23.0])
+@pytest.mark.parametrize("angle_deg", [pytest.param(0.0, marks=pytest.mark.slow), 23.0])
 def test_labels_are_those_of_the_voxel_centres(angle_deg: float) -> None:
     shape = (52, 37, 43)
     affine = rotated(torso.centred_affine(shape, (7.0, 7.5, 8.0), "PIR"), (1, 2, 0.5), angle_deg)
@@ -108,7 +118,10 @@ def test_labels_are_those_of_the_voxel_centres(angle_deg: float) -> None:
     assert len(np.unique(labels)) > 25
 
 
-@pytest.mark.parametrize("axes", ["RAS", "LAS", "PIR", "ASL", "SLP"])
+@pytest.mark.parametrize(
+    "axes",
+    ["PIR", "LAS", *(pytest.param(a, marks=pytest.mark.slow) for a in ("RAS", "ASL", "SLP"))],
+)
 def test_every_orientation_shows_the_same_torso(coarse, clean, axes: str) -> None:
     _, labels, affine = coarse
     turn = ornt_transform(io_orientation(affine), axcodes2ornt(axes))
@@ -220,7 +233,7 @@ def series_image(seed: int = 3) -> np.ndarray:
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels [I, J, K] and RAS affine of the series in ``folder``, as SimpleITK sees them."""
+    """Return voxels [I, J, K] and RAS affine of the series in ``folder``, read by SimpleITK."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
@@ -238,7 +251,7 @@ def test_series_reads_back(tmp_path: Path, axes: str, angle_deg: float) -> None:
     left_handed = np.linalg.det(affine[:3, :3]) < 0
     paths = write_ct_series(image, affine, tmp_path)
     voxels, read_affine = read_series(tmp_path)
-    if left_handed:  # readers stack the slices the other way round, each in its place
+    if left_handed:  # readers stack the slices in the opposite order
         image = image[:, :, ::-1]
         affine = affine @ inv_ornt_aff([[0, 1], [1, 1], [2, -1]], SERIES_SHAPE_IJK)
     assert len(paths) == SERIES_SHAPE_IJK[2]
@@ -275,7 +288,7 @@ def test_slices_have_every_attribute_and_their_uids(tmp_path: Path) -> None:
     assert slices[0].PixelSpacing == [1.25, 1.5]  # between rows (along j) first
 
 
-def test_series_follow_seed_and_description(tmp_path: Path) -> None:
+def test_uids_depend_on_seed_and_description(tmp_path: Path) -> None:
     def first(folder: str, **options) -> bytes:
         return write_ct_series(series_image(), series_affine("LPS"), tmp_path / folder, **options)[
             0
@@ -290,7 +303,7 @@ def test_series_follow_seed_and_description(tmp_path: Path) -> None:
     assert one.SOPInstanceUID != other.SOPInstanceUID
 
 
-def test_series_refuse_what_dicom_cannot_hold(tmp_path: Path) -> None:
+def test_series_refuse_input_that_dicom_cannot_store(tmp_path: Path) -> None:
     sheared = series_affine("LPS")
     sheared[0, 2] += 1.0
     with pytest.raises(ValueError, match="right angles"):
@@ -307,7 +320,7 @@ def test_series_refuse_what_dicom_cannot_hold(tmp_path: Path) -> None:
 
 @pytest.fixture
 def wheel(tmp_path: Path) -> tuple[Path, tuple[Member, ...]]:
-    """A small archive in place of the wheel, with the members to take from it."""
+    """A small archive in place of the wheel, and its members."""
     label = tmp_path / "label.nii.gz"
     nib.save(nib.Nifti1Image(np.array([[[0, 41], [50, 50]]], np.uint8), np.eye(4)), label)
     contents = {
@@ -336,13 +349,13 @@ def test_real_scans_come_out_of_the_wheel(tmp_path: Path, wheel) -> None:
     names = json.loads((out / "labels/labels.json").read_text())
     assert names == {"ct_spine.nii.gz": {"41": "vertebral_arch", "50": "vertebral_body"}}
     path.unlink()
-    prepare.build_real(out, path, members=members)  # all there: the wheel is not opened again
+    prepare.build_real(out, path, members=members)  # all files exist: the wheel is not opened again
     (out / "studies/ct_spine.nii.gz").unlink()
     with pytest.raises(WheelError, match=r"fake\.whl"):
         prepare.build_real(out, path, members=members)
 
 
-def test_a_changed_file_is_refused_as_a_whole(tmp_path: Path, wheel) -> None:
+def test_nothing_is_extracted_from_a_changed_wheel(tmp_path: Path, wheel) -> None:
     path, members = wheel
     out = tmp_path / "out"
     out.mkdir()
@@ -366,7 +379,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tree(out: Path) -> dict[str, tuple[int, str]]:
-    """Every file below ``out``: time of last change and digest."""
+    """Return modification time and digest of every file below ``out``."""
     return {
         str(path.relative_to(out)): (
             path.stat().st_mtime_ns,
@@ -377,7 +390,7 @@ def tree(out: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def test_script_builds_once_and_again_when_forced(tmp_path: Path, tiny) -> None:
+def test_the_command_keeps_files_unless_forced(tmp_path: Path, tiny) -> None:
     arguments = ["--out", str(tmp_path), "--no-real"]
     assert prepare.main(arguments) == 0
     first = tree(tmp_path)
@@ -396,7 +409,7 @@ def test_script_builds_once_and_again_when_forced(tmp_path: Path, tiny) -> None:
     assert all(again[name][0] > first[name][0] for name in first)
 
 
-def test_script_writes_one_torso_in_three_forms(tmp_path: Path, tiny, capsys) -> None:
+def test_the_command_writes_one_torso_in_three_formats(tmp_path: Path, tiny, capsys) -> None:
     prepare.main(["--out", str(tmp_path), "--no-real"])
     image = nib.load(tmp_path / "studies/ct_torso.nii.gz")
     label = nib.load(tmp_path / "labels/ct_torso.nii.gz")
@@ -407,13 +420,13 @@ def test_script_writes_one_torso_in_three_forms(tmp_path: Path, tiny, capsys) ->
     assert np.allclose(affine, image.affine, atol=1e-4)
     assert np.array_equal(label.affine, image.affine) and label.shape == image.shape
     names = json.loads((tmp_path / "labels/labels.json").read_text())["ct_torso.nii.gz"]
-    found = np.unique(np.asarray(label.dataobj))
-    assert {int(value) for value in names} == set(found[found > 0].tolist())
+    values = np.unique(np.asarray(label.dataobj))
+    assert {int(value) for value in names} == set(values[values > 0].tolist())
     assert names[str(value_of("liver"))] == "liver"
     assert str(tmp_path / "studies/ct_torso.nii.gz") in capsys.readouterr().out
 
 
-def test_script_goes_on_without_the_real_scans(tmp_path: Path, tiny, monkeypatch) -> None:
+def test_the_command_continues_without_the_real_scans(tmp_path: Path, tiny, monkeypatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")  # pip finds nothing, as without a network
     with pytest.warns(UserWarning, match="--wheel") as warnings:
         assert prepare.main(["--out", str(tmp_path)]) == 0

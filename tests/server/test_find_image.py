@@ -1,25 +1,23 @@
-"""Reading ahead: once, in order, never in the way, and silent where it fails."""
+"""Prefetching: each image once, in order, in the background; errors are only logged."""
 
 import logging
 import threading
-import time
 
 import pydicom
 import pytest
 import requests
 
 import torso
-from dicom_series import write_ct_series
+from ct_series import write_ct_series
 from lib.errors import InputError
-from lib.server.read_ahead import ReadAhead
-from pacs import running_pacs
-from serving import running_server
+from lib.server.read_ahead import Prefetcher
+from pacs import delete_series
 
 WAIT_SECONDS = 30
 
 
-class Loader:
-    """Notes what it is asked to load, and can be held up."""
+class RecordingLoader:
+    """Records the paths that it is asked to load; waits while ``may_go_on`` is not set."""
 
     def __init__(self):
         self.loaded = []
@@ -33,44 +31,44 @@ class Loader:
 
 @pytest.fixture
 def loader():
-    return Loader()
+    return RecordingLoader()
 
 
-def finish(read_ahead):
-    read_ahead._thread.submit(lambda: None).result(WAIT_SECONDS)
+def finish(prefetch):
+    prefetch._executor.submit(lambda: None).result(WAIT_SECONDS)
 
 
-def test_what_is_opened_is_read(loader):
-    read_ahead = ReadAhead(loader)
+def test_opened_images_are_read(loader):
+    prefetch = Prefetcher(loader)
     for name in "ab":
-        read_ahead(name, lambda name=name: f"/studies/{name}.nii.gz")
-    finish(read_ahead)
+        prefetch(name, lambda name=name: f"/studies/{name}.nii.gz")
+    finish(prefetch)
     assert loader.loaded == ["/studies/a.nii.gz", "/studies/b.nii.gz"]
 
 
 def test_hundreds_of_requests_for_one_series_are_one_read(loader):
-    read_ahead, found = ReadAhead(loader), []
+    prefetch, calls = Prefetcher(loader), []
 
     def find():
-        found.append(1)
+        calls.append(1)
         return "/cache/series"
 
     for _ in range(300):
-        read_ahead("1.2.3", find)
-    finish(read_ahead)
-    assert len(found) == len(loader.loaded) == 1
+        prefetch("1.2.3", find)
+    finish(prefetch)
+    assert len(calls) == len(loader.loaded) == 1
 
 
-def test_nobody_waits_and_few_images_do(loader):
+def test_requests_do_not_wait_and_the_queue_is_short(loader):
     loader.may_go_on.clear()
-    read_ahead = ReadAhead(loader)
+    prefetch = Prefetcher(loader)
     for number in range(20):
-        read_ahead(str(number), lambda number=number: f"/{number}")
+        prefetch(str(number), lambda number=number: f"/{number}")
     loader.may_go_on.set()
-    finish(read_ahead)
-    assert loader.loaded == [f"/{number}" for number in range(ReadAhead.MOST_WAITING)]
-    read_ahead("19", lambda: "/19")
-    finish(read_ahead)
+    finish(prefetch)
+    assert loader.loaded == [f"/{number}" for number in range(Prefetcher.MAX_QUEUED)]
+    prefetch("19", lambda: "/19")
+    finish(prefetch)
     assert loader.loaded[-1] == "/19"
 
 
@@ -79,33 +77,26 @@ def test_a_failure_is_logged_and_the_next_is_read(loader, caplog, error):
     def fail():
         raise error
 
-    read_ahead = ReadAhead(loader)
+    prefetch = Prefetcher(loader)
     with caplog.at_level(logging.INFO):
-        read_ahead("bad", fail)
-        read_ahead("good", lambda: "/good")
-        finish(read_ahead)
-    assert "bad was not read ahead" in caplog.text
+        prefetch("bad", fail)
+        prefetch("good", lambda: "/good")
+        finish(prefetch)
+    assert "could not prefetch bad" in caplog.text
     assert loader.loaded == ["/good"]
 
 
-def test_a_series_that_a_viewer_loads_is_read_ahead(tmp_path):
-    """OHIF fetches each slice through this server; its headers alone do not count."""
+def test_a_series_that_a_viewer_loads_is_prefetched(pacs, dicom_server, tmp_path):
+    """OHIF fetches each slice through this server; requests for headers alone do not count."""
     affine_mm = torso.centred_affine((30, 26, 12), (10.0, 11.0, 20.0), "LPS")
-    slices = write_ct_series(
-        torso.sample((30, 26, 12), affine_mm, seed=1)[0], affine_mm, tmp_path / "series"
-    )
-    one = pydicom.dcmread(slices[0])
-    series = f"studies/{one.StudyInstanceUID}/series/{one.SeriesInstanceUID}"
-    with running_pacs(tmp_path) as pacs, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MONAI_LABEL_DICOMWEB_CACHE_PATH", str(tmp_path / "cache"))
-        pacs.upload(tmp_path / "series")
-        with running_server(pacs.dicomweb_url, tmp_path / "log") as server:
-            proxied = f"{server.url}/proxy/dicom/wado/{series}"
-            for path in ("metadata", f"instances/{one.SOPInstanceUID}/frames/1"):
-                assert "was read ahead" not in server.log.read_text(encoding="utf-8")
-                assert requests.get(f"{proxied}/{path}", timeout=60).status_code == 200
-            deadline = time.monotonic() + WAIT_SECONDS
-            expected = f"{one.SeriesInstanceUID} was read ahead"
-            while expected not in server.log.read_text(encoding="utf-8"):
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+    hu, _ = torso.sample((30, 26, 12), affine_mm, seed=1)
+    slices = write_ct_series(hu, affine_mm, tmp_path / "series", seed=51)
+    header = pydicom.dcmread(slices[0])
+    pacs.upload(tmp_path / "series")
+    uid = header.SeriesInstanceUID
+    url = f"{dicom_server.url}/proxy/dicom/wado/studies/{header.StudyInstanceUID}/series/{uid}"
+    for path in ("metadata", f"instances/{header.SOPInstanceUID}/frames/1"):
+        assert f"prefetched {uid}" not in dicom_server.log_text()
+        assert requests.get(f"{url}/{path}", timeout=60).status_code == 200
+    dicom_server.wait_for_log(f"prefetched {uid}", WAIT_SECONDS)
+    delete_series(pacs, uid)

@@ -1,11 +1,10 @@
-"""Masks are written with their image's geometry, whatever the format and the orientation."""
+"""Replies hold the mask's file, for clients nearby and far away."""
 
 import asyncio
 import cgi
 import gzip
 import io
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,53 +12,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fastapi import Request
+from fastapi import BackgroundTasks, Request
 
 from lib.imaging.mask import BoxMask
-from lib.imaging.mask_file import EXTENSIONS, MaskForm, mask_body, own_extension, write_mask
-from lib.server.reply import image_reply, multipart_reply
+from lib.imaging.mask_file import Body, MaskForm
+from lib.server.reply import image_reply, multipart_reply, stream
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.1) @ np.diag([-0.7, 0.9, 2.5]), [10, -20, 30]
 )
 
-
-@pytest.mark.parametrize("extension", [".nrrd", ".nii.gz", ".nii", ".mha"])
-@pytest.mark.parametrize("compress", [False, True])
-def test_voxels_and_geometry(tmp_path, extension, compress):
-    mask = np.asfortranarray(np.random.default_rng(0).integers(0, 2, (4, 6, 9), dtype=np.uint8))
-    path = tmp_path / f"mask{extension}"
-    write_mask(mask, OBLIQUE, path, compress)
-    image = sitk.ReadImage(str(path))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(), mask)
-    for index in ((0, 0, 0), (3, 0, 0), (0, 5, 0), (0, 0, 8)):
-        lps = np.array(image.TransformIndexToPhysicalPoint(index))
-        ras = nib.affines.apply_affine(OBLIQUE, index)
-        np.testing.assert_allclose(lps * [-1, -1, 1], ras, atol=1e-4)
-
-
-def test_uncompressed_nrrd_ends_in_the_raw_voxels_in_file_order(tmp_path):
-    mask = np.asfortranarray(np.arange(4 * 6 * 9, dtype=np.uint8).reshape(4, 6, 9))
-    write_mask(mask, np.eye(4), tmp_path / "mask.nrrd")
-    content = (tmp_path / "mask.nrrd").read_bytes()
-    assert content.endswith(b"\n\n" + mask.tobytes(order="F"))
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("a/ct.nii.gz", ".nii.gz"),
-        ("CT.NRRD", ".nrrd"),
-        ("x.seg.nrrd", ".nrrd"),
-        ("dicom_folder", ".nrrd"),
-        ("ct.nii", ".nii"),
-    ],
-)
-def test_own_extension(path, expected):
-    assert own_extension(path) == expected
-
-
-# What is sent
 
 BOX_IJK = ((3, 11), (2, 9), (5, 20))
 
@@ -69,24 +31,36 @@ def box_mask():
     return BoxMask(values, BOX_IJK, (13, 11, 23), OBLIQUE)
 
 
-def asked_by(host, accept="gzip, deflate, br"):
+def request_from(host, accept="gzip, deflate, br"):
     headers = [(b"accept-encoding", accept.encode())] if accept else []
     return Request({"type": "http", "client": (host, 50000), "headers": headers})
 
 
-NEAR, FAR = asked_by("127.0.0.1"), asked_by("10.3.2.1")
+NEAR, FAR = request_from("127.0.0.1"), request_from("10.3.2.1")
+
+
+HTTP = {"type": "http", "asgi": {"spec_version": "2.3"}}  # as uvicorn says
+
+
+def run(coroutine):
+    """Run a coroutine in a thread: the browser's tests leave an event loop in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+async def no_message():
+    """Wait for a message from a client that sends none."""
+    await asyncio.Event().wait()
 
 
 def sent(response):
-    """Headers and body as a client gets them."""
+    """Return headers and body as a client gets them."""
     messages = []
 
     async def send(message):
         messages.append(message)
 
-    # in a thread: the browser's tests leave an event loop in this one
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, response({}, None, send)).result()
+    run(response(HTTP, no_message, send))
     start, *parts = messages
     headers = {name.decode(): value.decode() for name, value in start["headers"]}
     content = b"".join(part["body"] for part in parts)
@@ -110,36 +84,7 @@ def assert_is_the_mask(image):
         np.testing.assert_allclose(lps * [-1, -1, 1], ras, atol=1e-4)
 
 
-@pytest.mark.parametrize("compress", [None, False, True])
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
-@pytest.mark.parametrize("extension", EXTENSIONS)
-def test_each_form_holds_the_mask(tmp_path, extension, dtype, compress):
-    body = mask_body(box_mask(), MaskForm(extension, dtype, compress))
-    content = b"".join(body.stretches)
-    assert len(content) == body.length
-    image = read(content, extension, tmp_path)
-    assert_is_the_mask(image)
-    assert image.GetPixelIDTypeAsString().startswith(
-        {"uint8": "8-bit unsigned", "int16": "16-bit signed", "float32": "32-bit float"}[dtype]
-    )
-
-
-@pytest.mark.parametrize("affine_mm", [OBLIQUE, np.diag([-0.8, -0.8, 1.25, 1])])
-def test_our_nrrd_is_what_itk_writes(tmp_path, affine_mm):
-    mask = BoxMask(box_mask().values, BOX_IJK, (13, 11, 23), affine_mm)
-    write_mask(mask.whole(), affine_mm, tmp_path / "itk.nrrd")
-    ours = b"".join(mask_body(mask, MaskForm(".nrrd")).stretches)
-    (header, voxels), (expected, expected_voxels) = (
-        content.split(b"\n\n", 1) for content in (ours, (tmp_path / "itk.nrrd").read_bytes())
-    )
-    assert voxels == expected_voxels
-    number = rb"-?\d+(?:\.\d+)?(?:e-?\d+)?"
-    assert re.sub(number, b"", header) == re.sub(number, b"", expected)
-    numbers = [np.array(re.findall(number, each), float) for each in (header, expected)]
-    np.testing.assert_allclose(*numbers, rtol=1e-14)
-
-
-def test_a_client_beside_the_server_gets_the_raw_mask(tmp_path):
+def test_a_client_on_the_same_machine_gets_the_raw_mask(tmp_path):
     headers, content = sent(image_reply(box_mask(), MaskForm(".nrrd", compress=False), NEAR))
     assert "content-encoding" not in headers
     assert content.endswith(b"\n\n" + box_mask().whole().tobytes(order="F"))
@@ -147,13 +92,13 @@ def test_a_client_beside_the_server_gets_the_raw_mask(tmp_path):
     assert_is_the_mask(read(content, ".nrrd", tmp_path))
 
 
-def test_a_browser_far_away_gets_it_compressed_on_the_way():
+def test_a_browser_on_another_machine_gets_gzip():
     raw = sent(image_reply(box_mask(), MaskForm(".nrrd", compress=False), NEAR))[1]
     headers, content = sent(image_reply(box_mask(), MaskForm(".nrrd", compress=False), FAR))
     assert (headers["content-encoding"], headers["vary"]) == ("gzip", "accept-encoding")
     assert gzip.decompress(content) == raw
-    cannot = asked_by("10.3.2.1", accept="")
-    assert sent(image_reply(box_mask(), MaskForm(".nrrd"), cannot))[1] == raw
+    without_gzip = request_from("10.3.2.1", accept="")
+    assert sent(image_reply(box_mask(), MaskForm(".nrrd"), without_gzip))[1] == raw
 
 
 @pytest.mark.parametrize(
@@ -166,23 +111,73 @@ def test_a_browser_far_away_gets_it_compressed_on_the_way():
     ],
 )
 def test_slicers_reply(tmp_path, request_, compress, encoding):
-    """Read with the class that MONAI Label's client reads it with."""
-    said = {"warnings": ["ä"], "latencies": {"pre": 0.1}}
+    """Read the reply with the class that MONAI Label's client reads it with."""
+    params_sent = {"warnings": ["ä"], "latencies": {"pre": 0.1}}
     form = MaskForm(".nrrd", compress=compress)
-    headers, content = sent(multipart_reply(box_mask(), form, said, request_))
+    headers, content = sent(multipart_reply(box_mask(), form, params_sent, request_))
     fields = cgi.FieldStorage(
         io.BytesIO(content), environ={"REQUEST_METHOD": "POST"}, headers=headers
     )
     params, image = fields.list
-    assert (params.name, json.loads(params.value)) == ("params", said)
+    assert (params.name, json.loads(params.value)) == ("params", params_sent)
     assert image.name == "image" and Path(image.filename).suffix == ".nrrd"
     assert b"encoding: " + encoding in image.value[:500]
     assert_is_the_mask(read(image.value, ".nrrd", tmp_path))
 
 
-def test_other_forms_leave_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mask_body(box_mask(), MaskForm(".nii.gz"))
-    with pytest.raises(TypeError):
-        mask_body(box_mask(), MaskForm(".nrrd", "no type"))
-    assert not list(tmp_path.iterdir())
+def chunks(count, made):
+    """Yield chunks of four bytes, and note each in ``made``."""
+    for number in range(count):
+        made.append(number)
+        yield b"mask"
+
+
+def test_other_requests_are_answered_between_the_chunks():
+    order = []
+
+    async def send(message):
+        order.append(message["type"])
+
+    async def both():
+        response = stream(Body(400, chunks(100, [])), "application/octet-stream", {})
+        reply = asyncio.create_task(response(HTTP, no_message, send))
+        while not order:  # the reply has begun
+            await asyncio.sleep(0)
+        order.append("other request")
+        await reply
+
+    run(both())
+    place = order.index("other request")
+    assert 0 < place < 100
+
+
+def test_a_client_that_hangs_up_ends_the_reply():
+    made, order = [], []
+    response = stream(Body(400_000, chunks(100_000, made)), "application/octet-stream", {})
+    response.background = BackgroundTasks()
+    response.background.add_task(order.append, "background task")
+
+    async def send(message):
+        order.append(message["type"])
+
+    async def receive():
+        while len(made) < 10:
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    run(response(HTTP, receive, send))
+    assert 10 <= len(made) < 100
+    assert order[-1] == "background task"
+
+
+def test_background_tasks_run_after_the_last_byte():
+    order = []
+    response = image_reply(box_mask(), MaskForm(".nrrd"), NEAR)
+    response.background = BackgroundTasks()
+    response.background.add_task(order.append, "background task")
+
+    async def send(message):
+        order.append(message.get("more_body"))
+
+    run(response(HTTP, no_message, send))
+    assert order[-2:] == [False, "background task"]

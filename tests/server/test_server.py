@@ -1,8 +1,8 @@
-"""The running server over HTTP: a click becomes a mask, and whatever cannot be used says why."""
+"""The running server over HTTP: a click becomes a mask, an invalid request gets a reason."""
 
 import json
+import re
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -12,7 +12,9 @@ import requests
 import SimpleITK as sitk
 from monailabel.client import MONAILabelClient
 
-from serving import running_server
+from lib.errors import NotFoundError
+from main import MyApp
+from serving import APP, running_server
 
 SHAPE_IJK = (70, 90, 40)
 AFFINE_MM = nib.affines.from_matvec(
@@ -23,7 +25,7 @@ CLICKS = {"foreground": [CLICK, [30, 50, 15]], "background": [[60, 10, 35]]}
 
 
 def head(seed=0):
-    """A noisy ellipsoid of soft tissue with a dense one inside, in air."""
+    """Return a noisy ellipsoid of soft tissue with a dense one inside, in air."""
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE_IJK), indexing="ij")
     noise = np.random.default_rng(seed).normal(0, 20, SHAPE_IJK)
     image = np.where(i**2 + j**2 + k**2 < 0.8, 40, -1000) + noise
@@ -31,7 +33,7 @@ def head(seed=0):
     return image.astype(np.int16)
 
 
-def truncated(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-5000])
 
 
@@ -51,7 +53,7 @@ def studies(tmp_path_factory):
     nib.save(nib.Nifti1Image(head(), AFFINE_MM), folder / "head.nii.gz")
     nib.save(nib.Nifti1Image(head(1), AFFINE_MM), folder / "other.nii.gz")
     nib.save(nib.Nifti1Image(head(2), AFFINE_MM), folder / "truncated.nii.gz")
-    truncated(folder / "truncated.nii.gz")
+    truncate(folder / "truncated.nii.gz")
     for name, (array, _) in BAD_VOLUMES.items():
         nib.save(nib.Nifti1Image(array, np.eye(4)), folder / f"{name}.nii.gz")
     sitk.WriteImage(sitk.ReadImage(str(folder / "head.nii.gz")), str(folder / "stored.nrrd"))
@@ -60,14 +62,25 @@ def studies(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(studies, tmp_path_factory):
+    """The server of most tests; its working directory has a folder with the name of an image."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "temporary").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(folder / "temporary"))
-        arguments = ("--conf", "labels", "liver,tumour")
-        with running_server(studies, folder / "server.log", *arguments) as running:
-            running.temporary = folder / "temporary"
-            yield running
+    (folder / "head").mkdir()
+    arguments = ("--conf", "labels", "liver,tumour")
+    env = {"TMPDIR": str(folder / "temporary")}
+    with running_server(studies, folder / "server.log", *arguments, env=env) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fresh_server(studies, tmp_path_factory):
+    """A server on which no test has clicked on ``head`` or ``other`` before."""
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "studies").mkdir()
+    for name in ("head", "other"):
+        shutil.copy(studies / f"{name}.nii.gz", folder / "studies")
+    with running_server(folder / "studies", folder / "server.log") as running:
+        yield running
 
 
 def voxels(mask):
@@ -87,10 +100,9 @@ def test_mask_lies_on_the_images_own_grid(server, studies, model, image):
     assert set(np.unique(voxels(mask))) == {0, 1}
 
 
-def test_real_ct(server, studies, shared_dir):
+def test_real_ct(server, shared_dir):
     scan = shared_dir / "data/train/tptbox_spine/tpt_ct_image.nii.gz"
-    shutil.copy(scan, studies / "real.nii.gz")
-    wait_for_image(server, "real")
+    server.add_study(scan, "real")
     mask = server.mask("fastsam3d", "real", {"foreground": [[20, 15, 40]]})
     assert mask.GetSize() == sitk.ReadImage(str(scan)).GetSize()
     assert mask.GetDirection() == sitk.ReadImage(str(scan)).GetDirection()
@@ -102,7 +114,7 @@ def test_formats_store_the_same_scan_and_get_the_same_mask(server):
     assert np.mean(masks[0] != masks[1]) < 1e-3
 
 
-def test_the_same_request_gives_the_same_mask_cold_and_warm(server, studies, tmp_path):
+def test_the_same_request_gives_the_same_mask_cold_and_warm(server, fresh_server):
     models = ("fastsam3d", "sam_med3d")
     warm = {model: server.infer(model, "head", CLICKS).content for model in models}
     more = {"foreground": [*CLICKS["foreground"], [35, 45, 20]], "background": []}
@@ -110,30 +122,21 @@ def test_the_same_request_gives_the_same_mask_cold_and_warm(server, studies, tmp
         assert server.infer(model, "head", more).content != warm[model]
         assert server.infer(model, "other", CLICKS).ok
         assert server.infer(model, "head", CLICKS).content == warm[model]
-    # the two scans differ in their noise, which the untrained network does not ignore
+    # the two scans differ in their noise, which changes some voxels of a mask
     assert server.infer("sam_med3d", "other", CLICKS).content != warm["sam_med3d"]
-    with running_server(studies, tmp_path / "cold.log") as fresh:
-        for model in models:
-            assert fresh.infer(model, "head", CLICKS).content == warm[model]
+    for model in models:
+        assert fresh_server.infer(model, "head", CLICKS).content == warm[model]
 
 
-def test_a_replaced_image_is_read_again(server, studies):
-    nib.save(nib.Nifti1Image(head(3), AFFINE_MM), studies / "replaced.nii.gz")
-    wait_for_image(server, "replaced")
-    before = server.infer("fastsam3d", "replaced", CLICKS)
-    nib.save(nib.Nifti1Image(head(3)[::-1], AFFINE_MM), studies / "replaced.nii.gz")
-    after = server.infer("fastsam3d", "replaced", CLICKS)
-    assert before.status_code == after.status_code == 200
-    assert before.content != after.content
-
-
-def wait_for_image(server, image):
-    """MONAI Label watches the folder and takes new files up after a moment."""
-    for _ in range(50):
-        if requests.get(f"{server.url}/datastore/image/info?image={image}", timeout=30).ok:
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"{image} was not taken up")
+def test_a_replaced_image_is_read_again(server, tmp_path):
+    path = tmp_path / "head.nii.gz"
+    masks = []
+    for image in (head(3), head(3)[::-1]):
+        nib.save(nib.Nifti1Image(image, AFFINE_MM), path)
+        server.add_study(path, "replaced")
+        masks.append(server.infer("fastsam3d", "replaced", CLICKS))
+    assert [mask.status_code for mask in masks] == [200, 200]
+    assert masks[0].content != masks[1].content
 
 
 def test_replies_in_the_forms_that_clients_ask_for(server):
@@ -206,7 +209,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_requests_that_cannot_be_used(server, case):
+def test_invalid_requests_get_a_reason(server, case):
     params, says = REFUSALS[case]
     reply = server.infer("fastsam3d", "head", params)
     assert reply.status_code == 400
@@ -214,7 +217,7 @@ def test_requests_that_cannot_be_used(server, case):
 
 
 @pytest.mark.parametrize("case", [*BAD_VOLUMES, "truncated"])
-def test_volumes_that_cannot_be_used(server, case):
+def test_unusable_volumes_get_a_reason(server, case):
     says = BAD_VOLUMES[case][1] if case in BAD_VOLUMES else "cut off|truncated|damaged"
     reply = server.infer("fastsam3d", case, {"foreground": [[1, 1, 1]]})
     assert reply.status_code == 400
@@ -232,15 +235,13 @@ def test_volumes_that_cannot_be_used(server, case):
         ("fastsam3d", "head", {"session_id": "gone"}, "session 'gone' has expired"),
     ],
 )
-def test_what_is_not_there(server, model, image, query, says):
+def test_missing_models_images_and_sessions(server, model, image, query, says):
     reply = server.infer(model, image, CLICKS, **query)
     assert reply.status_code == 404
     assert_says(reply.json()["detail"], says)
 
 
 def assert_says(detail, pattern):
-    import re
-
     assert re.search(pattern, detail), detail
 
 
@@ -264,7 +265,7 @@ def test_refusals_reach_monai_labels_own_client(server):
         {"foreground": [CLICK], "background": None},
     ],
 )
-def test_what_clients_get_wrong_is_absorbed(server, params):
+def test_harmless_client_errors_become_warnings(server, params):
     reply = server.infer("fastsam3d", "head", params, output="json")
     assert reply.status_code == 200, reply.text
     one_good_click = params.get("foreground") == [CLICK] and params["background"] is None
@@ -282,7 +283,7 @@ def test_what_clients_get_wrong_is_absorbed(server, params):
     ],
 )
 def test_background_clicks_alone(server, params):
-    """Where the network finds nothing, which depends on its weights, that is said."""
+    """Depending on its weights, the network finds something, or the request is refused."""
     for model in ("fastsam3d", "sam_med3d"):
         reply = server.infer(model, "head", params, output="json")
         if reply.status_code == 200:
@@ -303,7 +304,8 @@ def test_a_file_that_is_sent_along(server, studies):
 
 
 def test_a_refusal_leaves_no_file_behind(server, studies):
-    before = set(server.temporary.iterdir())
+    temporary = server.folder / "temporary"
+    before = set(temporary.iterdir())
     for params in ("{}", json.dumps({"foreground": [[500, 5, 5]]})):
         with (studies / "head.nii.gz").open("rb") as file:
             reply = requests.post(
@@ -313,16 +315,16 @@ def test_a_refusal_leaves_no_file_behind(server, studies):
     reply = server.infer("fastsam3d", "head", CLICKS, output="dicom_seg")
     assert reply.status_code == 400
     assert "a DICOM-SEG needs a series of a DICOM server" in reply.json()["detail"]
-    assert set(server.temporary.iterdir()) <= before
+    assert set(temporary.iterdir()) <= before
 
 
-def test_an_image_that_is_named_as_a_folder_of_the_server(studies, tmp_path):
-    (tmp_path / "head").mkdir()  # the server's working directory is that of its log
-    with running_server(studies, tmp_path / "server.log") as beside:
-        assert beside.infer("fastsam3d", "head", CLICKS).status_code == 200
+def test_a_folder_in_the_working_directory_does_not_hide_an_image(server):
+    """MONAI Label takes an image's ID for a path if there is a file or folder of that name."""
+    assert (server.folder / "head").is_dir()
+    assert server.infer("fastsam3d", "head", CLICKS).status_code == 200
 
 
-def test_errors_of_stock_routes_are_readable(server):
+def test_stock_routes_give_reasons(server):
     unknown = requests.post(f"{server.url}/activelearning/clever", json={}, timeout=30)
     assert unknown.status_code == 400
     assert "no such strategy 'clever'" in unknown.json()["detail"]
@@ -332,13 +334,38 @@ def test_errors_of_stock_routes_are_readable(server):
     )
     assert batch.status_code == 400
     assert_says(batch.json()["detail"], "there is no click|^image .*;")
-    broken = requests.put(
-        f"{server.url}/datastore/label/info?label=x&tag=final", data={"info": "{"}
+    missing = requests.put(f"{server.url}/datastore/label/info?label=x&tag=final", timeout=30)
+    assert missing.status_code == 404
+    assert "Label: x Tag: final not found" in missing.json()["detail"]
+
+
+FORMS = {
+    "/datastore/image": "params",
+    "/datastore/image/info?image=head": "info",
+    "/datastore/label/info?label=head&tag=final": "info",
+    "/datastore/updatelabelinfo?label=head&tag=final": "params",
+}
+"""FORMS: the field with JSON of each route that takes it from a form."""
+
+
+@pytest.mark.parametrize(("text", "says"), [("{", "is not JSON"), ("[1]", "send a JSON object")])
+@pytest.mark.parametrize("route", FORMS)
+def test_bad_json_in_a_form(server, route, text, says):
+    reply = requests.put(
+        f"{server.url}{route}", data={FORMS[route]: text}, files={"file": ("x.nii.gz", b"x")}
     )
-    assert broken.status_code == 500
-    assert "failed on this request (JSONDecodeError); see its log" in broken.json()["detail"]
-    server.info()  # by then it is logged
-    assert "Traceback" in server.log.read_text(encoding="utf-8")
+    assert reply.status_code == 400
+    assert f"{FORMS[route]} is " in reply.json()["detail"] and says in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("route", ["activelearning/random", "train/", "train/fastsam3d"])
+@pytest.mark.parametrize(("text", "says"), [("{", "JSON decode error"), ("[1]", "dictionary")])
+def test_bad_json_as_the_body(server, route, text, says):
+    headers = {"content-type": "application/json"}
+    reply = requests.post(f"{server.url}/{route}", data=text, headers=headers, timeout=30)
+    assert reply.status_code == 400
+    assert "the request is invalid: body" in reply.json()["detail"]
+    assert says in reply.json()["detail"]
 
 
 def test_session_of_an_uploaded_image(server, studies):
@@ -359,62 +386,52 @@ def test_many_clients_at_once_get_their_own_masks(server):
             assert reply == mask
 
 
-def test_the_server_answers_while_it_reads_and_computes(studies, tmp_path):
-    """A click on a scan that takes a while; by the order of the answers, not by the clock."""
-    (tmp_path / "studies").mkdir()
+def test_the_server_answers_while_it_reads_and_computes(server, tmp_path):
+    """A click on a large scan; the order of the answers counts, not the time."""
     noise = np.random.default_rng(0).integers(-1000, 1000, (400, 400, 200), dtype=np.int16)
-    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "studies" / "slow.nii.gz")
-    with (
-        running_server(tmp_path / "studies", tmp_path / "log") as slow,
-        ThreadPoolExecutor() as pool,
-    ):
-        click = pool.submit(slow.infer, "sam_med3d", "slow", {"foreground": [[200, 200, 100]]})
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "slow.nii.gz")
+    server.add_study(tmp_path / "slow.nii.gz", "slow")
+    with ThreadPoolExecutor() as pool:
+        click = pool.submit(server.infer, "sam_med3d", "slow", {"foreground": [[200, 200, 100]]})
         answers = 0
         while not click.done():
-            slow.info()
+            server.info()
             answers += 1
-        assert click.result().status_code == 200
-        assert answers >= 3
+    assert click.result().status_code == 200
+    assert answers >= 3
 
 
-@pytest.mark.parametrize("how", ["next sample", "info", "session"])
-def test_an_image_that_is_opened_is_read_ahead(studies, tmp_path, how):
-    (tmp_path / "studies").mkdir()
-    image = shutil.copy(studies / "head.nii.gz", tmp_path / "studies")
-    with running_server(tmp_path / "studies", tmp_path / "log") as opened:
-        if how == "next sample":
-            requests.post(f"{opened.url}/activelearning/random", json={}, timeout=60)
-        elif how == "info":
-            requests.get(f"{opened.url}/datastore/image/info?image=head", timeout=60)
-        else:
-            with open(image, "rb") as file:
-                requests.put(f"{opened.url}/session/", files={"files": file}, timeout=60)
-        for _ in range(150):
-            if "was read ahead" in opened.log.read_text(encoding="utf-8"):
-                break
-            time.sleep(0.2)
-        else:
-            raise AssertionError("nothing was read ahead")
+def test_the_next_sample_is_prefetched(fresh_server):
+    reply = requests.post(f"{fresh_server.url}/activelearning/random", json={}, timeout=60)
+    fresh_server.wait_for_log(f"prefetched {reply.json()['id']}")
+
+
+def test_a_described_image_is_prefetched(server, studies):
+    server.add_study(studies / "head.nii.gz", "described")
+    assert "prefetched described" not in server.log_text()
+    requests.get(f"{server.url}/datastore/image/info?image=described", timeout=60)
+    server.wait_for_log("prefetched described")
+
+
+def test_an_uploaded_image_is_prefetched(server, studies):
+    with (studies / "head.nii.gz").open("rb") as file:
+        reply = requests.put(f"{server.url}/session/", files={"files": file}, timeout=60)
+    server.wait_for_log(f"prefetched {reply.json()['session_info']['image']}")
 
 
 def test_the_log_has_a_line_for_each_click(server):
     server.infer("fastsam3d", "head", CLICKS)
-    lines = [
-        line
-        for line in server.log.read_text(encoding="utf-8").splitlines()
-        if "click on head" in line
-    ]
+    lines = [line for line in server.log_text().splitlines() if "click on head" in line]
     assert "2 foreground, 1 background" in lines[-1]
     for stage in ("LoadVolumed", "Crop", "Wait", "Encode", "Decode", "PasteRoid"):
         assert f"{stage} " in lines[-1]
 
 
-def test_weights_that_were_given_are_served(studies, tmp_path):
+def test_configured_weights_are_served(studies, tmp_path):
     from lib.networks import build_untrained, save_checkpoint
-    from lib.networks.config import CONFIGS
 
     path = tmp_path / "mine.safetensors"
-    save_checkpoint(build_untrained(CONFIGS["fastsam3d_small"], 9), path, {"licence": "CC0-1.0"})
+    save_checkpoint(build_untrained("fastsam3d_default", 9), path, {"licence": "CC0-1.0"})
     arguments = ("--conf", "weights", str(path), "--conf", "teacher_weights", str(path))
     with running_server(studies, tmp_path / "server.log", *arguments) as own:
         described = own.info()["models"]["fastsam3d"]["weights"]
@@ -424,23 +441,24 @@ def test_weights_that_were_given_are_served(studies, tmp_path):
         np.testing.assert_array_equal(voxels(own.mask("sam_med3d", "head", CLICKS)), student)
 
 
-@pytest.mark.parametrize(
-    ("conf", "says"),
-    [
-        (("weights", "nowhere.pth"), "'nowhere.pth' are neither a file nor a published name"),
-        (("wieghts", "x.pth"), "unknown --conf wieghts"),
-    ],
-)
-def test_a_server_that_cannot_start_says_why(studies, tmp_path, conf, says):
-    with (
-        pytest.raises(RuntimeError, match=says),
-        running_server(studies, tmp_path / "server.log", "--conf", *conf),
-    ):
+def test_a_server_that_cannot_start_says_why(studies, tmp_path):
+    conf = ("--conf", "weights", "nowhere.pth")
+    log = tmp_path / "server.log"
+    with pytest.raises(RuntimeError), running_server(studies, log, *conf):
         pass
+    lines = log.read_text(encoding="utf-8").splitlines()
+    assert "the server cannot start: weights 'nowhere.pth' are neither a file nor" in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_the_app_refuses_an_unknown_image(tmp_path):
+    app = MyApp(str(APP), str(tmp_path), {})
+    with pytest.raises(NotFoundError, match="there is no image 'nobody' among the studies"):
+        app.infer({"model": "fastsam3d", "image": "nobody", **CLICKS})
 
 
 def test_json_is_complete(server):
-    """Everything beside the mask survives the round trip through JSON."""
+    """All parameters beside the mask can be sent as JSON."""
     reply = server.infer("fastsam3d", "head", CLICKS, output="json")
     described = json.loads(reply.text)
     assert {"warnings", "weights", "roi", "latencies", "label_names"} <= set(described)

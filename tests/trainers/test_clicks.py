@@ -1,7 +1,5 @@
 """Simulated clicks lie on errors, carry the right label, and depend on the generator alone."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tiny
@@ -9,6 +7,7 @@ import torch
 from scipy.ndimage import distance_transform_cdt
 
 from lib.imaging.roi import Roi
+from lib.networks import MaskPolicy
 from lib.trainers.clicks import (
     ClickSeries,
     depth,
@@ -121,7 +120,7 @@ def test_with_a_generator_per_roi_clicks_do_not_depend_on_the_batch() -> None:
 def test_a_series_decodes_the_previous_mask_and_the_clicks_of_the_policy(
     history: str,
 ) -> None:
-    network = tiny.student(config=dataclasses.replace(tiny.STUDENT, click_history=history))
+    network = tiny.student(policy=MaskPolicy(click_history=history))
     points_roi = torch.tensor([[[3.0, 20, 9], [25, 8, 14]]])
     labels = torch.tensor([[1, 0]])
     with torch.no_grad():

@@ -13,7 +13,7 @@ from lib.networks import FastSAM3D, build_untrained, load_checkpoint, save_check
 from lib.trainers import DistillationTask, processes
 from lib.trainers.updates import Updater
 from lib.trainers.validation import Validation, judge
-from lib.weights.files import file_weights, untrained_weights
+from lib.weights.files import file_weights
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ def error_of(task: DistillationTask, datastore: FolderDatastore, **options: obje
 
 
 def test_no_teacher(site: Site, tmp_path: Path) -> None:
-    served = site.task()._served
-    task = DistillationTask(tmp_path, served, untrained_weights("sam_med3d_small"))
+    teacher = dataclasses.replace(file_weights(site.teacher), trained=False)
+    task = DistillationTask(tmp_path, site.task()._served, teacher)
     message = "there is no teacher: start the server with --conf teacher_weights"
     assert message in error_of(task, site.datastore)
 

@@ -10,8 +10,8 @@ import requests
 from monailabel.client.client import MONAILabelClientException
 from small_site import SHORT, SPACING_MM, Site
 
-from serving import Server, running_server
-from slicer import Slicer
+from serving import RunningServer, running_server
+from slicer import SlicerPlugin
 
 CLICK = {"foreground": [[10, 9, 8]]}
 LONG = {**SHORT, "max_epochs": 2000, "val_interval": 1000, "start": "served"}
@@ -26,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 
 @pytest.fixture(scope="module")
-def server(site: Site) -> Iterator[Server]:
+def server(site: Site) -> Iterator[RunningServer]:
     conf = {
         "weights": site.student,
         "teacher_weights": site.teacher,
@@ -39,15 +39,15 @@ def server(site: Site) -> Iterator[Server]:
 
 
 @pytest.fixture
-def slicer(server: Server, tmp_path: Path) -> Slicer:
-    return Slicer(server.url, tmp_path)
+def slicer(server: RunningServer, tmp_path: Path) -> SlicerPlugin:
+    return SlicerPlugin(server.url, tmp_path)
 
 
-def stats(server: Server) -> dict:
+def stats(server: RunningServer) -> dict:
     return server.info()["train_stats"]["fastsam3d"]
 
 
-def wait_for_end(server: Server) -> dict:
+def wait_for_end(server: RunningServer) -> dict:
     """Return the task once the training has ended."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -58,7 +58,7 @@ def wait_for_end(server: Server) -> dict:
     raise TimeoutError(f"{task['status']}: {task.get('details')}")
 
 
-def wait_for_stats(server: Server, get: Callable[[dict], Any]) -> Any:
+def wait_for_stats(server: RunningServer, get: Callable[[dict], Any]) -> Any:
     """Return what `get` takes from the statistics, once it is not empty."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -71,7 +71,7 @@ def wait_for_stats(server: Server, get: Callable[[dict], Any]) -> Any:
     raise TimeoutError(f"{stats(server)}")
 
 
-def wait_until_idle(slicer: Slicer) -> None:
+def wait_until_idle(slicer: SlicerPlugin) -> None:
     """Wait until MONAI Label's thread has noticed that the stopped process ended."""
     deadline = time.monotonic() + DEADLINE
     while slicer.client.train_status(True):
@@ -79,18 +79,18 @@ def wait_until_idle(slicer: Slicer) -> None:
         time.sleep(0.3)
 
 
-def served_sha256(server: Server) -> str:
+def served_sha256(server: RunningServer) -> str:
     """Return the hash of the served weights from the reply to a click."""
     reply = server.infer("fastsam3d", "scan0", CLICK, output="json")
     assert reply.status_code == 200, reply.text
     return reply.json()["weights"]["sha256"]
 
 
-def post(server: Server, path: str = "fastsam3d", **params: object) -> requests.Response:
+def post(server: RunningServer, path: str = "fastsam3d", **params: object) -> requests.Response:
     return requests.post(f"{server.url}/train/{path}", json=params, timeout=60)
 
 
-def test_train_publish_and_roll_back(server: Server, slicer: Slicer) -> None:
+def test_train_publish_and_roll_back(server: RunningServer, slicer: SlicerPlugin) -> None:
     """Slicer sends the trainer's config, as changed in its table, and the client's id."""
     before = served_sha256(server)
     # the smallest gain suffices; the verdict has tests of its own
@@ -126,7 +126,7 @@ def test_train_publish_and_roll_back(server: Server, slicer: Slicer) -> None:
     assert models["fastsam3d"]["weights"]["sha256"] == before
 
 
-def test_another_process_publishes(server: Server, site: Site) -> None:
+def test_another_process_publishes(server: RunningServer, site: Site) -> None:
     """The server serves the new version from its next click on."""
     published = site.task()._served.published
     before = served_sha256(server)
@@ -146,7 +146,7 @@ def test_another_process_publishes(server: Server, site: Site) -> None:
     requests.post(f"{url}/rollback", params={"version": 0}, timeout=30)
 
 
-def test_stop_and_resume(server: Server, slicer: Slicer) -> None:
+def test_stop_and_resume(server: RunningServer, slicer: SlicerPlugin) -> None:
     started = post(server, OHIF, **LONG).json()["fastsam3d"]["result"]
     assert started["status"] in ("SUBMITTED", "RUNNING")
     wait_for_stats(server, lambda s: s.get("epoch", 0) >= 2 and not s.get("total_time"))
@@ -169,7 +169,7 @@ def test_stop_and_resume(server: Server, slicer: Slicer) -> None:
     assert wait_for_end(server)["status"] == "STOPPED"
 
 
-def test_nothing_to_stop(server: Server) -> None:
+def test_nothing_to_stop(server: RunningServer) -> None:
     reply = requests.delete(f"{server.url}/train/", timeout=60)
     assert reply.status_code == 200 and reply.json() is None
 
@@ -181,13 +181,15 @@ def test_nothing_to_stop(server: Server) -> None:
         ({"max_epochs": 0}, "max_epochs is 0; it must be at least 1"),
     ],
 )
-def test_errors_in_a_request_reach_the_client(slicer: Slicer, params: dict, message: str) -> None:
+def test_errors_in_a_request_reach_the_client(
+    slicer: SlicerPlugin, params: dict, message: str
+) -> None:
     with pytest.raises(MONAILabelClientException) as error:
         slicer.client.train_start("fastsam3d", params)
     assert "Status: 400" in error.value.msg and message in error.value.msg
 
 
-def test_there_is_no_such_trainer(server: Server) -> None:
+def test_there_is_no_such_trainer(server: RunningServer) -> None:
     reply = post(server, "sam_med3d")
     assert reply.status_code == 404
     assert "no trainer 'sam_med3d'; there are fastsam3d" in reply.json()["detail"]
@@ -195,7 +197,7 @@ def test_there_is_no_such_trainer(server: Server) -> None:
         assert requests.get(f"{server.url}/{path}", timeout=30).status_code == 404
 
 
-def test_an_error_in_the_training_reaches_the_client(server: Server, site: Site) -> None:
+def test_an_error_in_the_training_reaches_the_client(server: RunningServer, site: Site) -> None:
     """The last of the task's details, which clients show, is the message."""
     for path in (site.folder / "studies" / "labels" / "final").glob("*.nii.gz"):
         path.rename(path.with_name(f"{path.name}.away"))
@@ -211,7 +213,7 @@ def test_an_error_in_the_training_reaches_the_client(server: Server, site: Site)
 
 
 @pytest.mark.slow
-def test_ohif_trains_without_options(server: Server) -> None:
+def test_ohif_trains_without_options(server: RunningServer) -> None:
     reply = post(server, OHIF)
     assert reply.json()["fastsam3d"]["result"]["status"] in ("SUBMITTED", "RUNNING")
     wait_for_stats(server, lambda s: s.get("total_epochs") == 48 and "error" not in s)

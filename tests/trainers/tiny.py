@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.networks import FastSAM3D, FastSAM3DConfig, build_untrained
+from lib.networks import FastSAM3D, FastSAM3DConfig, MaskPolicy, build_untrained
 from lib.trainers.data import Study
 from lib.trainers.stages import Batch
 
@@ -26,7 +26,6 @@ STUDENT = FastSAM3DConfig(
     decoder_mlp_width=32,
     iou_head_width=16,
     swap_dense_axes=False,
-    click_history="all",
 )
 TEACHER = dataclasses.replace(STUDENT, depth=4, attention_free_blocks=(), residual="pre_norm")
 
@@ -34,8 +33,10 @@ AFFINE_MM = np.array([[0, 2.0, 0, -7], [-1.5, 0, 0, 4], [0, 0, 3.0, 11], [0, 0, 
 SHAPE = (44, 36, 22)
 
 
-def student(seed: int = 1, config: FastSAM3DConfig = STUDENT) -> FastSAM3D:
-    return build_untrained(config, seed)
+def student(
+    seed: int = 1, config: FastSAM3DConfig = STUDENT, policy: MaskPolicy | None = None
+) -> FastSAM3D:
+    return build_untrained(config, seed, policy)
 
 
 def teacher(seed: int = 0, config: FastSAM3DConfig = TEACHER) -> FastSAM3D:

@@ -1,4 +1,4 @@
-"""Tests of the `training` package, which lies beside `tests` in the repository."""
+"""Fixtures of the tests of `training`."""
 
 from collections.abc import Callable
 
@@ -27,13 +27,13 @@ TINY = FastSAM3DConfig(
 
 @pytest.fixture
 def tiny_network() -> FastSAM3D:
-    """A whole network that takes 32³ voxels and answers 16³ logits."""
+    """A whole network for ROIs of 32³ voxels, with masks of 16³ logits."""
     return build_untrained(TINY, seed=0)
 
 
 @pytest.fixture
 def make_case() -> Callable[..., Case]:
-    """A case with two touching boxes, 5 and 9, on an anisotropic, flipped and permuted grid."""
+    """Make a case with two touching boxes, 5 and 9, on a flipped, permuted, anisotropic grid."""
 
     def make(with_image: bool = True) -> Case:
         labels = np.zeros((30, 24, 18), dtype=np.int16)

@@ -1,8 +1,9 @@
-"""Only what may be trained on is read; samples are pure, aligned, and clicked inside the target."""
+"""Only data for training is read; samples are reproducible, aligned, and clicked inside targets."""
 
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -23,7 +24,7 @@ from lib.imaging.roi import Roi
 
 SMALL = SampleOptions(roi_size=32, scenes=2)
 PLAIN = SampleOptions(
-    roi_size=32, scene=0, synthetic=0, lesion=0, merge=0, field_of_view=0, fit=0, spacing_mm=2
+    roi_size=32, scene=0, synthetic=0, lesion=0, merge=0, field_of_view=0, spacings_mm=(2, 2)
 )
 
 
@@ -42,7 +43,7 @@ PLAIN = SampleOptions(
         ("train", "Apache-2.0 (repo; data origin not stated)", False),
     ],
 )
-def test_what_may_be_trained_on(part: str, licence: str, allowed: bool) -> None:
+def test_part_and_licence_decide_on_training(part: str, licence: str, allowed: bool) -> None:
     assert may_train({"part": part, "licence": licence}) is allowed
 
 
@@ -74,7 +75,7 @@ def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
         load_cases(tmp_path)
 
 
-def test_the_folder_of_shared_data_gives_no_case_for_measuring(shared_dir: Path) -> None:
+def test_the_shared_data_gives_no_case_for_measuring(shared_dir: Path) -> None:
     with open(shared_dir / "data" / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     taken = [row for row in rows if may_train(row)]
@@ -109,6 +110,30 @@ def test_the_roi_is_centred_on_the_structure_and_labels_fit_the_image(
     assert len(spacings) == 30 and len(axes) > 3
 
 
+def test_the_roi_is_drawn_for_the_structure(make_case: Callable[..., Case]) -> None:
+    case = make_case()
+    wide = replace(SMALL, spacings_mm=(0.1, 100.0))
+    rois = [place(case, 1, wide, np.random.default_rng(seed)) for seed in range(60)]
+    # the longest side of 12 voxels of 2 mm keeps about its length in every sample
+    shares = np.array([24 / (roi.size * roi.spacing_mm) for roi in rois])
+    assert 0.07 < shares.min() < 0.15 and 0.7 < shares.max() < 1.4
+    assert np.median(shares) == pytest.approx(0.1**0.5, rel=0.4)
+
+    narrow = replace(SMALL, spacings_mm=(1.0, 2.0))
+    spacings = {place(case, 1, narrow, np.random.default_rng(n)).spacing_mm for n in range(60)}
+    assert min(spacings) == 1 and max(spacings) == 2 and len(spacings) > 10
+
+
+def test_a_painted_image_is_not_finer_than_its_label_map(make_case: Callable[..., Case]) -> None:
+    case = make_case(with_image=False)
+    options = replace(SMALL, scene=0, lesion=0, field_of_view=0, spacings_mm=(0.4, 0.4))
+    samples = ClickSamples([case], options, seed=0)
+    image, _, labels, _ = samples.draw_roi(np.random.default_rng(1))
+    edge = np.abs(np.diff(labels.astype(int), axis=2)) > 0
+    step = np.abs(np.diff(image, axis=2))[edge]
+    assert step.max() < 0.5 * np.ptp(image)
+
+
 def test_labels_are_cropped_as_images_are() -> None:
     labels = np.arange(6 * 7 * 8).reshape(6, 7, 8).astype(np.uint8)
     affine_mm = np.array([[0, 0, 1.5, 0], [-1.5, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 0, 1.0]])
@@ -126,7 +151,7 @@ def test_samples_depend_on_seed_and_number_alone(make_case: Callable[..., Case])
     assert not torch.equal(later["image"], other["image"])
 
 
-def test_samples_have_the_shapes_and_statistics_that_the_network_gets(
+def test_samples_have_the_shapes_of_the_networks_input(
     make_case: Callable[..., Case],
 ) -> None:
     samples = ClickSamples([make_case(), make_case(with_image=False)], SMALL, seed=0)

@@ -1,4 +1,4 @@
-"""What a published file says of itself, and that publishing does not change it."""
+"""Publishing adds a description to a file and changes no weight."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_the_line_names_numbers_clicks_and_sources() -> None:
     assert measured(REPORT, "fastsam3d") == line
 
 
-def test_what_is_added_later_changes_no_weight(tiny_network: FastSAM3D, tmp_path: Path) -> None:
+def test_publishing_changes_no_weight(tiny_network: FastSAM3D, tmp_path: Path) -> None:
     run, half, final = (tmp_path / f"{name}.safetensors" for name in ("run", "half", "final"))
     save_checkpoint(tiny_network, run, {"steps": "7", "trained": "false"})
     main(["--weights", str(run), "--description", "all CC0", "--out", str(half)])

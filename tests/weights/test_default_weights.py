@@ -1,4 +1,4 @@
-"""The default weights do something sensible on the synthetic torso, through the served path."""
+"""The default weights segment organs of the synthetic torso, through the path of the server."""
 
 import sys
 from pathlib import Path
@@ -12,15 +12,16 @@ from lib.imaging.volume import read_volume
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.contestants import Scan, Served  # noqa: E402
-from benchmarks.protocols import make_protocol  # noqa: E402
+from benchmarks.contestants import Served  # noqa: E402
+from benchmarks.protocols import Scan, make_protocol  # noqa: E402
 
 SHAPE_IJK = (160, 128, 70)
 SPACING_MM = (2.4, 2.4, 4.5)
-FIVE_CLICKS = make_protocol("cvpr2025", ())  # each in the middle of the largest error
-
-# about half of what 5 clicks reached when the weights were made
-FLOORS = {"kidney_right": 0.35, "spleen": 0.35}
+STRUCTURES = ("kidney_right", "spleen")
+MIN_DICE = (0.82, 0.89)
+"""MIN_DICE: Dice after the first and the second click; measured are .847 to .851 and .921 to .936.
+Later clicks depend on the rounding of the machine.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +36,16 @@ def scan(tmp_path_factory):
 @pytest.fixture(scope="module", params=["fastsam3d", "sam_med3d"])
 def model(request):
     path = REPOSITORY / "apps/fastsam3d/weights" / f"{request.param}_default.safetensors"
-    if not path.is_file():
-        pytest.skip(f"{request.param} has no default weights yet")
     served = Served(request.param, str(path))
     info = served.weights()
     assert info["trained"] and info["file"] == path.name and info["licence"] == "Apache-2.0"
     return served
 
 
-@pytest.mark.parametrize("structure", FLOORS)
-def test_five_clicks_find_an_organ(model, scan, structure):
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_two_clicks_segment_an_organ(model, scan, structure):
+    """Each click lies deepest in the largest error."""
     value = next(value for value, name in torso.LABELS.items() if name == structure)
-    series = model(scan[0], scan[1] == value, FIVE_CLICKS, structure)
-    assert series.dice[-1] > FLOORS[structure], f"{structure}: {series.dice}"
+    series = model(scan[0], scan[1] == value, make_protocol("cvpr2025", ()), structure)
+    for dice, floor in zip(series.dice, MIN_DICE, strict=False):
+        assert dice > floor, f"{structure}: {series.dice}"

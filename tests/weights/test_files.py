@@ -1,4 +1,4 @@
-"""Where weights come from: files, published names, a resumed download, and clear refusals."""
+"""Files of weights: finding, downloading, reading once, writing atomically, and refusals."""
 
 import hashlib
 import json
@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import checkpoint as checkpoint_command
+from lib.configs import fastsam3d, sam_med3d
+from lib.errors import AppError, WeightsError
 from lib.networks import FastSAM3DConfig, build_untrained, load_checkpoint, save_checkpoint
-from lib.networks.checkpoint import CheckpointError
-from lib.weights.files import WeightsError, choose_weights, file_weights, find_weights
+from lib.weights import choose_weights, file_weights, find_weights, save_weights
+from lib.weights.files import check_default
 
 TEACHER = FastSAM3DConfig(roi_size=64, width=24, depth=2, num_heads=3, out_channels=48)
 STUDENT = FastSAM3DConfig(
@@ -24,12 +26,11 @@ STUDENT = FastSAM3DConfig(
     out_channels=48,
     attention_free_blocks=(0,),
     residual="normed",
-    click_history="newest",
 )
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of Hugging Face's file server as a download needs; drops the first connection."""
+    """A minimal Hugging Face file server that drops the first connection."""
 
     protocol_version = "HTTP/1.1"
     content = b""
@@ -68,7 +69,7 @@ class Hub(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Quiet."""
+        """Do not log."""
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def hub(monkeypatch, tmp_path):
     Hub.content, Hub.drops, Hub.ranges = published.read_bytes(), 1, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    # what arrived is written chunk by chunk; the published files have many
+    # small chunks, as a download is resumed after the last complete chunk
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 2**16)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     yield server
@@ -108,7 +109,7 @@ def test_download_is_resumed_recorded_and_done_once(hub, tmp_path, capfd):
 def test_a_download_that_changed_on_disk_is_refused(hub, tmp_path):
     path = find_weights("sam_med3d.pth", tmp_path / "model")
     save_checkpoint(build_untrained(TEACHER, 2), path)
-    with pytest.raises(CheckpointError, match="SHA-256 .* recorded .* remove it"):
+    with pytest.raises(WeightsError, match="SHA-256 .* recorded .* remove it"):
         file_weights(path)
 
 
@@ -134,31 +135,97 @@ def test_an_unknown_name_is_refused(tmp_path):
         find_weights("mine.pth", tmp_path)
 
 
-def test_untrained_weights_say_so():
-    weights = choose_weights("", Path("model"), untrained="fastsam3d_small")
+def test_missing_default_weights_are_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "fastsam3d_default.safetensors"
+    with pytest.raises(WeightsError, match=rf"{path} are missing; restore .* --conf weights"):
+        check_default(path, "weights")
+    monkeypatch.setattr(sam_med3d, "DEFAULT_TEACHER", path)
+    with pytest.raises(WeightsError, match="--conf teacher_weights"):
+        sam_med3d.teacher_weights("", str(tmp_path))
+    path.write_bytes(b"")
+    assert check_default(path, "weights") == str(path)
+
+
+def test_an_untrained_student_says_so(tmp_path):
+    path = tmp_path / "student.safetensors"
+    save_checkpoint(build_untrained(STUDENT, 3), path, {"trained": "false"})
+    weights = file_weights(path)
     assert weights.info()["trained"] is False
-    assert "UNTRAINED" in weights.info()["description"]
-    again = choose_weights("", Path("model"), untrained="fastsam3d_small")
-    state, other = weights.network.state_dict(), again.network.state_dict()
-    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert weights.info()["description"] == "UNTRAINED weights student.safetensors"
+
+
+class Vanishing:
+    """Removes each file as soon as it is opened, so that it cannot be opened again."""
+
+    def __init__(self, monkeypatch, folder):
+        self.folder, self.opened = folder, []
+        self.open = Path.open
+        monkeypatch.setattr(Path, "open", lambda path, *args, **kw: self._open(path, *args, **kw))
+
+    def _open(self, path, *arguments, **options):
+        file = self.open(path, *arguments, **options)
+        if path.parent == self.folder:
+            self.opened.append(path.name)
+            path.unlink()
+        return file
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_is_opened_once(tmp_path, monkeypatch, suffix):
+    path, network = tmp_path / f"weights{suffix}", build_untrained(STUDENT, 3)
+    if suffix == ".pth":
+        torch.save(network.state_dict(), path)
+    else:
+        save_checkpoint(network, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    vanishing = Vanishing(monkeypatch, tmp_path)
+    weights = file_weights(path)
+    assert vanishing.opened == [path.name]
+    assert weights.network_id == digest
+    for name, x in weights.network.state_dict().items():
+        torch.testing.assert_close(x, network.state_dict()[name], rtol=0, atol=0)
+
+
+def test_encoder_and_teacher_are_opened_once_each(tmp_path, monkeypatch):
+    torch.save(build_untrained(STUDENT, 3).image_encoder.state_dict(), tmp_path / "encoder.pth")
+    save_checkpoint(build_untrained(TEACHER, 4), tmp_path / "teacher.safetensors")
+    vanishing = Vanishing(monkeypatch, tmp_path)
+    teacher = file_weights(tmp_path / "teacher.safetensors")
+    student = file_weights(tmp_path / "encoder.pth", teacher)
+    assert vanishing.opened == ["teacher.safetensors", "encoder.pth"]
+    assert student.network_id.endswith(f"+{teacher.network_id}")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path, student = tmp_path / "own.safetensors", build_untrained(STUDENT, 3)
+    save_weights(student, path, {"dice": "0.5"})
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        save_weights(student, path, {"dice": 0.5})
+    torch.save(student.image_encoder.state_dict(), tmp_path / "encoder.pth")
+    with pytest.raises(WeightsError, match="has no decoder"):
+        save_weights(load_checkpoint(tmp_path / "encoder.pth"), path)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["encoder.pth", path.name]
 
 
 def test_an_encoder_alone_is_completed_from_the_teacher(tmp_path):
     student, teacher = build_untrained(STUDENT, 3), build_untrained(TEACHER, 4)
     torch.save(student.image_encoder.state_dict(), tmp_path / "encoder.pth")
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
-    weights = choose_weights("encoder.pth", tmp_path, teacher="teacher.pth")
+    weights = choose_weights("encoder.pth", tmp_path, file_weights(tmp_path / "teacher.pth"))
+    assert weights.network.policy.click_history == "newest"
     for name, x in weights.network.mask_decoder.state_dict().items():
         torch.testing.assert_close(x, teacher.mask_decoder.state_dict()[name])
 
     torch.save(build_untrained(TEACHER, 5).state_dict(), tmp_path / "teacher.pth")
-    changed = choose_weights("encoder.pth", tmp_path, teacher="teacher.pth")
+    changed = file_weights(tmp_path / "encoder.pth", tmp_path / "teacher.pth")
     assert changed.network_id != weights.network_id
 
 
 def test_an_encoder_alone_is_not_served(tmp_path):
     torch.save(build_untrained(STUDENT, 3).image_encoder.state_dict(), tmp_path / "encoder.pth")
-    with pytest.raises(CheckpointError, match="encoder only; .* --conf teacher_weights"):
+    with pytest.raises(WeightsError, match="encoder only; .* --conf teacher_weights"):
         choose_weights("encoder.pth", tmp_path)
 
 
@@ -183,6 +250,12 @@ def test_checkpoint_command_shows_and_converts(tmp_path, capsys):
     assert checkpoint_command.main(["convert", str(source), str(target)]) == 0
     assert load_checkpoint(target).config == network.config
     assert checkpoint_command.main(["convert", str(source), str(target)]) == 1
-    assert "there is such a file already" in capsys.readouterr().err
+    assert "this file exists already" in capsys.readouterr().err
     assert checkpoint_command.main(["show", str(tmp_path / "none.pth")]) == 1
     assert "there is no such file" in capsys.readouterr().err
+
+
+def test_one_base_covers_all_errors_that_users_see():
+    assert issubclass(WeightsError, AppError)
+    with pytest.raises(AppError, match="neither a file nor a published name"):
+        fastsam3d.choose_weights("none.pth", Path("model"))

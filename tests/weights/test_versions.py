@@ -1,4 +1,4 @@
-"""Publishing is all or nothing, can be undone, and reaches a running model."""
+"""Publishing is atomic, has a rollback, and reaches a running model."""
 
 import errno
 import os
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib import atomic_file
 from lib.cache import ByteCache, array_nbytes
 from lib.errors import InputError, NotFoundError
 from lib.infers import Caches, FastSAM3DInfer
@@ -98,7 +99,7 @@ def test_only_some_versions_are_kept(published):
     assert len(list(published.folder.glob("*.safetensors"))) == 3
     published.publish(network(9), {}, keep=0)
     assert len(list(published.folder.glob("*.safetensors"))) == 1
-    assert published.rollback() == 0, "what was replaced is gone, so the base is next"
+    assert published.rollback() == 0, "what was replaced is removed, so the base is next"
 
 
 def test_a_version_rolled_back_to_stays_when_the_next_is_published(published):
@@ -111,17 +112,20 @@ def test_a_version_rolled_back_to_stays_when_the_next_is_published(published):
     assert published.rollback() == 2
 
 
-# every call by which a byte reaches the disk, or a name changes
-WRITES = ("save_checkpoint", "_sync", "os.replace", "os.fsync")
+WRITES = {
+    "save_checkpoint": published_module,
+    "_sync": atomic_file,
+    "replace": os,
+    "fsync": os,
+}
+"""WRITES: the calls by which a byte reaches the disk or a name changes, with their modules."""
 
 
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize("after", range(3))
 def test_a_full_disk_leaves_what_was_served(served, published, monkeypatch, name, after):
     first = published.publish(network(1), {}, keep=3)
-    owner = os if name.startswith("os.") else published_module
-    attribute = name.removeprefix("os.")
-    write, calls = getattr(owner, attribute), []
+    write, calls = getattr(WRITES[name], name), []
 
     def full(*arguments, **options):
         calls.append(arguments)
@@ -129,7 +133,7 @@ def test_a_full_disk_leaves_what_was_served(served, published, monkeypatch, name
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(*arguments, **options)
 
-    monkeypatch.setattr(owner, attribute, full)
+    monkeypatch.setattr(WRITES[name], name, full)
     failed = False
     try:
         published.publish(network(2), {}, keep=3)
@@ -189,19 +193,19 @@ def test_a_damaged_version_changes_nothing(served, published, caplog):
     path = published.path_of(second)
     path.write_bytes(path.read_bytes()[:-40])
     assert served().network_id == first.sha256
-    assert "is served still" in caplog.text
+    assert "is still served" in caplog.text
     assert published.rollback() == 1
     assert served().network_id == first.sha256
 
 
-def test_a_broken_manifest_is_told(published):
+def test_a_broken_manifest_is_an_error(published):
     published.publish(network(1), {}, keep=3)
     (published.folder / "served.json").write_text("{")
     with pytest.raises(InputError, match="served.json cannot be used: .*; remove it"):
         published.read()
 
 
-def test_clients_see_what_is_served_and_what_was(served, published):
+def test_clients_see_the_served_and_the_kept_versions(served, published):
     published.publish(network(1), {"dice": "0.5"}, keep=3)
     facts = published_facts(served(), published)
     assert facts["served"] == 1
@@ -209,7 +213,7 @@ def test_clients_see_what_is_served_and_what_was(served, published):
     assert facts["weights"]["sha256"] == facts["versions"][0]["sha256"]
 
 
-# --- a model that is in use -----------------------------------------------------------------------
+# --- a running model -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -251,7 +255,7 @@ def test_embeddings_of_old_weights_are_dropped(task, published, scan):
 
 
 def test_a_request_keeps_its_weights_to_the_end(task, published, scan, base, monkeypatch):
-    """A version that comes while a click is computed is for the next one."""
+    """A version that is published during a click is used from the next click on."""
     run_inferer = FastSAM3DInfer.run_inferer
 
     def publish_meanwhile(self, data, *arguments, **options):

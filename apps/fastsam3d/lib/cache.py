@@ -1,4 +1,4 @@
-"""Caches with a bound on their bytes, safe under threads."""
+"""A least-recently-used cache with a bound on its bytes, safe under threads."""
 
 from __future__ import annotations
 
@@ -13,70 +13,74 @@ Value = TypeVar("Value")
 
 
 class ByteCache(Generic[Value]):
-    """Keeps the values used last, up to ``max_bytes`` in all; a value that is larger is not kept.
+    """Keeps the most recently used values, up to ``max_bytes`` in all.
 
-    Values must not be changed by those who get them.
+    A single value that is larger is never stored. Callers must not change the values.
     """
 
     def __init__(self, max_bytes: int, nbytes: Callable[[Value], int]) -> None:
+        """nbytes: returns the size of a value."""
         self._nbytes = nbytes
-        self._kept: LRUCache[Hashable, Value] = LRUCache(max_bytes, getsizeof=nbytes)
-        self._under_way: dict[Hashable, Future[Value]] = {}
+        self._values: LRUCache[Hashable, Value] = LRUCache(max_bytes, getsizeof=nbytes)
+        self._pending: dict[Hashable, Future[Value]] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Value | None:
+        """Return the value of a key; None if it is not stored."""
         with self._lock:
-            return self._kept.get(key)
+            return self._values.get(key)
 
     def put(self, key: Hashable, value: Value) -> None:
+        """Store a value, unless it is larger than the whole cache."""
         with self._lock:
-            if self._nbytes(value) <= self._kept.maxsize:
-                self._kept[key] = value
+            if self._nbytes(value) <= self._values.maxsize:
+                self._values[key] = value
 
     def get_or_make(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of ``key``; made once, however many threads ask for it at the same time.
+        """Return the value of a key; call `make` if it is not stored, once for all threads.
 
-        Whatever ``make`` raises reaches all of them, and is not kept.
+        An exception of `make` reaches all threads that wait for the value, and is not stored.
         """
         with self._lock:
-            if key in self._kept:
-                return self._kept[key]
-            running = self._under_way.get(key)
-            if running is None:
-                mine: Future[Value] = Future()
-                self._under_way[key] = mine
-        if running is not None:
-            return running.result()
+            if key in self._values:
+                return self._values[key]
+            pending = self._pending.get(key)
+            if pending is None:
+                future: Future[Value] = Future()
+                self._pending[key] = future
+        if pending is not None:
+            return pending.result()
         try:
             value = make()
         except BaseException as error:
-            mine.set_exception(error)
+            future.set_exception(error)
             raise
         else:
             self.put(key, value)
-            mine.set_result(value)
+            future.set_result(value)
             return value
         finally:
             with self._lock:
-                del self._under_way[key]
+                del self._pending[key]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all values kept."""
+        """The bytes of all stored values."""
         with self._lock:
-            return int(self._kept.currsize)
+            return int(self._values.currsize)
 
     def drop(self, is_stale: Callable[[Any], bool]) -> None:
-        """Remove the values whose keys are stale."""
+        """Remove the values whose key is stale."""
         with self._lock:
-            for key in [key for key in self._kept if is_stale(key)]:
-                del self._kept[key]
+            for key in [key for key in self._values if is_stale(key)]:
+                del self._values[key]
 
     def clear(self) -> None:
+        """Remove all values."""
         with self._lock:
-            self._kept.clear()
+            self._values.clear()
 
 
 def array_nbytes(array: Any) -> int:
-    """Bytes of a numpy array or a tensor."""
+    """Return the bytes of a numpy array, a tensor, or another object with ``nbytes``."""
     return int(array.nbytes)

@@ -1,20 +1,33 @@
-"""What the app says when it cannot use what it was given."""
+"""Errors whose messages are shown to users.
+
+Each message names what is wrong, the value, and the cure. A command catches :class:`AppError` and
+prints the message; the server's routes map the subclasses to HTTP status codes.
+"""
 
 
-class InputError(ValueError):
-    """Something a user sent or stored cannot be used.
+class AppError(Exception):
+    """Base of all errors whose message a user sees unchanged."""
 
-    The message is shown to that user as it is, so it names what is wrong, the value, and the cure.
-    """
+
+class InputError(AppError, ValueError):
+    """A request, an image or a stored file cannot be used."""
 
 
 class NotFoundError(InputError):
-    """There is no such model, image, session or trainer."""
+    """The requested model, image, session or trainer does not exist."""
 
 
 class ConflictError(InputError):
-    """It cannot be done now, because of something else that is being done."""
+    """Another job that is running prevents the request."""
 
 
-class SavingError(RuntimeError):
-    """A label is not where it should be; the message says where it was kept, and the cure."""
+class SavingError(AppError, RuntimeError):
+    """A label could not be saved to its destination; the message says where it was kept."""
+
+
+class OptionError(AppError, ValueError):
+    """A ``--conf`` option does not exist, or its value cannot be used."""
+
+
+class WeightsError(AppError):
+    """The requested weights are not available or cannot be used."""

@@ -1,4 +1,7 @@
-"""The options of the app, given as ``--conf key value`` when the server starts."""
+"""The options of the app, given as ``--conf key value`` when the server starts.
+
+The rule for the names of devices, `find_device`, holds for requests and trainings as well.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,25 @@ from typing import Any
 
 import psutil
 import torch
+from monailabel.utils.others.generic import device_list, device_map
+
+from lib.errors import InputError, OptionError
 
 LABELS = ("target", "organ", "lesion", "vessel", "bone")
-
-
-class OptionError(ValueError):
-    """A ``--conf`` option that does not exist or whose value cannot be used."""
-
+"""LABELS: default of the option ``labels``."""
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+"""CONTAINER_LIMIT: file with the container's memory limit in bytes, or ``max``."""
+
+MONAI_LABEL_OPTIONS = ("server_mode", "auth_token")
+"""MONAI_LABEL_OPTIONS: ``--conf`` options that MONAI Label itself reads."""
 
 
 def _default_cache_mb() -> int:
-    """A quarter of the memory of machine or container: a 512 × 512 × 300 CT takes 150 MB."""
+    """Return a quarter of the memory of the machine or container, at least 512 MB.
+
+    A CT of 512 × 512 × 300 voxels takes 150 MB.
+    """
     memory = psutil.virtual_memory().total
     limit = CONTAINER_LIMIT.read_text().strip() if CONTAINER_LIMIT.is_file() else "max"
     if limit.isdigit():
@@ -31,13 +40,16 @@ def _default_cache_mb() -> int:
 
 @dataclass(frozen=True)
 class Options:
-    """What a site can choose; the README explains each.
+    """The options of a site.
 
     weights, teacher_weights: file, published name, or empty for the default weights.
-    labels: names that clients offer. device: empty for the best there is.
-    spacing_mm: of the ROI's voxels.
-    volume_cache_mb, embedding_cache_mb: bounds of the caches.
-    model_dir: where weights are looked for and trained ones are kept; empty for the app's own.
+    labels: label names that clients offer.
+    device: ``cpu``, ``cuda`` or ``cuda:N``; empty selects the first GPU, or the CPU without one.
+    spacing_mm: voxel size of the ROI.
+    volume_cache_mb: limit of the cache of images; a quarter of the memory by default.
+    embedding_cache_mb: limit of the cache of image embeddings, which the models share.
+    model_dir: folder that weights are searched in and trained weights are written to; empty for the
+        app's own ``model`` folder.
     """
 
     weights: str = ""
@@ -46,22 +58,18 @@ class Options:
     device: str = ""
     spacing_mm: float = 1.5
     volume_cache_mb: int = 0
-    embedding_cache_mb: int = 24
+    embedding_cache_mb: int = 256
     model_dir: str = ""
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Options:
-        """From MONAI Label's ``--conf`` strings; raises OptionError."""
+        """Parse MONAI Label's ``--conf`` strings; raises OptionError."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(conf) - set(known) - set(MONAI_LABEL_OPTIONS))
         if unknown:
             raise OptionError(f"unknown --conf {', '.join(unknown)}; there are {', '.join(known)}")
         values = {name: _parse(name, conf[name]) for name in known if name in conf}
         return cls(**{"volume_cache_mb": _default_cache_mb(), **values})
-
-
-# options of MONAI Label itself, which reads them from the same place
-MONAI_LABEL_OPTIONS = ("server_mode", "auth_token")
 
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -81,15 +89,26 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def find_device(name: str) -> str:
+    """Return the torch name of a device of this machine, "cpu" or "cuda:N".
+
+    name: "cpu", "cuda:N", "cuda" for the first GPU, a name from MONAI Label's `device_list`, or ""
+    for the first GPU or, without one, the CPU. Raises InputError, with the names that exist, for
+    any other name.
+    """
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    device = device_map().get(name, name) or (gpus[0] if gpus else "cpu")
+    if device == "cuda":  # MONAI Label's name for a single GPU, too
+        device = "cuda:0"
+    if device not in ("cpu", *gpus):
+        choices = ", ".join(dict.fromkeys(["cpu", *gpus, *device_list()]))
+        raise InputError(f"there is no device {name!r} on this server; choose one of {choices}")
+    return str(device)
+
+
 def _device(text: str) -> str:
-    if text == "cpu":
-        return text
-    count = torch.cuda.device_count()
-    present = [f"cuda:{number}" for number in range(count)]
-    if text == "cuda" and present:
-        return text
-    if text not in present:
-        raise ValueError(f"this machine has {', '.join(['cpu', *present])}")
+    """Check the name of a device and keep it: for a training, "cuda" means all GPUs."""
+    find_device(text)
     return text
 
 

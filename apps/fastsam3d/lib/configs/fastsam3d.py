@@ -11,9 +11,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
 from lib.trainers import DistillationTask
-from lib.weights.files import choose_weights
-from lib.weights.served import ServedWeights
-from lib.weights.versions import PublishedVersions
+from lib.weights import PublishedVersions, ServedWeights, Weights, choose_weights
+from lib.weights.files import check_default
 
 from .sam_med3d import teacher_weights
 
@@ -21,18 +20,20 @@ DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "fastsam3d_default.saf
 
 
 class FastSAM3D(TaskConfig):
-    """``--conf weights`` is its file; an encoder alone is completed from ``teacher_weights``.
+    """Serves and trains the file that ``--conf weights`` names.
 
-    What was trained from these weights and published is served instead of them.
+    A file with an image encoder alone is completed from ``teacher_weights``. A version that was
+    trained from these weights and published is served instead of them.
     """
 
     def init(self, *arguments: object, **options: object) -> None:
+        """Read the weights; raises WeightsError. Arguments as for TaskConfig."""
         super().init(*arguments, **options)
         chosen: Options = self.kwargs["options"]
         base = choose_weights(
-            chosen.weights or str(DEFAULT_WEIGHTS),
+            chosen.weights or check_default(DEFAULT_WEIGHTS, "weights"),
             Path(self.model_dir),
-            teacher=chosen.teacher_weights,
+            teacher=self._teacher() if chosen.teacher_weights else None,
         )
         published = PublishedVersions(self._folder / "published", base.network_id)
         self.served = ServedWeights(base, published)
@@ -40,6 +41,10 @@ class FastSAM3D(TaskConfig):
     @property
     def _folder(self) -> Path:
         return Path(self.model_dir, self.name)
+
+    def _teacher(self) -> Weights:
+        options: Options = self.kwargs["options"]
+        return teacher_weights(options.teacher_weights, self.model_dir)
 
     def infer(self) -> InferTask:
         options: Options = self.kwargs["options"]
@@ -58,7 +63,7 @@ class FastSAM3D(TaskConfig):
         return DistillationTask(
             self._folder,
             self.served,
-            teacher_weights(options.teacher_weights, self.model_dir),
+            self._teacher(),
             spacing_mm=options.spacing_mm,
             device=options.device,
         )

@@ -10,21 +10,24 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
-from lib.weights.files import Weights, choose_weights
+from lib.weights import Weights, choose_weights
+from lib.weights.files import check_default
 
 DEFAULT_TEACHER = Path(__file__).parents[2] / "weights" / "sam_med3d_default.safetensors"
 
 
 @cache
 def teacher_weights(name: str, model_dir: str) -> Weights:
-    """Read once, for the model and for the trainer of its student."""
-    if not name and DEFAULT_TEACHER.is_file():
-        name = str(DEFAULT_TEACHER)
-    return choose_weights(name, Path(model_dir), untrained="sam_med3d_small")
+    """Read the teacher's weights, once for the model and the trainer of its student.
+
+    name: as for ``--conf teacher_weights``. Raises WeightsError.
+    """
+    name = name or check_default(DEFAULT_TEACHER, "teacher_weights")
+    return choose_weights(name, Path(model_dir))
 
 
 class SAMMed3D(TaskConfig):
-    """``--conf teacher_weights`` is its file."""
+    """Serves the file that ``--conf teacher_weights`` names; it is not trained here."""
 
     def infer(self) -> InferTask:
         options: Options = self.kwargs["options"]

@@ -1,10 +1,9 @@
-"""The studies of a DICOMweb server, with every series checked, and labels that are never lost."""
+"""A datastore on a DICOMweb server that checks each series and never loses a label."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 import threading
 from collections import defaultdict
@@ -30,17 +29,23 @@ from lib.imaging.dicom_series import read_series
 logger = logging.getLogger(__name__)
 
 MODALITIES = ("CT", "MR", "PT")
-"""What is listed unless the site sets MONAI_LABEL_DICOMWEB_SEARCH_FILTER; MONAI Label's is CT."""
+"""MODALITIES: series of these modalities are listed; MONAI Label lists CT only.
+
+A site changes this with MONAI_LABEL_DICOMWEB_SEARCH_FILTER.
+"""
 
 CHECKED = "geometry_checked"
-"""Noted with each image of a series; what MONAI Label's own store left in the cache lacks it."""
+"""CHECKED: key in the stored information on an image whose geometry was checked.
+
+Images that MONAI Label's own datastore left in the cache lack it.
+"""
 
 
 class CheckedDICOMWebDatastore(DICOMWebDatastore):
-    """A series is its NIfTI file in the cache, on the very grid of its slices.
+    """Stores each series in the cache as a NIfTI file on exactly the grid of its slices.
 
-    The methods raise InputError for a series that cannot be used, and requests' exceptions where
-    the DICOM server does not answer.
+    The methods raise InputError for a series that cannot be used, and requests' exceptions if the
+    DICOM server does not answer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -49,42 +54,51 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
 
     @cached(cache=TTLCache(maxsize=16, ttl=settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY))
     def list_images(self) -> list[str]:
+        """Return the SeriesInstanceUIDs."""
         filters: Sequence[Mapping[str, Any]] = [{"Modality": name} for name in MODALITIES]
         if "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set:
             filters = [self._search_filter]
-        return [str(found.SeriesInstanceUID) for each in filters for found in self._search(each)]
+        return [
+            str(series.SeriesInstanceUID)
+            for search_filter in filters
+            for series in self._search(search_filter)
+        ]
 
     def get_image_uri(self, image_id: str) -> str:
-        """The series as a file (or a folder, where the site wants no NIfTI); "" if there is none.
+        """Return the path of a series' file, or "" if there is no such series.
 
-        A series is fetched once. One that was refused is not kept: it may be repaired. An image
-        that a client uploaded is its file.
+        The path is that of the folder of slices if the site configured MONAI Label without
+        conversion to NIfTI. A series is fetched once; a series that fails the checks is not kept,
+        because it may be repaired on the DICOM server. An image that a client uploaded is its own
+        file.
         """
         folder = self._series_folder(image_id)
-        with self._locks[image_id]:  # many clients may ask for a series at once
+        with self._locks[image_id]:  # several clients may ask for the same series at once
             image = LocalDatastore.get_image_uri(self, image_id)
             is_checked = self.get_image_info(image_id).get(CHECKED) or not folder.is_dir()
             if os.path.exists(image) and is_checked:
                 return image
             if self._convert_to_nifti or not folder.is_dir():
-                found = self._search_series(image_id)
-                if not found:
+                matches = self._search_series(image_id)
+                if not matches:
                     return ""
-                self._fetch(found[0], folder)
+                self._fetch(matches[0], folder)
         return LocalDatastore.get_image_uri(self, image_id) or str(folder)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """The label of an image as it was saved here, else as the DICOM server has it, else "".
+        """Return the path of an image's label, or "" if there is none.
 
-        label_id: the image's, or with image_id the UID of a DICOM-SEG on it.
+        A label that was saved on this server comes before one on the DICOM server. label_id: the
+        image's ID or, together with image_id, the SeriesInstanceUID of a DICOM-SEG on the image.
         """
-        kept = LocalDatastore.get_label_uri(self, image_id or label_id, label_tag)
-        if kept or not image_id:
-            return kept
-        os.unlink(super().get_label_uri(label_id, label_tag, image_id))  # a copy of what it kept
-        kept = LocalDatastore.get_label_uri(self, image_id, label_tag)
-        _spread_over(kept, self.get_image_uri(image_id))
-        return kept
+        path = LocalDatastore.get_label_uri(self, image_id or label_id, label_tag)
+        if path or not image_id:
+            return path
+        # the base class saves the label in the datastore and returns the path of a temporary copy
+        os.unlink(super().get_label_uri(label_id, label_tag, image_id))
+        path = LocalDatastore.get_label_uri(self, image_id, label_tag)
+        _resample_to(path, self.get_image_uri(image_id))
+        return path
 
     def save_label(
         self,
@@ -94,51 +108,55 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         label_info: dict[str, Any],
         label_id: str = "",
     ) -> str:
-        """Keep a label on disk and, where it is final, store it as DICOM-SEG beside its series.
+        """Save a label on disk; send a final label to the DICOM server too, as DICOM-SEG.
 
-        That of an image that a client uploaded stays here: the DICOM server has no such series.
-        Raises NotFoundError for an image that there is not, and SavingError where the DICOM server
-        did not get the label, which is on disk then.
+        The label of an image that a client uploaded is not sent, because the DICOM server has no
+        such series. Returns the label's ID. Raises NotFoundError if there is no such image, and
+        SavingError if the label is on disk but could not be sent.
         """
         image = self.get_image_uri(image_id)
         if not image:
             raise NotFoundError(f"there is no image {image_id!r} on the DICOM server")
         if label_filename.endswith(".bin"):  # voxels without a header
-            label_filename = _give_header(label_filename, image)
+            label_filename = _add_header(label_filename, image)
         label_id = LocalDatastore.save_label(self, image_id, label_filename, label_tag, label_info)
         if label_tag == DefaultLabelTag.FINAL and self._series_folder(image_id).is_dir():
-            kept = self.get_label_uri(label_id, label_tag)
+            path = self.get_label_uri(label_id, label_tag)
             try:
-                uid = self._send_segmentation(image, kept, label_info.get("label_info") or [])
+                uid = self._send_segmentation(image, path, label_info.get("label_info") or [])
             except Exception as error:
-                # whatever it was: the user learns that the label is safe, and where
-                told = isinstance(error, InputError | requests.RequestException)
+                # any error: the user must learn that the label is safe, and where it is
+                is_readable = isinstance(error, InputError | requests.RequestException)
                 raise SavingError(
-                    f"the label was kept in {kept} on the server, but is not on the DICOM server: "
-                    f"{error if told else type(error).__name__}"
+                    f"the label was kept in {path} on the server, but is not on the DICOM server: "
+                    f"{error if is_readable else type(error).__name__}"
                 ) from error
             self.update_label_info(label_id, label_tag, {"SeriesInstanceUID": uid})
         return label_id
 
     def _series_folder(self, image_id: str) -> Path:
-        """Of the slices."""
+        """Return the folder of a series' slices."""
         return Path(self._datastore.image_path(), image_id).resolve()
 
     def _search(self, search_filter: Mapping[str, Any]) -> list[Dataset]:
-        found = self._client.search_for_series(search_filters=dict(search_filter))
-        return [Dataset.from_json(each) for each in found]
+        matches = self._client.search_for_series(search_filters=dict(search_filter))
+        return [Dataset.from_json(match) for match in matches]
 
     def _search_series(self, uid: str) -> list[Dataset]:
-        found = self._search({"SeriesInstanceUID": uid})
-        return [each for each in found if each.SeriesInstanceUID == uid]  # some servers ignore it
+        matches = self._search({"SeriesInstanceUID": uid})
+        # some servers ignore the filter
+        return [match for match in matches if match.SeriesInstanceUID == uid]
 
-    def _fetch(self, found: Dataset, folder: Path) -> None:
-        """Bring a series and its NIfTI file into the cache, whole and checked, or not at all."""
+    def _fetch(self, header: Dataset, folder: Path) -> None:
+        """Download a series, check it, and put its slices and its NIfTI file into the cache.
+
+        header: the search result of the series. Nothing stays in the cache if a check fails.
+        """
         image_id = folder.name
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as temporary:
             slices = Path(temporary, "slices")
-            self._download(str(found.StudyInstanceUID), image_id, slices)
-            expected = int(found.get("NumberOfSeriesRelatedInstances") or 0)
+            self._download(str(header.StudyInstanceUID), image_id, slices)
+            expected = int(header.get("NumberOfSeriesRelatedInstances") or 0)
             received = len(list(slices.iterdir()))
             if expected > received:
                 raise InputError(
@@ -146,7 +164,8 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
                     f'"{image_id}"; try again'
                 )
             series = read_series(slices)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                folder.rename(Path(temporary, "earlier"))
             slices.rename(folder)
             if self._convert_to_nifti:
                 image = Path(temporary, f"{image_id}.nii.gz")
@@ -158,7 +177,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
             dicom_web_download_series(study_uid, series_uid, folder, self._client, True)
             return
         folder.mkdir()
-        # as they are stored: not every server can decode what it stores, and SimpleITK can
+        # request the slices as stored: SimpleITK decodes them, and not every server can
         as_stored = (("application/dicom", "*"),)
         slices = self._client.retrieve_series(study_uid, series_uid, media_types=as_stored)
         for index, instance in enumerate(slices):
@@ -167,7 +186,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
     def _send_segmentation(
         self, image: str, label: str, label_info: Sequence[Mapping[str, Any]]
     ) -> str:
-        """The UID of the new series."""
+        """Store a label as DICOM-SEG on the DICOM server; return its SeriesInstanceUID."""
         segmentation = write_segmentation(image, label, label_info)
         try:
             uid: str = dicom_web_upload_dcm(segmentation, self._client)
@@ -178,9 +197,9 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         return uid
 
     def _download_labeled_data(self) -> None:
-        """Before a training: what others labelled.
+        """Download the labels on the DICOM server before a training.
 
-        MONAI Label's own also removes every label that it does not find on the DICOM server.
+        The base class also removes every label that is not on the DICOM server.
         """
         for image_id, label_id in self._segmentations():
             try:
@@ -190,16 +209,17 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
                 logger.warning("label %s is left out: %s", label_id, error)
 
     def _segmentations(self) -> Iterator[tuple[str, str]]:
-        """(image, label) of each DICOM-SEG on a listed series."""
-        for found in self._search({"Modality": "SEG"}):
-            study, label_id = str(found.StudyInstanceUID), str(found.SeriesInstanceUID)
+        """Yield (image ID, label ID) of each DICOM-SEG on a listed series."""
+        for match in self._search({"Modality": "SEG"}):
+            study, label_id = str(match.StudyInstanceUID), str(match.SeriesInstanceUID)
             header = Dataset.from_json(self._client.retrieve_series_metadata(study, label_id)[0])
             for reference in header.get("ReferencedSeriesSequence", []):
                 if reference.SeriesInstanceUID in self.list_images():
                     yield str(reference.SeriesInstanceUID), label_id
 
 
-def _give_header(voxels: str, image: str) -> str:
+def _add_header(voxels: str, image: str) -> str:
+    """Convert a file of raw voxels to a NIfTI file with the geometry of an image."""
     try:
         return binary_to_image(image, voxels)
     except ValueError as error:
@@ -209,8 +229,8 @@ def _give_header(voxels: str, image: str) -> str:
         ) from error
 
 
-def _spread_over(label: str, image: str) -> None:
-    """Put a label file onto the grid of its image; as read from a DICOM-SEG it ends with it."""
-    found, grid = sitk.ReadImage(label), sitk.ReadImage(image)
-    spread = sitk.Resample(found, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
-    sitk.WriteImage(spread, label, useCompression=True)
+def _resample_to(label: str, image: str) -> None:
+    """Rewrite a label file on the grid of its image; a DICOM-SEG has the labelled slices only."""
+    mask, grid = sitk.ReadImage(label), sitk.ReadImage(image)
+    resampled = sitk.Resample(mask, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
+    sitk.WriteImage(resampled, label, useCompression=True)

@@ -1,7 +1,9 @@
-"""Reading a DICOM series: each slice where its header puts it, or a refusal that says why.
+"""Reading a DICOM series: every slice lies where its header says, or the series is rejected.
 
-ITK's own series reader goes by the order of the files and by the first slices: a tilted gantry,
-missing slices or a second orientation silently move voxels. Here the headers decide.
+The checks are our own because no library does them. ITK's series reader trusts the order of the
+files and the geometry of the first slices, so a tilted gantry, missing slices or a second
+orientation silently move voxels. highdicom checks the geometry only in versions that want pydicom
+3, while MONAI Label needs pydicom 2. SimpleITK still decodes the pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ TAGS = (
     "ImageOrientationPatient",
     "ImagePositionPatient",
 )
-"""What every slice must say for its voxels to have a place."""
+"""TAGS: what every slice must store for its voxels to have a position."""
 
 DECODABLE = {
     "1.2.840.10008.1.2",  # implicit little endian
@@ -47,34 +49,34 @@ DECODABLE = {
     "1.2.840.10008.1.2.4.91",  # JPEG 2000
     "1.2.840.10008.1.2.5",  # RLE
 }
-"""Transfer syntaxes that SimpleITK decodes."""
+"""DECODABLE: transfer syntaxes that SimpleITK decodes."""
 
 SAME_PLACE_MM = 0.01
-"""Slices that are closer than this lie at the same place."""
+"""SAME_PLACE_MM: slices closer than this are at the same position."""
 
 LARGEST_STEP = 1.5
-"""A step between slices that is longer than this many usual ones is a gap."""
+"""LARGEST_STEP: a longer step between slices, in median steps, is a gap."""
 
 LARGEST_SHIFT = 0.25
-"""How far a slice may lie from its place in an even stack, in steps between slices."""
+"""LARGEST_SHIFT: how far a slice may lie from its position in an even stack, in median steps."""
 
 LARGEST_TILT = 0.5
-"""How far the stack may lean to a side from its first slice to its last, in pixels."""
+"""LARGEST_TILT: how far any slice may be shifted sideways from the first one, in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The place of a stack of slices in the patient: LPS mm, axes (i, j, k)."""
+    """The position of a stack of slices in the patient: LPS mm, axes (i, j, k)."""
 
-    origin_mm: np.ndarray  # (3,), the middle of voxel (0, 0, 0)
+    origin_mm: np.ndarray  # (3,), the centre of voxel (0, 0, 0)
     axes: np.ndarray  # (3, 3), column a is the unit vector along index a
     spacing_mm: np.ndarray  # (3,)
 
 
 def read_series(folder: str | Path) -> sitk.Image:
-    """The series in a folder as an image: i along a row, j down the rows, k along their normal.
+    """Read the series in a folder as an image: i along a row, j down the rows, k along the normal.
 
-    Other files than DICOM are passed over. Raises InputError unless the folder holds one series of
+    Files that are not DICOM are skipped. Raises InputError unless the folder holds one series of
     single slices that form one even, upright stack, each with the tags in TAGS and pixels that can
     be decoded.
     """
@@ -94,10 +96,10 @@ def read_series(folder: str | Path) -> sitk.Image:
 
 
 def arrange(headers: Sequence[Dataset]) -> tuple[np.ndarray, Grid]:
-    """The order of checked slices along their normal, and their grid.
+    """Return the order (N,) of checked slices along their normal, and their grid.
 
-    Raises InputError, to be completed with the name of the series, where slices are missing, share
-    a place, are spread unevenly, or lean to a side.
+    Raises InputError if slices are missing, share a position, are unevenly spaced or shifted
+    sideways. The caller puts the name of the series before the message.
     """
     row, column = _orientation(headers[0])
     normal = np.cross(row, column)
@@ -114,23 +116,24 @@ def arrange(headers: Sequence[Dataset]) -> tuple[np.ndarray, Grid]:
 
 
 def _read_headers(folder: Path) -> list[tuple[Path, Dataset]]:
-    slices = []
+    """Return path and header of every DICOM image in a folder, in the order of the file names."""
+    slices: list[tuple[Path, Dataset]] = []
     for path in sorted(folder.iterdir()):
         if not path.is_file():
             continue
         try:
-            # frames that MONAI Label fetches one by one are stored without the file's preamble
+            # MONAI Label fetches frames one by one and stores them without the DICOM preamble
             header = pydicom.dcmread(path, stop_before_pixels=True, force=path.suffix == ".dcm")
         except InvalidDicomError:
             continue
-        if "DirectoryRecordSequence" not in header:  # the table of contents of a disc
+        if "DirectoryRecordSequence" not in header:  # a DICOMDIR, the table of contents of a disc
             slices.append((path, header))
     if not slices:
         raise InputError(f'folder "{folder.name}" holds no DICOM images; give one with a series')
     return slices
 
 
-# --- checks of the headers, each completed with the name of the series ----------------------------
+# --- checks of the headers: the caller puts the name of the series before each message ------------
 
 
 def _check_frames(headers: Sequence[Dataset]) -> None:
@@ -140,10 +143,10 @@ def _check_frames(headers: Sequence[Dataset]) -> None:
 
 def _check_tags(headers: Sequence[Dataset]) -> None:
     for tag in TAGS:
-        lacking = sum(_value(header, tag) in (None, "", []) for header in headers)
-        if lacking:
+        invalid = sum(_value(header, tag) in (None, "", []) for header in headers)
+        if invalid:
             raise InputError(
-                f"lacks a valid {tag} in {lacking} of {len(headers)} slices; "
+                f"lacks a valid {tag} in {invalid} of {len(headers)} slices; "
                 "export it again with its geometry and UIDs"
             )
 
@@ -159,15 +162,15 @@ def _check_transfer_syntax(headers: Sequence[Dataset]) -> None:
 
 
 def _check_one_stack(headers: Sequence[Dataset]) -> None:
-    """One series, one frame of reference, one size, one spacing, one orientation."""
+    """Check that series, frame of reference, size, spacing and orientation are the same for all."""
     for tag in ("SeriesInstanceUID", "FrameOfReferenceUID"):
-        found = {str(header[tag].value) for header in headers}
-        if len(found) > 1:
-            raise InputError(f"mixes {len(found)} values of {tag}; give a folder with one series")
+        uids = {str(header[tag].value) for header in headers}
+        if len(uids) > 1:
+            raise InputError(f"mixes {len(uids)} values of {tag}; give a folder with one series")
     sizes = {(int(header.Columns), int(header.Rows)) for header in headers}
     if len(sizes) > 1:
-        found = ", ".join(f"{columns} × {rows}" for columns, rows in sorted(sizes))
-        raise InputError(f"mixes slices of {found} pixels; split it into one series per size")
+        shown = ", ".join(f"{columns} × {rows}" for columns, rows in sorted(sizes))
+        raise InputError(f"mixes slices of {shown} pixels; split it into one series per size")
     for tag, count in (("PixelSpacing", 2), ("ImageOrientationPatient", 6)):
         values = np.array([_numbers(header, tag, count) for header in headers])
         if not np.allclose(values, values[0], rtol=1e-3, atol=1e-3):
@@ -179,8 +182,8 @@ def _check_axes(headers: Sequence[Dataset]) -> None:
     lengths = np.array([row @ row, column @ column])
     if not np.allclose(lengths, 1, atol=1e-3) or abs(row @ column) > 1e-3:
         raise InputError(
-            f"has ImageOrientationPatient {[*row, *column]}, which are no unit vectors at right "
-            "angles; repair it or export the series again"
+            f"has ImageOrientationPatient {[*row, *column]}, which is not two unit vectors at a "
+            "right angle; repair it or export the series again"
         )
     spacing_mm = _numbers(headers[0], "PixelSpacing", 2)
     if np.any(spacing_mm <= 0):
@@ -197,15 +200,15 @@ CHECKS: tuple[Callable[[Sequence[Dataset]], None], ...] = (
 
 
 def _check_depths(depths_mm: np.ndarray) -> None:
-    """Raise InputError unless the sorted places along the normal (N,) are evenly spread."""
+    """Raise InputError unless the sorted positions along the normal (N,) are evenly spaced."""
     if len(depths_mm) < 2:
         raise InputError("has only one slice; a 3D scan needs the whole stack")
     steps_mm = np.diff(depths_mm)
     same = int(np.argmin(steps_mm))
     if steps_mm[same] < SAME_PLACE_MM:
         raise InputError(
-            f"has {np.count_nonzero(steps_mm < SAME_PLACE_MM)} of {len(depths_mm)} slices at a "
-            f"place that another has, as at {depths_mm[same]:.2f} mm along its normal; split it "
+            f"has {np.count_nonzero(steps_mm < SAME_PLACE_MM)} of {len(depths_mm)} slices at the "
+            f"position of another one, such as {depths_mm[same]:.2f} mm along the normal; split it "
             "into one series for each phase, echo or time, and remove copies"
         )
     usual_mm = float(np.median(steps_mm))
@@ -213,7 +216,7 @@ def _check_depths(depths_mm: np.ndarray) -> None:
     if steps_mm[gap] > LARGEST_STEP * usual_mm:
         raise InputError(
             f"lacks slices: those at {depths_mm[gap]:.2f} and {depths_mm[gap + 1]:.2f} mm along "
-            f"its normal are {steps_mm[gap]:.2f} mm apart, the others {usual_mm:.2f} mm; send the "
+            f"the normal are {steps_mm[gap]:.2f} mm apart, the others {usual_mm:.2f} mm; send the "
             "missing slices, or resample the series to even steps"
         )
     even_mm = np.linspace(depths_mm[0], depths_mm[-1], len(depths_mm))
@@ -221,33 +224,36 @@ def _check_depths(depths_mm: np.ndarray) -> None:
     if abs(depths_mm[worst] - even_mm[worst]) > LARGEST_SHIFT * usual_mm:
         raise InputError(
             f"has uneven steps between slices, {steps_mm.min():.2f} to {steps_mm.max():.2f} mm; "
-            f"the slice at {depths_mm[worst]:.2f} mm is out of place: resample it to even steps"
+            f"the slice at {depths_mm[worst]:.2f} mm deviates most; resample it to even steps"
         )
 
 
 def _check_upright(
     positions_mm: np.ndarray, depths_mm: np.ndarray, normal: np.ndarray, pixel_mm: float
 ) -> None:
-    """Raise InputError where the slices are shifted sideways, as by a tilted gantry."""
+    """Raise InputError if the slices are shifted sideways, as by a tilted gantry.
+
+    positions_mm: (N, 3) LPS, sorted. depths_mm: (N,) along the normal (3,). pixel_mm: pixel size.
+    """
     sideways_mm = positions_mm - positions_mm[0] - np.outer(depths_mm - depths_mm[0], normal)
     shifts_mm = np.linalg.norm(sideways_mm, axis=1)
     worst = int(np.argmax(shifts_mm))
     if shifts_mm[worst] > LARGEST_TILT * pixel_mm:
         angle = np.degrees(np.arctan2(shifts_mm[worst], depths_mm[worst] - depths_mm[0]))
         raise InputError(
-            f"is tilted by {angle:.1f}° (GantryDetectorTilt): its slices lie up to "
-            f"{shifts_mm[worst]:.1f} mm beside each other; resample it to an upright grid"
+            f"is tilted by {angle:.1f}° (GantryDetectorTilt): its slices are shifted sideways by "
+            f"up to {shifts_mm[worst]:.1f} mm; resample it to an upright grid"
         )
 
 
 def _orientation(header: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors (3,) in LPS: along a row, and down the rows."""
+    """Return the unit vectors (3,) in LPS along a row and down the rows."""
     cosines = _numbers(header, "ImageOrientationPatient", 6)
     return cosines[:3], cosines[3:]
 
 
 def _value(header: Dataset, tag: str) -> Any:
-    """None where the tag is missing or is no value of its kind."""
+    """Return the value of a tag; None if it is missing or not a value of the tag's type."""
     try:
         return header.get(tag)
     except ValueError:
@@ -262,24 +268,24 @@ def _numbers(header: Dataset, tag: str, count: int) -> np.ndarray:
 
 
 def _transfer_syntax(header: Dataset) -> UID | None:
-    """None for frames without a file header."""
+    """Return the transfer syntax; None for frames without a file header."""
     meta: Any = getattr(header, "file_meta", None)
     return meta.get("TransferSyntaxUID") if meta is not None else None
 
 
 def _decode(slices: Sequence[tuple[Path, Dataset]]) -> sitk.Image:
-    """The voxels of sorted slices; their scale is applied, as Hounsfield units need it."""
+    """Return the voxels of sorted slices, with the rescale slope and intercept applied."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(path) for path, _ in slices])
     scales = {float(header.get("RescaleSlope") or 1) for _, header in slices}
     if len(scales) > 1 or not all(scale.is_integer() for scale in scales):
-        reader.SetOutputPixelType(sitk.sitkFloat32)  # the first slice would choose for all
+        reader.SetOutputPixelType(sitk.sitkFloat32)  # else the first slice sets the type of all
     try:
         return reader.Execute()
     except RuntimeError as error:
         syntax = _transfer_syntax(slices[0][1])
         name = syntax.name if syntax is not None else "an unknown transfer syntax"
         raise InputError(
-            f"cannot be decoded: its pixels, stored as {name}, are damaged or not what the header "
-            "says; export it again as Explicit VR Little Endian"
+            f"cannot be decoded: its pixels, stored as {name}, are damaged or contradict the "
+            "header; export it again as Explicit VR Little Endian"
         ) from error

@@ -1,4 +1,4 @@
-"""The one intensity normalisation, shared by serving, training and benchmarks."""
+"""The intensity normalisation that serving, training and benchmarks share."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import numpy as np
 from lib.errors import InputError
 
 CT_MINIMUM_HU = -200
+"""CT_MINIMUM_HU: a scan with a value this low is taken for a CT."""
+
 CT_WINDOW_HU = (-1000.0, 1000.0)
+"""CT_WINDOW_HU: a CT is clamped to this range."""
+
 FLAT = 1e-6
-"""Spread relative to magnitude below which float32 values are one value plus rounding."""
+"""FLAT: a range below this part of the magnitude is float32 rounding, not contrast."""
 
 
 def looks_like_ct(minimum: float) -> bool:
-    """Whether a volume whose smallest stored value is `minimum` is taken for a CT.
+    """Return whether a volume whose smallest stored value is `minimum` is taken for a CT.
 
-    A heuristic, because neither NIfTI nor NRRD says the modality. The Hounsfield units of a CT
-    reach -1000 in air, which every scan of a patient shows some of, while MR, PET and ultrasound
-    are magnitudes from 0 up, and what resampling undershoots below 0 stays small beside -200. A CT
-    stored with an offset (air at 0) is taken for a magnitude image and is not clamped.
+    This is a heuristic, because neither NIfTI nor NRRD stores the modality. Every CT of a patient
+    shows some air, at -1000 HU. MR, PET and ultrasound store magnitudes from 0 up; undershoot of a
+    resampling filter stays well above -200. A CT stored with an offset (air at 0) is taken for a
+    magnitude image and is not clamped.
     """
     return minimum <= CT_MINIMUM_HU
 
 
 def normalize(roi_image: np.ndarray, is_ct: bool) -> np.ndarray:
-    """`roi_image`, any shape, as float32 with the statistics the weights were trained with.
+    """Return an image of any shape as float32 z-scores, as the networks were trained with.
 
-    A CT is clamped to [-1000, 1000] HU first. Then mean and sample standard deviation (n - 1) are
-    taken over the voxels > 0, or over all voxels where those hold no contrast (all air, or 0 and 1
-    only). `roi_image` is left as it is. Raises InputError where the whole image is one value.
+    A CT is first clamped to [-1000, 1000] HU. Mean and sample standard deviation (n - 1) are those
+    of the voxels > 0, or of all voxels if the voxels > 0 have no contrast (all air, or 0 and 1
+    only). `roi_image` is not changed. Raises InputError if the whole image is one value.
     """
     image = np.asarray(roi_image, dtype=np.float32)
     if is_ct:
@@ -45,7 +49,7 @@ def normalize(roi_image: np.ndarray, is_ct: bool) -> np.ndarray:
 
 
 def _mean_std(values: np.ndarray) -> tuple[float, float] | None:
-    """Mean and sample standard deviation, summed in float64; None where all values are one."""
+    """Return mean and sample standard deviation, summed in float64; None without contrast."""
     if not values.size:
         return None
     low, high = float(values.min()), float(values.max())

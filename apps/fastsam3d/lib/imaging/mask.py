@@ -1,4 +1,4 @@
-"""A mask on a stored image's grid that takes the memory of its box only."""
+"""A mask on the grid of a stored image that takes only the memory of its box."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+from lib.imaging.box import Box, box_slices, hull
 
-STRETCH_BYTES = 2**18
-"""About what a socket takes at once, and what stays in a processor's cache on the way to it."""
+CHUNK_BYTES = 2**18
+"""CHUNK_BYTES: about what a socket takes at once and a processor's cache holds."""
 
 
 @dataclass(frozen=True, eq=False)
 class BoxMask:
-    """0 outside of ``box_ijk``, so that a click on a large scan touches few of its voxels.
+    """A mask that is 0 outside of `box_ijk`, so that a click touches few voxels of a large scan.
 
-    values: (i, j, k) uint8, the mask inside of the box.
-    box_ijk: half-open, in stored voxels. shape_ijk: of the stored image.
+    values: (i, j, k) uint8, the mask inside the box.
+    box_ijk: half-open box of stored voxels.
+    shape_ijk: the shape (I, J, K) of the stored image.
     affine_mm: (4, 4) stored index -> RAS mm.
     """
 
@@ -30,41 +31,41 @@ class BoxMask:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole mask at one byte a voxel."""
+        """The size of the whole mask at one byte a voxel."""
         return int(np.prod(self.shape_ijk))
 
     def including(self, voxels_ijk: np.ndarray) -> BoxMask:
-        """The same mask with a box that holds the voxels (N, 3) too, which must be in the image."""
-        box_ijk = _hull(self.box_ijk, voxels_ijk)
+        """Return the same mask with a box that also holds the voxels (N, 3) of the image."""
+        box_ijk = hull(self.box_ijk, voxels_ijk)
         if box_ijk == self.box_ijk:
             return self
         values = np.zeros([stop - start for start, stop in box_ijk], dtype=np.uint8, order="F")
         if self.values.size:
-            values[_slices(self.box_ijk, box_ijk)] = self.values
+            values[box_slices(self.box_ijk, box_ijk)] = self.values
         return replace(self, values=values, box_ijk=box_ijk)
 
     def set_voxel(self, i: int, j: int, k: int, value: int) -> None:
-        """The voxel must be inside of the box."""
+        """Set one stored voxel, which must lie inside the box."""
         starts = (start for start, _ in self.box_ijk)
-        inside = tuple(index - start for index, start in zip((i, j, k), starts, strict=True))
-        self.values[inside] = value
+        index = tuple(place - start for place, start in zip((i, j, k), starts, strict=True))
+        self.values[index] = value
 
     def whole(self, dtype: npt.DTypeLike = np.uint8) -> np.ndarray:
-        """(I, J, K) in Fortran order: i runs fastest, as in a file."""
+        """Return the mask of the whole image, (I, J, K) in Fortran order as in a file."""
         mask = np.zeros(self.shape_ijk, dtype=dtype, order="F")
-        mask[_slices(self.box_ijk)] = self.values
+        mask[box_slices(self.box_ijk)] = self.values
         return mask
 
-    def stretches(self) -> Iterator[memoryview]:
-        """The bytes of ``whole()`` in the order of a file, a stretch at a time.
+    def chunks(self) -> Iterator[memoryview]:
+        """Yield the bytes of `whole()` in file order, in chunks of at most CHUNK_BYTES or a plane.
 
-        What is 0 anyway comes from one block of zeros; the other planes are made one by one.
+        Only the planes of the box are made, a few at a time. All others share one block of zeros.
         """
         length_i, length_j, _ = self.shape_ijk
         (i0, i1), (j0, j1), (k0, k1) = self.box_ijk
         plane_bytes = length_i * length_j
         yield from _zeros(k0 * plane_bytes)
-        planes = max(1, STRETCH_BYTES // plane_bytes)
+        planes = max(1, CHUNK_BYTES // plane_bytes)
         for first in range(k0, k1, planes):
             last = min(first + planes, k1)
             slab_kji = np.zeros((last - first, length_j, length_i), dtype=np.uint8)
@@ -73,28 +74,13 @@ class BoxMask:
         yield from _zeros(self.nbytes - k1 * plane_bytes)
 
 
-def _hull(box_ijk: Box, voxels_ijk: np.ndarray) -> Box:
-    """The smallest half-open box around a box, which may be empty, and voxels (N, 3)."""
-    starts, stops = np.transpose(box_ijk)
-    points = [voxels_ijk] if np.any(starts >= stops) else [voxels_ijk, [starts, stops - 1]]
-    corners = np.concatenate(points)
-    if not len(corners):
-        return (0, 0), (0, 0), (0, 0)
-    low, high = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
-    i, j, k = ((first, last + 1) for first, last in zip(low, high, strict=True))
-    return i, j, k
-
-
-def _slices(box_ijk: Box, outer_ijk: Box | None = None) -> tuple[slice, ...]:
-    """Of a box in an array of the whole image, or of an outer box."""
-    offsets = [start for start, _ in outer_ijk] if outer_ijk else [0, 0, 0]
-    return tuple(
-        slice(start - offset, stop - offset)
-        for (start, stop), offset in zip(box_ijk, offsets, strict=True)
-    )
-
-
 def _zeros(count: int) -> Iterator[memoryview]:
-    block = memoryview(bytes(min(count, STRETCH_BYTES)))
-    for start in range(0, count, STRETCH_BYTES):
-        yield block[: min(STRETCH_BYTES, count - start)]
+    block = memoryview(bytes(min(count, CHUNK_BYTES)))
+    for start in range(0, count, CHUNK_BYTES):
+        yield block[: min(CHUNK_BYTES, count - start)]
+
+
+def dice(mask: np.ndarray, other: np.ndarray) -> float:
+    """Return the Dice coefficient of two boolean masks of one shape; 1 if both are empty."""
+    total = np.count_nonzero(mask) + np.count_nonzero(other)
+    return 2 * np.count_nonzero(mask & other) / total if total else 1.0

@@ -1,55 +1,55 @@
-"""Mask files: a mask with its image's geometry, as bytes in memory or as a file.
+"""Mask files: a mask with the geometry of its image, as a file or as the bytes of a file.
 
-What both viewers ask for, uint8 NRRD, goes from memory to the socket, without a file between. For
-the other forms a writer makes a file first.
+Both viewers ask for uint8 NRRD. This module makes its bytes itself, because SimpleITK writes to a
+file only: the mask of a click goes from its box in memory to the socket in chunks, without a file
+to write and read back, and without an array of the whole image. SimpleITK and nibabel write the
+other formats, to a temporary file.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from isal import isal_zlib
+from nibabel.affines import voxel_sizes
 
+from lib.imaging.affine import RAS_TO_LPS
 from lib.imaging.mask import BoxMask
 
 EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".mha")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
-GZIP = 31  # zlib's number for the format
-FASTEST = 1  # a mask of 78 MB takes 30 ms, and is 150 KB then
+GZIP_WBITS = 31
+"""GZIP_WBITS: zlib's number for the gzip format."""
+
+FASTEST = 1
+"""FASTEST: the compression level. A mask of 78 MB takes 30 ms and becomes 150 KB."""
 
 
 @dataclass(frozen=True)
 class MaskForm:
-    """What a request wants of the mask; compress: None where it does not say."""
+    """The form of the mask that a request asks for.
+
+    extension: one of EXTENSIONS. dtype: one of DTYPES. compress: None if the request leaves it
+    open.
+    """
 
     extension: str
     dtype: str = "uint8"
     compress: bool | None = None
 
-    @classmethod
-    def of(cls, params: Mapping[str, Any], image: str) -> MaskForm:
-        """params: of a request, checked. image: the path, whose extension is the default."""
-        return cls(
-            params.get("result_extension") or own_extension(image),
-            params.get("result_dtype") or "uint8",
-            params.get("result_compress"),
-        )
-
 
 def own_extension(path: str) -> str:
-    """The extension of an image, where it is one that masks can have; ``.nrrd`` else."""
-    fits = [extension for extension in EXTENSIONS if path.lower().endswith(extension)]
-    return max(fits, key=len, default=".nrrd")
+    """Return the extension of an image if a mask can have it, otherwise ``.nrrd``."""
+    fitting = [extension for extension in EXTENSIONS if path.lower().endswith(extension)]
+    return max(fitting, key=len, default=".nrrd")
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -58,16 +58,17 @@ def own_extension(path: str) -> str:
 def write_mask(
     mask_ijk: np.ndarray, affine_mm: np.ndarray, path: str | Path, compress: bool = False
 ) -> None:
-    """Write a mask (I, J, K) with the affine (4, 4), stored index -> RAS mm, as ``path`` says.
+    """Write a mask in the format that the extension of `path` names.
 
-    compress: for NRRD and MetaImage; OHIF reads uncompressed NRRD only.
+    mask_ijk: (I, J, K). affine_mm: (4, 4) stored index -> RAS mm. compress: for NRRD and MetaImage
+    only; OHIF reads uncompressed NRRD only.
     """
     if str(path).endswith((".nii", ".nii.gz")):
         nib.save(nib.Nifti1Image(mask_ijk, affine_mm), path)
         return
     # (k, j, i) in C order is the same memory as (i, j, k) in Fortran order: no copy for our masks
     image = sitk.GetImageFromArray(mask_ijk.transpose())
-    spacing_mm = np.linalg.norm(affine_mm[:3, :3], axis=0)
+    spacing_mm = voxel_sizes(affine_mm)
     image.SetSpacing(spacing_mm.tolist())
     image.SetDirection((RAS_TO_LPS @ (affine_mm[:3, :3] / spacing_mm)).flatten().tolist())
     image.SetOrigin((RAS_TO_LPS @ affine_mm[:3, 3]).tolist())
@@ -75,7 +76,10 @@ def write_mask(
 
 
 def write_temporary(mask: BoxMask, form: MaskForm) -> str:
-    """The path of a new file; nothing is left of one that cannot be written."""
+    """Write a mask to a new temporary file and return its path; the caller removes the file.
+
+    No file is left behind if writing fails.
+    """
     handle, path = tempfile.mkstemp(suffix=form.extension)
     os.close(handle)
     try:
@@ -88,34 +92,36 @@ def write_temporary(mask: BoxMask, form: MaskForm) -> str:
 
 # --- bytes ----------------------------------------------------------------------------------------
 
-Stretches = Iterable[bytes | memoryview]
+Chunks = Iterable[bytes | memoryview]
 
 
 @dataclass(frozen=True)
 class Body:
-    """Bytes to send: their number, and the stretches that they come in."""
+    """The bytes of a mask file: their number, and the chunks that make them up, in order."""
 
     length: int
-    stretches: Stretches
+    chunks: Chunks
 
     @classmethod
     def of(cls, content: bytes) -> Body:
         return cls(len(content), [content])
 
     def between(self, before: bytes, after: bytes = b"") -> Body:
+        """Return the body with bytes before and after it."""
         length = len(before) + self.length + len(after)
-        return Body(length, _chain([before], self.stretches, [after]))
+        return Body(length, _chain([before], self.chunks, [after]))
 
     def gzipped(self) -> Body:
-        compressor = isal_zlib.compressobj(FASTEST, wbits=GZIP)
-        parts = [compressor.compress(stretch) for stretch in self.stretches]
+        """Return the body compressed; all of it is in memory then."""
+        compressor = isal_zlib.compressobj(FASTEST, wbits=GZIP_WBITS)
+        parts = [compressor.compress(chunk) for chunk in self.chunks]
         return Body.of(b"".join(parts) + compressor.flush())
 
 
 def mask_body(mask: BoxMask, form: MaskForm) -> Body:
-    """The content of the mask's file."""
+    """Return the content of the mask's file; its chunks can be read once."""
     if (form.extension, form.dtype) == (".nrrd", "uint8"):
-        voxels = Body(mask.nbytes, mask.stretches())
+        voxels = Body(mask.nbytes, mask.chunks())
         voxels = voxels.gzipped() if form.compress else voxels
         return voxels.between(_nrrd_header(mask, "gzip" if form.compress else "raw"))
     path = write_temporary(mask, form)
@@ -126,7 +132,7 @@ def mask_body(mask: BoxMask, form: MaskForm) -> Body:
 
 
 def _nrrd_header(mask: BoxMask, encoding: str) -> bytes:
-    """As ITK writes it (teem.sourceforge.net/nrrd/format.html)."""
+    """Return the header that ITK would write (teem.sourceforge.net/nrrd/format.html)."""
     affine_lps = RAS_TO_LPS @ mask.affine_mm[:3]
     directions = " ".join(_vector(affine_lps[:, axis]) for axis in range(3))
     lines = (
@@ -146,9 +152,9 @@ def _nrrd_header(mask: BoxMask, encoding: str) -> bytes:
 
 
 def _vector(values: np.ndarray) -> str:
-    return f"({','.join(f'{value + 0.0:.17g}' for value in values)})"  # + 0.0: no -0
+    return f"({','.join(f'{value + 0.0:.17g}' for value in values)})"  # + 0.0 turns -0 into 0
 
 
-def _chain(*parts: Stretches) -> Iterator[bytes | memoryview]:
+def _chain(*parts: Chunks) -> Iterator[bytes | memoryview]:
     for part in parts:
         yield from part

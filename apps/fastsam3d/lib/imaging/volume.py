@@ -1,4 +1,4 @@
-"""Reading a stored volume: voxels as they are stored, their place in space, honest refusals."""
+"""Reading a stored volume: its voxels as stored and its place in space, both checked."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from typing import Any
 import nibabel
 import numpy as np
 from isal import igzip, isal_zlib
+from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
 from nibabel.spatialimages import HeaderDataError
 
 from lib.errors import InputError
+from lib.imaging.affine import RAS_TO_LPS, itk_affine
 from lib.imaging.intensity import looks_like_ct
 
 MIN_VOXELS = 4
-"""A volume of fewer voxels along an axis (one slice, say) has nothing to segment in 3D."""
+"""MIN_VOXELS: least number of voxels along each axis; one slice, say, cannot be segmented in 3D."""
 
 FLATTEST_AXES = 1e-3
-"""Below this volume of its three unit axes (orthogonal: 1) an affine is taken for singular."""
+"""FLATTEST_AXES: least volume that the three unit axes of an affine span (orthogonal axes: 1)."""
 
 GEOMETRY_CURE = "repair the geometry in its header or export it again"
 
-# What nibabel and what it calls raise on files that are damaged, cut off or of another kind.
+ISAL_ERROR: Any = isal_zlib.error  # isal's stub declares an instance instead of the class
+
+# NIFTI_ERRORS: raised by nibabel and what it calls on damaged, truncated and foreign files
 NIFTI_ERRORS = (
     OSError,
     EOFError,
     zlib.error,
-    isal_zlib.error,
+    ISAL_ERROR,
     ValueError,
     MemoryError,
     ImageFileError,
@@ -44,7 +48,7 @@ NIFTI_ERRORS = (
 class Volume:
     """A stored image, decoded.
 
-    array: (I, J, K), read-only, the stored integers, or float32 where the file stores floats or a
+    array: (I, J, K), read-only. The stored integers, or float32 if the file stores floats or a
         scale. Fortran order: i runs fastest in memory, planes of one k are contiguous.
     affine_mm: (4, 4) float64, stored index -> RAS mm.
     is_ct: whether the values look like Hounsfield units.
@@ -64,11 +68,11 @@ class Volume:
 
 
 def read_volume(path: str | Path) -> Volume:
-    """The volume in a NIfTI file, in another file that SimpleITK reads, or in a DICOM folder.
+    """Read a NIfTI file, another file that SimpleITK reads, or a folder with a DICOM series.
 
-    Trailing axes of length 1 are dropped. Raises InputError where the file cannot be read, or holds
-    no 3D scan: wrong dimensions, too few voxels, complex or colour values, NaN or infinity, one
-    constant value, an affine that is no frame of space.
+    Trailing axes of length 1 are dropped. Raises InputError if the file cannot be read or is not a
+    3D scan: wrong dimensions, too few voxels, complex or colour values, NaN or infinity, one
+    constant value, or a singular affine.
     """
     path = Path(path)
     if not path.exists():
@@ -78,7 +82,7 @@ def read_volume(path: str | Path) -> Volume:
     is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
     array, affine_mm = _read_nifti(path) if is_nifti else _read_sitk(path)
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # to infinity, which is refused below
+        with np.errstate(over="ignore"):  # overflow gives infinity, which is rejected below
             array = array.astype(np.float32, copy=False)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     _check_affine(path.name, affine_mm)
@@ -88,22 +92,22 @@ def read_volume(path: str | Path) -> Volume:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Array (I, J, K) in stored type or, where the file has a scale, float; affine to RAS mm."""
+    """Return the array (I, J, K), float32 if the file has a scale, and the affine to RAS mm."""
     open_file: Any = igzip.open if path.name.lower().endswith(".gz") else open
     try:
         image_class: Any = type(nibabel.load(path))  # Nifti1Image or Nifti2Image
         with open_file(path, "rb") as file:
             header = image_class.header_class.from_fileobj(file, check=False)
-            if header["sform_code"] <= 0:  # nibabel would go on with 1 mm in place of 0
+            if header["sform_code"] <= 0:  # nibabel would replace a spacing of 0 by 1 mm
                 _check_spacing(path.name, header["pixdim"][1:4])
             file.seek(0)
-            # Read, not mapped: a file that changes later must not change what is kept in memory.
+            # read, not mapped: if the file changes later, the cached volume must not change
             image = image_class.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
             stored = image.dataobj
             shape_ijk = _check_layout(path.name, stored.shape, stored.dtype.kind in "iuf")
             is_scaled = (stored.slope, stored.inter) != (1, 0)
             array = np.asarray(stored, np.float32) if is_scaled else stored.get_unscaled()
-            # nibabel stops at the last voxel, but a cut or damaged gzip shows only at its end.
+            # nibabel stops at the last voxel, but truncated or damaged gzip shows only at its end
             while file.read(1 << 20):
                 pass
     except InputError:
@@ -114,8 +118,8 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Array (I, J, K) in stored type; affine to RAS mm (SimpleITK's own is to LPS mm)."""
-    # NIfTI is read without SimpleITK, so that training runs where it is not installed
+    """Return the array (I, J, K) in its stored type and the affine to RAS mm."""
+    # imported here, because training reads NIfTI where SimpleITK is not installed
     import SimpleITK as sitk
 
     from lib.imaging.dicom_series import read_series
@@ -127,32 +131,30 @@ def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     is_complex = "complex" in image.GetPixelIDTypeAsString()
     is_scalar = image.GetNumberOfComponentsPerPixel() == 1 and not is_complex
     shape_ijk = _check_layout(path.name, image.GetSize(), is_scalar)
-    direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
-    affine_mm = np.eye(4)
-    affine_mm[:3, :3] = direction * image.GetSpacing()[:3]
-    affine_mm[:3, 3] = image.GetOrigin()[:3]
+    affine_mm = itk_affine(image)
+    affine_mm[:3] = RAS_TO_LPS @ affine_mm[:3]
     array_ijk = sitk.GetArrayFromImage(image).transpose().reshape(shape_ijk, order="F")
-    return array_ijk, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_mm
+    return array_ijk, affine_mm
 
 
 def _unreadable(name: str, error: Exception) -> InputError:
-    """What the user hears. The reader's own words name folders of the server: only for the log."""
+    """Return the error for the user; the reader's own message may name folders of the server."""
     if isinstance(error, MemoryError):
         return InputError(
             f'image "{name}" does not fit into the memory of the server; crop or resample it'
         )
     if isinstance(error, PermissionError):
         return InputError(f'image "{name}" may not be read by the server; change its permissions')
-    if "Zero-valued spacing" in str(error):  # of ITK
+    if "Zero-valued spacing" in str(error):  # ITK's message
         return InputError(f'image "{name}" has a voxel spacing of 0 mm; {GEOMETRY_CURE}')
     return InputError(
-        f'image "{name}" cannot be read: it is damaged, cut off, or not of the format that '
-        "its name says; copy or export it again"
+        f'image "{name}" cannot be read: it is damaged, truncated, or not in the format that '
+        "its extension names; copy or export it again"
     )
 
 
 def _check_layout(name: str, shape: Sequence[int], is_scalar: bool) -> tuple[int, ...]:
-    """The shape without trailing 1s if it is that of a 3D scan with one real number per voxel."""
+    """Return the shape without trailing 1s; raise InputError unless it is a 3D scan of scalars."""
     if not is_scalar:
         raise InputError(
             f'image "{name}" holds complex, colour or vector voxels; '
@@ -180,10 +182,10 @@ def _check_layout(name: str, shape: Sequence[int], is_scalar: bool) -> tuple[int
 
 
 def _check_affine(name: str, affine_mm: np.ndarray) -> None:
-    """Raise InputError unless the affine maps voxels into space one to one."""
+    """Raise InputError unless the affine is finite and invertible."""
     if not np.isfinite(affine_mm).all():
         raise InputError(f'the affine of image "{name}" holds NaN or infinity; {GEOMETRY_CURE}')
-    spacing_mm = np.linalg.norm(affine_mm[:3, :3], axis=0)
+    spacing_mm = voxel_sizes(affine_mm)
     _check_spacing(name, spacing_mm)
     if abs(np.linalg.det(affine_mm[:3, :3] / spacing_mm)) < FLATTEST_AXES:
         raise InputError(
@@ -198,8 +200,8 @@ def _check_spacing(name: str, spacing_mm: np.ndarray) -> None:
 
 
 def _check_values(name: str, array: np.ndarray) -> float:
-    """The smallest value, if all are finite and not all the same."""
-    minimum, maximum = float(array.min()), float(array.max())  # NaN if there is one
+    """Return the smallest value; raise InputError unless all are finite and not all the same."""
+    minimum, maximum = float(array.min()), float(array.max())  # NaN if any value is NaN
     if not (math.isfinite(minimum) and math.isfinite(maximum)):
         count = array.size - int(np.count_nonzero(np.isfinite(array)))
         raise InputError(

@@ -13,41 +13,45 @@ import torch
 
 from lib.infers.allocator import give_memory_back
 from lib.infers.stopwatch import Stopwatch
+from lib.options import find_device
 
 Value = TypeVar("Value")
 
 
-class Computing:
-    """Computes one thing at a time on a device, for all models, in the order of the requests.
+class DeviceQueue:
+    """Runs one function at a time on a device, for all models, in the order of the calls.
 
-    Two at a time would only share the same cores, and their memory would add up. As every click is
-    a step of its own, the clients take turns, whatever one of them asks for. All happens in one
+    Two functions at once would share the same cores and add up their memory. Every click is one
+    call, so clients take turns, however many clicks a request replays. All calls run in a single
     thread, because PyTorch keeps a team of workers for each thread that calls it.
     """
 
-    _queues: dict[str, Computing] = {}
+    _queues: dict[str, DeviceQueue] = {}
 
     def __init__(self, device: torch.device) -> None:
-        prepare = _use_cores if device.type == "cpu" else None
-        self._thread = ThreadPoolExecutor(1, f"computing-{device}", initializer=prepare)
+        initializer = _use_cores if device.type == "cpu" else None
+        self._thread = ThreadPoolExecutor(1, f"queue-{device}", initializer=initializer)
 
     @classmethod
-    def on(cls, device: torch.device) -> Computing:
-        """The queue of a device; the same one for all who ask."""
-        # setdefault is one step, so that two threads cannot make two
-        return cls._queues.setdefault(str(device), cls(device))
+    def on(cls, device: torch.device) -> DeviceQueue:
+        """Return the queue of a device; all callers share it.
+
+        Raises InputError if the machine does not have the device.
+        """
+        # setdefault is atomic, so that two threads cannot make two queues
+        return cls._queues.setdefault(find_device(str(device)), cls(device))
 
     def run(
         self, stages: Stopwatch, stage: str, function: Callable[..., Value], *arguments: Any
     ) -> Value:
-        """What the function returns or raises, once its turn has come.
+        """Call the function after all earlier calls; return or raise what it does.
 
-        stages: is told how long that took, as Wait, and the function, as ``stage``.
+        stages: the time in the queue is added as "Wait", the time of the function as `stage`.
         """
-        asked = time.perf_counter()
+        submitted = time.perf_counter()
 
         def work() -> Value:
-            stages.add("Wait", time.perf_counter() - asked)
+            stages.add("Wait", time.perf_counter() - submitted)
             with stages.measure(stage):
                 return function(*arguments)
 
@@ -55,12 +59,12 @@ class Computing:
 
 
 def _use_cores() -> None:
-    """A worker for each core of this process: two on one core wait for each other."""
+    """Set one worker for each core of this process; two workers on one core wait for each other."""
     give_memory_back()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(core_count())
 
 
 def core_count() -> int:
-    """Physical cores that this process may use."""
+    """Return the number of physical cores that this process may use."""
     return min(psutil.cpu_count(logical=False) or 1, len(os.sched_getaffinity(0)))

@@ -1,4 +1,19 @@
-"""The click path: a request with clicks on an image becomes a mask on that image's own grid."""
+"""The click path: a request with clicks on an image becomes a mask on the grid of that image.
+
+MONAI Label's `BasicInferTask` calls these methods of `FastSAM3DInfer` in this order, with one
+dictionary `data` per request:
+
+`__call__`         check the request and choose the device      request.py
+`pre_transforms`   read the volume (cached)                     transforms.py, lib/imaging/volume.py
+                   parse clicks and box                         prompts.py
+                   place the ROI around the clicks              lib/imaging/roi.py
+`run_inferer`      crop and normalise the ROI, encode (cached)  predictor.py
+                   decode click after click (cached)            predictor.py
+                   give the mask its edges                      random_walker.py
+`post_transforms`  paste the mask into the stored image         transforms.py, lib/imaging/roi.py
+                   give clicked voxels their label              transforms.py
+`writer`           return the mask, or write its file           lib/imaging/mask_file.py
+"""
 
 from __future__ import annotations
 
@@ -6,7 +21,7 @@ import copy
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,19 +29,19 @@ import numpy as np
 import torch
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 
 from lib.cache import ByteCache
-from lib.errors import InputError
 from lib.imaging.intensity import normalize
-from lib.imaging.mask_file import DTYPES, EXTENSIONS, MaskForm, write_temporary
+from lib.imaging.mask_file import write_temporary
 from lib.imaging.volume import Volume
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
+from lib.infers.request import MASK, check_reply_form, requested_device, requested_form
 from lib.infers.stopwatch import Stopwatch
 from lib.infers.transforms import (
-    HonourClicksd,
+    LabelClickedVoxelsd,
     LoadVolumed,
     ParsePromptsd,
     PasteRoid,
@@ -37,19 +52,10 @@ from lib.weights.files import Weights
 
 logger = logging.getLogger(__name__)
 
-# what a client may set: the clicks, the form of the reply, and what Slicer and OHIF send besides
-CLICKS = ("foreground", "background", "roi")
-REPLY = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
-CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
-OPTIONS = (*CLICKS, *REPLY, *CLIENT)
-
-MASK = "mask"
-"""Set in a request of the server's own, it makes the reply hold the mask itself, and no file."""
-
 
 @dataclass(frozen=True)
 class Caches:
-    """What is kept between requests, each bounded in bytes; the models of an app share them."""
+    """The caches between requests, each bounded in bytes; all models of an app share them."""
 
     volumes: ByteCache[Volume]
     embeddings: ByteCache[ImageEmbedding]
@@ -57,7 +63,7 @@ class Caches:
 
 
 class FastSAM3DInfer(BasicInferTask):
-    """An interactive model of type ``deepgrow``: each request has all clicks of one structure."""
+    """An interactive model of type ``deepgrow``: each request has all clicks on one structure."""
 
     def __init__(
         self,
@@ -70,7 +76,12 @@ class FastSAM3DInfer(BasicInferTask):
         description: str = "",
         current: Callable[[], Weights] | None = None,
     ) -> None:
-        """current: gives the weights to use now, where they can change while the server runs."""
+        """Set up the task; a network goes to its device when it is first used there.
+
+        weights: what to serve. labels: names that clients offer. spacing_mm: distance of ROI
+        voxels. device: a name for `find_device`; None offers all devices, the first by default.
+        current: returns the weights to use now, if they can change while the server runs.
+        """
         super().__init__(
             path=None,
             network=weights.network,
@@ -87,6 +98,7 @@ class FastSAM3DInfer(BasicInferTask):
         self._predictors_lock = threading.Lock()
 
     def info(self) -> dict[str, Any]:
+        """Return the task's entry in ``/info``, with its weights and their precision by device."""
         weights = self._current()
         description = f"{self.description} ({weights.describe()})"
         return {
@@ -100,16 +112,22 @@ class FastSAM3DInfer(BasicInferTask):
         }
 
     def prepare(self) -> None:
-        """Do what the first click would otherwise wait for: choose the precision for the device."""
-        self._predictor(self._current(), name_to_device(self._config["device"][0]))
+        """Choose the precision for the default device, which the first click would wait for."""
+        self._predictor(self._current(), requested_device(self._config["device"]))
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict]:
-        """Raises InputError for anything in the request or the image that cannot be used."""
-        check_request(request)
-        return super().__call__(request, callbacks)
+        """Return the path of a mask file and the reply's parameters; see `writer`.
+
+        request: ``image``, a path; the clicks, see `parse_prompts`; the form of the reply, see
+        `MaskForm`; ``device``. Raises InputError if the request or the image cannot be used.
+        """
+        check_reply_form(request)
+        device = requested_device(request.get("device", self._config["device"]))
+        return super().__call__({**request, "device": device}, callbacks)
 
     def pre_transforms(self, data: dict[str, Any]) -> Transforms:
-        # one version from here to the reply, whatever is published meanwhile
+        """Return the steps from the request to the ROI; see the head of this file."""
+        # the same version from here to the reply, even if another one is published meanwhile
         weights = data["weights"] = self._current()
         size = weights.network.config.roi_size
         return [
@@ -121,10 +139,13 @@ class FastSAM3DInfer(BasicInferTask):
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda"
     ) -> dict[str, Any]:
-        """``volume``, ``prompts``, ``roi_cube`` -> ``values`` on the ROI, and ``threshold``."""
+        """Compute ``values`` on the ROI, and ``threshold``, from volume, prompts and ROI.
+
+        device: "cpu" or "cuda:N", as `__call__` set it.
+        """
         volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
         predictor = self._predictor(data["weights"], device)
-        # what is known already takes no time
+        # stages that the caches skip stay 0
         stages = data["latencies"]["infer"] = Stopwatch(Crop=0, Wait=0, Encode=0, Decode=0)
         embedding = predictor.encode(
             roi_key=(data["volume_key"], roi),
@@ -133,39 +154,41 @@ class FastSAM3DInfer(BasicInferTask):
         )
         points_roi = roi.to_roi(prompts.points_ijk)
         low_res = predictor.decode(embedding, points_roi, prompts.labels, stages)
-        data["values"], data["threshold"] = predictor.cut(
+        data["values"], data["threshold"] = predictor.delineate(
             embedding, low_res, points_roi, prompts.labels, stages
         )
         return data
 
     def post_transforms(self, data: Any = None) -> Transforms:
-        return [PasteRoid(), HonourClicksd()]
+        """Return the steps from the network's values to the mask of the stored image."""
+        return [PasteRoid(), LabelClickedVoxelsd()]
 
     def writer(
         self, data: dict[str, Any], extension: Any = None, dtype: Any = None
     ) -> tuple[str | None, dict[str, Any]]:
-        """Write ``pred`` with the image's geometry; -> file and what is said beside the mask.
+        """Write ``pred`` to a temporary file; return its path and the reply's parameters.
 
-        Our own route takes the mask itself, under ``mask``, and there is no file. Whoever else asks
-        removes the file.
+        The caller removes the file. If the request has the key MASK, there is no file: the path is
+        None, and the parameters hold the mask itself.
         """
         roi = data["roi_cube"]
-        said = {
+        params = {
             "warnings": data["warnings"],
             "weights": data["weights"].info(),
             "roi": {"affine_mm": roi.affine_mm.tolist(), "size": roi.size},
         }
-        self._log_click(data)
+        _log_click(data)
         if data.get(MASK):
-            return None, {**said, MASK: data["pred"]}
-        form = MaskForm.of(data, data["image_path"])
+            return None, {**params, MASK: data["pred"]}
+        form = requested_form(data, data["image_path"])
         form = replace(form, extension=extension or form.extension, dtype=dtype or form.dtype)
-        return write_temporary(data["pred"], form), said
+        return write_temporary(data["pred"], form), params
 
     def _predictor(self, weights: Weights, device: str) -> FastSAM3DPredictor:
+        """Return the predictor of weights on "cpu" or "cuda:N", making it if it is new."""
         with self._predictors_lock:
             if (weights.network_id, device) not in self._predictors:
-                self._forget_others(weights.network_id)
+                self._drop_others(weights.network_id)
                 network = weights.network if device == "cpu" else copy.deepcopy(weights.network)
                 network, precision = choose(network, torch.device(device))
                 self._predictors[weights.network_id, device] = FastSAM3DPredictor(
@@ -178,60 +201,27 @@ class FastSAM3DInfer(BasicInferTask):
                 )
             return self._predictors[weights.network_id, device]
 
-    def _forget_others(self, network_id: str) -> None:
-        """Other weights than these are served no more; what they computed goes with them."""
-        old = {known for known, _ in self._predictors} - {network_id}
+    def _drop_others(self, network_id: str) -> None:
+        """Drop the predictors of all other weights, and their cached results."""
+        old = {each for each, _ in self._predictors} - {network_id}
         for key in [key for key in self._predictors if key[0] in old]:
             del self._predictors[key]
         if old:
             self._caches.embeddings.drop(lambda key: key[0] in old)
             self._caches.masks.drop(lambda key: key[0][0] in old)
 
-    def _log_click(self, data: Mapping[str, Any]) -> None:
-        labels = data["prompts"].labels
-        stages = {k: v for stage in data["latencies"].values() for k, v in stage.items()}
-        logger.info(
-            "click on %s: %d foreground, %d background, %d voxels; %s",
-            os.path.basename(data["image_path"]),
-            (labels == 1).sum(),
-            (labels == 0).sum(),
-            np.count_nonzero(data["pred"].values),
-            ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in stages.items()),
-        )
-        for warning in data["warnings"]:
-            logger.warning("%s: %s", os.path.basename(data["image_path"]), warning)
 
-
-def check_options(params: Mapping[str, Any]) -> None:
-    """Refuse what a client may not set; raises InputError."""
-    unknown = sorted(set(params) - set(OPTIONS))
-    if unknown:
-        raise InputError(
-            f"unknown option {', '.join(map(repr, unknown))}; the options are {', '.join(OPTIONS)}"
-        )
-
-
-def check_request(request: Mapping[str, Any]) -> None:
-    """Check the form of the reply and the device that a request asks for; raises InputError."""
-    for key, choices in (("result_extension", EXTENSIONS), ("result_dtype", DTYPES)):
-        value = request.get(key)
-        if value is not None and value not in choices:
-            raise InputError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
-    if request.get("result_compress") not in (None, True, False):
-        raise InputError(f"result_compress is {request['result_compress']!r}; send true or false")
-    device = request.get("device")
-    if device is not None and not _is_device(device):
-        choices = ", ".join(device_list())
-        raise InputError(f"there is no device {device!r} on this server; choose one of {choices}")
-
-
-def _is_device(device: Any) -> bool:
-    """``cuda`` is taken for the best there is, as MONAI Label does."""
-    name = device[0] if isinstance(device, list) and device else device
-    if not isinstance(name, str):
-        return False
-    return name in ("", "cpu", "cuda") or name in _known_devices()
-
-
-def _known_devices() -> set[str]:
-    return {known for name in device_list() for known in (name, name_to_device(name))}
+def _log_click(data: dict[str, Any]) -> None:
+    """Log clicks, result and times of a request, and its warnings."""
+    labels = data["prompts"].labels
+    stages = {k: v for stage in data["latencies"].values() for k, v in stage.items()}
+    logger.info(
+        "click on %s: %d foreground, %d background, %d voxels; %s",
+        os.path.basename(data["image_path"]),
+        (labels == 1).sum(),
+        (labels == 0).sum(),
+        np.count_nonzero(data["pred"].values),
+        ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in stages.items()),
+    )
+    for warning in data["warnings"]:
+        logger.warning("%s: %s", os.path.basename(data["image_path"]), warning)

@@ -1,12 +1,12 @@
-"""The number type that a network computes in, chosen for the machine and checked on the network.
+"""The number type that a network computes in: chosen for the machine, checked on the network.
 
-float32 is what all results are held to. A lower type is used where the hardware has instructions
-for it, the network is large enough to gain by them, and its masks keep: Dice above 0.99 against
+float32 is the reference. A lower type is used if the hardware has instructions for it, the network
+is large enough to gain from them, and the masks stay the same: Dice of at least 0.99 against
 float32 over a series of clicks on a synthetic ROI, checked once when a network is loaded.
 
-* CUDA: bfloat16, from Ampere on;
-* CPU: bfloat16 with AMX; else, with AVX512-VNNI, 8-bit integers in the linear layers of the
-  encoder's blocks, with a scale for each token and each output.
+* CUDA: bfloat16, from Ampere on.
+* CPU: bfloat16 with AMX; otherwise, with AVX512-VNNI, 8-bit integers in the linear layers of the
+  encoder's blocks, with one scale for each token and one for each output.
 """
 
 from __future__ import annotations
@@ -19,37 +19,39 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lib.imaging.mask import dice
 from lib.networks import FastSAM3D, mask_threshold
+from lib.networks.torch_private import has_amx, has_vnni, int8_matmul
 
 logger = logging.getLogger(__name__)
 
 NumberType = Literal["float32", "bfloat16", "int8"]
 
 DICE = 0.99
-"""A lower type is used where all its masks reach this against float32."""
+"""DICE: a lower type is used if all its masks reach this Dice against float32."""
 
 INT8_WIDTH = 512
-"""Narrower encoders stay in float32 on a CPU: 8-bit layers take half the time at width 768 and no
-less at 192, where converting the inputs costs what the product saves.
+"""INT8_WIDTH: narrower encoders stay in float32 on a CPU.
+
+8-bit layers take half the time at width 768 and no less at 192, where converting the inputs costs
+as much as the product saves.
 """
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What was chosen, and why. dice: of the lower type that was tried, if one was."""
+    """The chosen number type and why. dice: the Dice of the lower type, if one was checked."""
 
     number_type: NumberType
     reason: str
     dice: float | None = None
 
 
-FLOAT32 = Precision("float32", "nothing else was tried")
+FLOAT32 = Precision("float32", "no other type was checked")
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with 8-bit weights, one scale for each output, and 8-bit inputs, one scale for
-    each token.
-    """
+    """A linear layer with 8-bit weights, scaled per output, and 8-bit inputs, scaled per token."""
 
     weight: Tensor
     scale: Tensor
@@ -67,26 +69,27 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
         scale = tokens.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
-        product = torch._int_mm((tokens / scale).round_().to(torch.int8), self.weight)
+        product = int8_matmul((tokens / scale).round_().to(torch.int8), self.weight)
         out = torch.addcmul(self.bias, product.float().mul_(scale), self.scale)
         return out.unflatten(0, x.shape[:-1])
 
 
 def candidate(device: torch.device) -> NumberType:
-    """The lower type that the hardware has instructions for; float32 where there is none."""
+    """Return the lower type that the hardware has instructions for; float32 if there is none."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+    if device.type == "cpu" and has_amx():
         return "bfloat16"
-    if device.type == "cpu" and torch.cpu._is_vnni_supported():
+    if device.type == "cpu" and has_vnni():
         return "int8"
     return "float32"
 
 
 def lowered(network: FastSAM3D, number_type: NumberType) -> FastSAM3D:
-    """A copy of the network that computes in ``number_type``; it cannot be trained.
+    """Return a copy of the network that computes in `number_type` and cannot be trained.
 
-    Prompts and positions stay in float32: they are little work, and bfloat16 would move a click.
+    The network itself is returned for float32. Prompts and positions stay in float32: they are
+    little work, and bfloat16 would move a click.
     """
     if number_type == "float32":
         return network
@@ -103,27 +106,27 @@ def lowered(network: FastSAM3D, number_type: NumberType) -> FastSAM3D:
 
 
 def choose(network: FastSAM3D, device: torch.device) -> tuple[FastSAM3D, Precision]:
-    """The network as it is to be served on ``device``, and what was decided.
+    """Return the network to serve on a device, and the chosen number type.
 
-    The same machine decides the same each time: no clock has a say in it. Takes as long as two
-    encodings and six clicks. A network without a decoder has no masks to check, and stays in
-    float32.
+    The choice uses no timing, so a machine always makes the same one. It takes as long as two
+    encodings and six clicks. A network without a decoder stays in float32, because it has no masks
+    to check.
     """
     number_type = candidate(device)
     network = network.to(device)
     if number_type == "float32":
-        return network, _log(Precision("float32", f"no faster type on this {device.type}"))
+        return network, _log(Precision("float32", f"this {device.type} has no faster type"))
     if number_type == "int8" and network.config.width < INT8_WIDTH:
         return network, _log(Precision("float32", "the network is too small to gain by int8"))
     if not network.has_decoder:
-        return network, _log(Precision("float32", "without a decoder no mask can be checked"))
+        return network, _log(Precision("float32", "the network has no decoder to check masks with"))
     low = lowered(network, number_type)
-    dice = lowest_dice(low, network, device)
-    if dice < DICE:
-        reason = f"{number_type} changes the masks: Dice {dice:.4f} is below {DICE}"
-        return network, _log(Precision("float32", reason, dice))
-    reason = f"masks as in float32: Dice {dice:.4f} at the least"
-    return low, _log(Precision(number_type, reason, dice))
+    lowest = lowest_dice(low, network, device)
+    if lowest < DICE:
+        reason = f"{number_type} changes the masks: Dice {lowest:.4f} is below {DICE}"
+        return network, _log(Precision("float32", reason, lowest))
+    reason = f"masks as in float32: lowest Dice {lowest:.4f}"
+    return low, _log(Precision(number_type, reason, lowest))
 
 
 def _log(precision: Precision) -> Precision:
@@ -132,30 +135,31 @@ def _log(precision: Precision) -> Precision:
 
 
 @torch.inference_mode()
-def lowest_dice(ours: FastSAM3D, expected: FastSAM3D, device: torch.device) -> float:
-    """The worst Dice of our masks over three clicks on a synthetic ROI, each after the mask of the
-    one before; 1 where both masks are empty.
+def lowest_dice(tested: FastSAM3D, expected: FastSAM3D, device: torch.device) -> float:
+    """Return the lowest Dice of two networks' masks over three clicks on a synthetic ROI.
+
+    Each click is decoded with the network's own mask of the click before. Dice is 1 if both masks
+    are empty. tested: the network to check. expected: the reference. Both must be on `device`.
     """
     volume, points, labels = (x.to(device) for x in synthetic_clicks(expected.config.roi_size))
     size = expected.config.low_res_size
     masks = [torch.zeros(1, 1, size, size, size, device=device) for _ in range(2)]
-    embeddings = [network.prepare(network.encode(volume)) for network in (ours, expected)]
+    embeddings = [network.prepare(network.encode(volume)) for network in (tested, expected)]
     worst = 1.0
     for click in range(points.shape[1]):
-        for n, network in enumerate((ours, expected)):
+        for n, network in enumerate((tested, expected)):
             shown = slice(click, click + 1)
             masks[n] = network.decode(embeddings[n], points[:, shown], labels[:, shown], masks[n])[
                 0
             ].float()
-        a, b = (mask > mask_threshold(mask, expected.config.mask_threshold) for mask in masks)
-        total = float(a.sum() + b.sum())
-        worst = min(worst, 2 * float((a & b).sum()) / total if total else 1.0)
+        kind = expected.policy.mask_threshold
+        cut = [(logits > mask_threshold(logits, kind)).cpu().numpy() for logits in masks]
+        worst = min(worst, dice(*cut))
     return worst
 
 
 def synthetic_clicks(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A z-scored ROI [1, 1, S, S, S] with bright and dark balls in noise, and clicks: [1, 3, 3],
-    [1, 3]."""
+    """Return a z-scored ROI [1, 1, S, S, S] of balls in noise, points [1, 3, 3], labels [1, 3]."""
     generator = torch.Generator().manual_seed(0)
     volume = 0.3 * torch.randn(size, size, size, generator=generator)
     line = torch.arange(size) / size

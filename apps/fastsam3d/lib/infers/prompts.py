@@ -1,4 +1,4 @@
-"""The clicks of a request: parsed once, checked, in the order in which they are replayed."""
+"""Clicks and box of a request: parsed, checked, and put in the order in which they are replayed."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from typing import Any
 import numpy as np
 
 from lib.errors import InputError
+from lib.imaging.box import Box, contains
 
 FOREGROUND, BACKGROUND = 1, 0
 MAX_CLICKS = 100
 
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Clicks on the stored image; `points_ijk[0]` is the one that the ROI is centred on.
+    """Clicks on the stored image; the ROI is centred on the first one.
 
-    points_ijk: (N, 3) float64, N >= 1, stored voxel indices, all inside the image: first the
-        foreground clicks in the order sent, then the background clicks in the order sent.
+    points_ijk: (N, 3) float64, N >= 1, stored voxel indices inside the image: first the foreground
+        clicks in the order sent, then the background clicks in the order sent.
     labels: (N,) int64, 1 foreground, 0 background.
-    within_ijk: half-open box of stored voxels ((i0, i1), (j0, j1), (k0, k1)) that the mask is
-        limited to.
-    warnings: sentences for the user about what was left out.
+    within_ijk: half-open box of stored voxels that the mask is limited to, if any.
+    warnings: messages for the user about clicks that were left out.
     """
 
     points_ijk: np.ndarray
@@ -36,24 +34,21 @@ class Prompts:
 
     @property
     def voxels_ijk(self) -> np.ndarray:
-        """(N, 3) int, the stored voxels that were clicked."""
+        """The clicked voxels, (N, 3) int stored indices."""
         return np.rint(self.points_ijk).astype(np.intp)
 
     def is_within(self, i: int, j: int, k: int) -> bool:
-        """Whether a stored voxel lies in the box that the mask is limited to."""
-        if self.within_ijk is None:
-            return True
-        bounds = zip((i, j, k), self.within_ijk, strict=True)
-        return all(start <= index < stop for index, (start, stop) in bounds)
+        """Return whether a stored voxel lies in the box that the mask is limited to."""
+        return self.within_ijk is None or contains(self.within_ijk, i, j, k)
 
 
 def parse_prompts(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> Prompts:
-    """The clicks in `request["foreground"]`, `["background"]` and the box in `["roi"]`.
+    """Parse the clicks in `request["foreground"]` and `["background"]` and the box in `["roi"]`.
 
-    shape_ijk: the stored image's. A missing, None or empty entry holds nothing. Clicks outside the
-    image are left out with a warning while others remain. Raises InputError for anything that is no
-    list of [i, j, k] clicks, for no click, none inside the image or more than MAX_CLICKS, and for a
-    box that is not six numbers or misses the image.
+    shape_ijk: the shape of the stored image. A missing, None or empty entry means no clicks. Clicks
+    outside the image are left out with a warning while others remain. Raises InputError if an entry
+    is not a list of [i, j, k] clicks, if there is no click, none inside the image or more than
+    MAX_CLICKS, and if the box is not six numbers or lies outside the image.
     """
     warnings = []
     foreground = _parse_clicks(request, "foreground")
@@ -61,7 +56,7 @@ def parse_prompts(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> Promp
     if not foreground and not background:
         raise InputError("there is no click; click on the structure to segment")
     if foreground == background:
-        # OHIF sends the row of background clicks under both names while that row is the active one.
+        # OHIF sends the background clicks under both names while that list is active
         foreground = []
         warnings.append(
             "foreground and background are the same clicks; they are used as background only"
@@ -79,16 +74,16 @@ def parse_prompts(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> Promp
 
     inside = np.all((points_ijk >= -0.5) & (points_ijk < np.array(shape_ijk) - 0.5), axis=1)
     if not inside.all():
-        where = _describe_outside(points_ijk[~inside], shape_ijk)
+        outside = _describe_outside(points_ijk[~inside], shape_ijk)
         if not inside.any():
-            raise InputError(f"{where}; click inside the image")
-        warnings.append(f"{where}; left out")
+            raise InputError(f"{outside}; click inside the image")
+        warnings.append(f"{outside}; left out")
     within_ijk = _parse_box(request.get("roi"), shape_ijk)
     return Prompts(points_ijk[inside], labels[inside], within_ijk, tuple(warnings))
 
 
 def _parse_clicks(request: Mapping[str, Any], key: str) -> list[tuple[float, ...]]:
-    """The clicks under `key` as three floats each; none where it is missing, None or empty."""
+    """Return the clicks of an entry as three floats each; none if it is missing, None or empty."""
     clicks = request.get(key)
     if clicks is None:
         return []
@@ -108,9 +103,9 @@ def _parse_click(click: Any, key: str) -> tuple[float, ...]:
 
 
 def _parse_box(roi: Any, shape_ijk: Sequence[int]) -> Box | None:
-    """Half-open voxel box of Slicer's [i0, i1, j0, j1, k0, k1].
+    """Return the half-open voxel box of Slicer's [i0, i1, j0, j1, k0, k1].
 
-    Slicer's ends are inclusive voxel indices, come in either order and may overhang the image.
+    Slicer's ends are inclusive voxel indices in either order; they may lie outside the image.
     """
     if roi is None or (isinstance(roi, list | tuple) and not roi):
         return None
@@ -132,7 +127,7 @@ def _parse_box(roi: Any, shape_ijk: Sequence[int]) -> Box | None:
 
 
 def _parse_numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    """`values` as floats if they are `count` finite numbers (True and "1" are none), else None."""
+    """Return the values as floats; None unless they are `count` finite numbers, not True or "1"."""
     if not isinstance(values, list | tuple | np.ndarray) or len(values) != count:
         return None
     kinds = int | float | np.integer | np.floating
@@ -140,12 +135,13 @@ def _parse_numbers(values: Any, count: int) -> tuple[float, ...] | None:
         return None
     try:
         numbers = tuple(float(value) for value in values)
-    except OverflowError:  # an int beyond the largest float
+    except OverflowError:  # an int larger than the largest float
         return None
     return numbers if all(math.isfinite(number) for number in numbers) else None
 
 
 def _describe_outside(points_ijk: np.ndarray, shape_ijk: Sequence[int]) -> str:
+    """Return the start of a message about clicks (N, 3) outside the image."""
     first = f"({', '.join(f'{value:.6g}' for value in points_ijk[0])})"
     image = f"outside the image of {_format_shape(shape_ijk)} voxels"
     if len(points_ijk) == 1:
@@ -158,6 +154,6 @@ def _format_shape(shape_ijk: Sequence[int]) -> str:
 
 
 def _shorten(value: Any) -> str:
-    """`value` as it was sent, but no longer than a line."""
+    """Return a value as it was sent, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -1,4 +1,4 @@
-"""How long the stages of a click take."""
+"""Measuring the stages of a click."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from contextlib import contextmanager
 
 
 class Stopwatch(dict[str, float]):
-    """Stage -> seconds; a stage that comes again adds to it."""
+    """The seconds spent in each stage; times of the same stage add up."""
 
     def add(self, stage: str, seconds: float) -> None:
+        """Add seconds to a stage."""
         self[stage] = self.get(stage, 0.0) + seconds
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
+        """Add the duration of a ``with`` block to a stage."""
         start = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The steps around the network as dictionary transforms, in the order in which they run."""
+"""The steps before and after the network as dictionary transforms, in the order they run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Data = dict[str, Any]
 
 
 class LoadVolumed:
-    """``image_path`` -> ``volume`` and ``volume_key``; decoded once while the file is the same."""
+    """Read ``image_path`` into ``volume``, from the cache unless the file changed.
+
+    ``volume_key`` identifies the state of the file.
+    """
 
     def __init__(self, volumes: ByteCache[Volume]) -> None:
         self._volumes = volumes
@@ -33,16 +36,16 @@ class LoadVolumed:
 
 
 def volume_key(path: Path) -> Hashable:
-    """Changes when the file, or any file of a DICOM folder, is replaced."""
+    """Return a key that changes when the file, or any file of a DICOM folder, is replaced."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.exists()]
-    # ctime too: a tool that restores mtime cannot set it
-    marks = tuple((stat.st_ino, stat.st_ctime_ns, stat.st_mtime_ns, stat.st_size) for stat in stats)
-    return (str(path.resolve()), marks)
+    # with ctime, because a tool that restores mtime cannot set it
+    states = tuple((s.st_ino, s.st_ctime_ns, s.st_mtime_ns, s.st_size) for s in stats)
+    return (str(path.resolve()), states)
 
 
 class ParsePromptsd:
-    """``foreground``, ``background``, ``roi`` of the request -> ``prompts``, all on ``volume``."""
+    """Parse ``foreground``, ``background`` and ``roi`` of the request into ``prompts``."""
 
     def __call__(self, data: Data) -> Data:
         data["prompts"] = parse_prompts(data, data["volume"].shape_ijk)
@@ -50,7 +53,7 @@ class ParsePromptsd:
 
 
 class PlaceRoid:
-    """The clicks -> ``roi_cube``, the ROI around them."""
+    """Place the ROI around the clicks of ``prompts``, as ``roi_cube``."""
 
     def __init__(self, size: int, spacing_mm: float) -> None:
         self._size = size
@@ -69,55 +72,56 @@ class PlaceRoid:
 
 
 class PasteRoid:
-    """``values``, (s, s, s) on the ROI, and ``threshold`` -> ``pred``, the mask on the stored grid.
+    """Paste ``values`` (s, s, s) > ``threshold`` into the stored image, as ``pred``.
 
-    Its box holds the clicks, which may lie a little outside of what the network marked.
+    The box of ``pred`` also holds the clicks, which may lie outside of the network's mask.
     """
 
     def __call__(self, data: Data) -> Data:
         volume, prompts = data["volume"], data["prompts"]
-        found, box_ijk = data["roi_cube"].paste_box(
+        values, box_ijk = data["roi_cube"].paste_box(
             data["values"], data["threshold"], within_ijk=prompts.within_ijk
         )
-        mask = BoxMask(found, box_ijk, volume.shape_ijk, volume.affine_mm)
+        mask = BoxMask(values, box_ijk, volume.shape_ijk, volume.affine_mm)
         data["pred"] = mask.including(allowed_voxels(prompts))
         return data
 
 
 def allowed_voxels(prompts: Prompts) -> np.ndarray:
-    """(N, 3), the clicked voxels inside of the box that the mask is limited to."""
+    """Return the clicked voxels (N, 3) inside the box that the mask is limited to."""
     allowed = [prompts.is_within(*voxel) for voxel in prompts.voxels_ijk]
     return prompts.voxels_ijk[allowed]
 
 
-class HonourClicksd:
-    """Clicked voxels of ``pred`` are what the clicks say, whatever the network says of them.
+class LabelClickedVoxelsd:
+    """Set the clicked voxels of ``pred`` to their label, and collect ``warnings`` for the user.
 
-    So no answer to a foreground click is empty: a viewer would go on showing its last mask. What
-    the network did not find is said in ``warnings``. Raises InputError where ``pred`` stays empty.
+    Clicked voxels always get their label, so a foreground click never returns an empty mask, for
+    which a viewer would keep showing its last one. A warning says when the network found nothing.
+    Raises InputError if ``pred`` is still empty.
     """
 
     def __call__(self, data: Data) -> Data:
         prompts, mask = data["prompts"], data["pred"]
         data["warnings"] = list(prompts.warnings)
-        found = mask.values.any()
+        network_found_something = mask.values.any()
         for (i, j, k), label in zip(prompts.voxels_ijk, prompts.labels, strict=True):
             if prompts.is_within(i, j, k):
                 mask.set_voxel(i, j, k, label)
         if not mask.values.any():
-            raise InputError(_explain_empty(prompts))
-        if not found:
-            data["warnings"].append(_explain_unfound(prompts))
+            raise InputError(_explain_empty_mask(prompts))
+        if not network_found_something:
+            data["warnings"].append(_explain_nothing_found(prompts))
         return data
 
 
-def _explain_empty(prompts: Prompts) -> str:
+def _explain_empty_mask(prompts: Prompts) -> str:
     if FOREGROUND not in prompts.labels:
         return "there are only background clicks; choose the label and click on the structure"
-    return "the mask is empty: all clicks lie outside of the box, or on each other; move them"
+    return "the mask is empty: all clicks lie outside of the box or on each other; move them"
 
 
-def _explain_unfound(prompts: Prompts) -> str:
+def _explain_nothing_found(prompts: Prompts) -> str:
     foreground = int((prompts.labels == FOREGROUND).sum())
     clicks = "this click" if foreground == 1 else f"these {foreground} clicks"
     cures = ["click again, further inside the structure"]

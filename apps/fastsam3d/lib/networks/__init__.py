@@ -1,15 +1,29 @@
-"""SAM-Med3D's teacher and FastSAM3D's student with their checkpoints; needs nothing but torch."""
+"""The networks, teacher and student, and their checkpoints; needs nothing but torch.
 
-from .checkpoint import describe_checkpoint, load_checkpoint, save_checkpoint
+* ``fastsam3d.py``: the whole network; ``image_encoder.py``, ``prompt_encoder.py``,
+  ``mask_decoder.py`` and ``mask_refiner.py``: its parts; ``prepared.py``: what is kept of an image
+* ``attention.py``, ``sparsity.py``, ``position_bias.py``, ``token_blocks.py``, ``common.py``: the
+  operators of the parts; ``torch_private.py``: undocumented functions of PyTorch, with fallbacks
+* ``config.py``: the architecture; ``policy.py``: how masks are made and cut; ``threshold.py``
+* ``checkpoint.py``: reading and writing weights, with ``published_file.py``, ``infer_config.py``
+  and ``stored_config.py``
+"""
+
+from .checkpoint import CheckpointError, describe_checkpoint, load_checkpoint, save_checkpoint
 from .config import CONFIGS, FastSAM3DConfig
 from .fastsam3d import FastSAM3D, build_network, build_untrained
-from .mask_decoder import PreparedImage
+from .policy import POLICIES, MaskPolicy
+from .prepared import DecoderConstants, PreparedImage
 from .threshold import mask_threshold
 
 __all__ = [
     "CONFIGS",
+    "POLICIES",
+    "CheckpointError",
+    "DecoderConstants",
     "FastSAM3D",
     "FastSAM3DConfig",
+    "MaskPolicy",
     "PreparedImage",
     "build_network",
     "build_untrained",

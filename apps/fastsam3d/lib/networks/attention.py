@@ -1,12 +1,13 @@
 """Attention with interchangeable backends, and the 3D sparse flash attention operator.
 
-``attention`` is the one place where a backend is chosen:
+``attention`` is the only place that chooses a backend:
 
 * ``reference``: softmax(q k^T / sqrt(d) + bias) v, written out;
 * ``sdpa``: ``torch.nn.functional.scaled_dot_product_attention``;
-* ``flash_attn``: that package's kernels, on CUDA in half precision, where no bias is asked for.
- ``sparse_attention`` runs it inside each group of a :class:`~lib.networks.sparsity.TokenGroups` and
-puts the result back in the original token order.
+* ``flash_attn``: that package's kernels, on CUDA in half precision, without a bias.
+
+``sparse_attention`` applies it inside each group of a :class:`~lib.networks.sparsity.TokenGroups`
+and returns the result in the original token order.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Backend = Literal["auto", "reference", "sdpa", "flash_attn"]
 
 
 def flash_attn_fits(q: Tensor) -> bool:
-    """Whether flash_attn can take ``q``: installed, an Ampere GPU or newer, half precision."""
+    """Return whether flash_attn can run on ``q``: half precision on an Ampere GPU or newer."""
     half = q.dtype in (torch.float16, torch.bfloat16)
     if flash_attn is None or not q.is_cuda or not half or q.shape[-1] > 256:
         return False
@@ -37,7 +38,7 @@ def flash_attn_fits(q: Tensor) -> bool:
 
 
 def choose_backend(q: Tensor, bias: Tensor | None, backend: Backend = "auto") -> Backend:
-    """The backend that will run; raises ValueError where the one asked for cannot."""
+    """Return the backend that will run; raises ValueError if the requested one cannot run."""
     if backend == "auto":
         return "flash_attn" if bias is None and flash_attn_fits(q) else "sdpa"
     if backend == "flash_attn" and (bias is not None or not flash_attn_fits(q)):
@@ -51,7 +52,7 @@ def choose_backend(q: Tensor, bias: Tensor | None, backend: Backend = "auto") ->
 def attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, backend: Backend = "auto"
 ) -> Tensor:
-    """Attention of q [B, heads, Nq, d] over k, v [B, heads, Nk, d] -> [B, heads, Nq, d].
+    """Return the attention of q [B, heads, Nq, d] over k, v [B, heads, Nk, d], [B, heads, Nq, d].
 
     bias: broadcastable to [B, heads, Nq, Nk], added to the scaled scores; or a bool mask, True
     where attention is allowed.
@@ -82,11 +83,11 @@ def sparse_attention(
     bias: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Self-attention inside each of G groups in one batched call, in the original token order.
+    """Return self-attention inside each of G groups, [B, heads, N, d] in the original token order.
 
-    q, k, v: [B, heads, N, d] -> [B, heads, N, d]. bias: [B, heads, G, M, M]
-    (:meth:`BiasTerms.grouped`) or None. Equal to ``attention(q, k, v, groups.same_group())`` at a
-    cost of N * M instead of N * N. Raises ValueError for groups of another number of tokens.
+    q, k, v: [B, heads, N, d]. bias: [B, heads, G, M, M] (:meth:`BiasTerms.grouped`) or None. The
+    result equals ``attention(q, k, v, groups.same_group())`` at a cost of N * M instead of N * N.
+    Raises ValueError for groups of another number of tokens.
     """
     batch, heads, length, channels = q.shape
     if length != groups.length:
@@ -116,7 +117,7 @@ def sparse_attention(
 
 
 def _exclude_padding(bias: Tensor | None, valid: Tensor, batch: int, dtype: torch.dtype) -> Tensor:
-    """Add -inf at the keys [B * G, 1, 1, M] that only fill short groups up."""
+    """Add -inf to the scores of the keys [B * G, 1, 1, M] that pad short groups."""
     padding = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
     padding = padding.masked_fill(~valid, float("-inf")).repeat(batch, 1)[:, None, None, :]
     return padding if bias is None else bias + padding
@@ -125,7 +126,7 @@ def _exclude_padding(bias: Tensor | None, valid: Tensor, batch: int, dtype: torc
 def _varlen_flash_attention(
     q: Tensor, k: Tensor, v: Tensor, groups: TokenGroups, valid: Tensor
 ) -> Tensor:
-    """Groups of unequal length through flash_attn's packed kernel, which needs no padding."""
+    """Attend in groups of unequal length with flash_attn's packed kernel, without padding."""
     batch, heads, length, channels = q.shape
     order = groups.index[valid]  # [N] tokens in group order
     sizes = valid.sum(dim=1).repeat(batch)

@@ -1,23 +1,22 @@
-"""Reading and writing weights: the published files as they are, and one format of our own.
+"""Reading and writing weights: published files, and one format of our own.
 
-Published files are pickles of a dictionary with the tensors beside optimizer state and arguments,
-for the whole network or for the encoder alone, with or without DistributedDataParallel's
-``module.`` prefix; their configuration is found from names and shapes (:func:`infer_config`). Our
-own files are safetensors with the configuration in the metadata. Loading is strict in both.
+Published files are pickles of a dictionary. They hold the tensors beside optimizer state and
+arguments, for the whole network or for the image encoder alone, with or without
+DistributedDataParallel's ``module.`` prefix. Their configuration is inferred from the names and
+shapes of the tensors (:func:`infer_config`). Our own files are safetensors with the configuration
+and the mask policy in the metadata. Loading is strict for both.
 """
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
+import mmap
 import os
-import re
-import uuid
-import zipfile
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,53 +25,70 @@ from torch import Tensor
 from .config import DECODER_OPTIONS, FastSAM3DConfig
 from .fastsam3d import FastSAM3D
 from .infer_config import ConfigError, infer_config
+from .policy import MaskPolicy
+from .published_file import ENCODER, PublishedFileError, few, parse_published
+from .stored_config import RESERVED, from_metadata, to_metadata
 
-FORMAT = "fastsam3d-monailabel-1"
-ENCODER = "image_encoder."
 TEACHER_FILES = ("sam_med3d_turbo.pth", "sam_med3d.pth")
-_STATE_KEYS = ("model_state_dict", "state_dict", "model")
-
-StateDict = dict[str, Tensor]
+"""TEACHER_FILES: published files of the whole network, the better one first."""
 
 
 class CheckpointError(ValueError):
-    """A file of weights cannot be used; says which, what is wrong and what was expected."""
+    """A file of weights cannot be used; the message names the file and the expected content."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds; ``state`` has the names of :class:`FastSAM3D`."""
+    """The content of a file of weights.
+
+    state: tensors under the names of :class:`FastSAM3D`. sha256: hash of the file. encoder_only:
+    the file holds no prompt encoder and no mask decoder. own_format: it is no published pickle.
+    metadata: the facts in a file of our own format.
+    """
 
     path: Path
-    state: StateDict
+    sha256: str
+    state: dict[str, Tensor]
     config: FastSAM3DConfig
+    policy: MaskPolicy
     encoder_only: bool = False
     own_format: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_checkpoint(path: str | os.PathLike, teacher: str | os.PathLike | None = None) -> FastSAM3D:
-    """The network that a file describes, in eval mode, float32, on the CPU.
+def load_checkpoint(
+    path: str | os.PathLike[str], teacher: str | os.PathLike[str] | None = None
+) -> FastSAM3D:
+    """Return the network in a file, in eval mode, float32, on the CPU.
 
-    teacher: the file whose prompt encoder and mask decoder complete an encoder-only checkpoint; by
-    default a published teacher in the same folder. Where there is none, the network encodes but
-    refuses to decode (``has_decoder``). Raises CheckpointError where the file is missing, unsafe,
-    incomplete, or does not fit the network its own tensors describe.
+    teacher: file whose prompt encoder and mask decoder complete an encoder-only checkpoint; by
+    default a published teacher in the same folder. Without one, the network encodes but does not
+    decode (``has_decoder``). Raises CheckpointError for a file that is missing, unsafe, incomplete,
+    or does not fit the network that its own tensors describe.
     """
     checkpoint = read_checkpoint(path)
     donor = find_teacher(checkpoint, teacher)
-    if donor:
-        checkpoint = _add_decoder(checkpoint, read_checkpoint(donor))
+    return rebuild_network(checkpoint, read_checkpoint(donor) if donor else None)
+
+
+def rebuild_network(checkpoint: Checkpoint, donor: Checkpoint | None = None) -> FastSAM3D:
+    """Return the network of a checkpoint as :func:`load_checkpoint` does.
+
+    donor: checkpoint of the teacher that completes an encoder-only one. The network's tensors are
+    copies. Raises CheckpointError.
+    """
+    if donor is not None:
+        checkpoint = _add_decoder(checkpoint, donor)
     with torch.device("meta"):
-        network = FastSAM3D(checkpoint.config)
+        network = FastSAM3D(checkpoint.config, checkpoint.policy)
     _check_fits(checkpoint, network)
     state = {name: x.to(torch.float32, copy=True) for name, x in checkpoint.state.items()}
     network.load_state_dict(state, strict=not checkpoint.encoder_only, assign=True)
     return network.eval()
 
 
-def find_teacher(checkpoint: Checkpoint, teacher: str | os.PathLike | None) -> Path | None:
-    """The file that completes ``checkpoint``; None where it is whole, or where there is none."""
+def find_teacher(checkpoint: Checkpoint, teacher: str | os.PathLike[str] | None) -> Path | None:
+    """Return the file that completes ``checkpoint``; None if it is complete or there is none."""
     if not checkpoint.encoder_only:
         return None
     if teacher is not None:
@@ -83,37 +99,32 @@ def find_teacher(checkpoint: Checkpoint, teacher: str | os.PathLike | None) -> P
 
 def save_checkpoint(
     network: FastSAM3D,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a network and its configuration; a reader sees the old file or the whole new one.
+    """Write a network with its configuration and policy.
 
-    metadata: further facts (training data, licence, …). dtype: e.g. float16 halves the file.
-    Raises CheckpointError for a network without a decoder.
+    An interrupted write leaves an incomplete file: :func:`lib.weights.files.save_weights` writes
+    atomically. metadata: further facts (training data, licence, …). dtype: float16 halves the file.
+    Raises CheckpointError for a network without a decoder, OSError if the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     if not network.has_decoder:
         raise CheckpointError(
             f"{path}: the network has no decoder; load it with its teacher's file"
         )
-    reserved = {"format": FORMAT, "config": json.dumps(network.config.to_dict())}
     state = {
         name: x.detach().to("cpu", dtype).contiguous() for name, x in network.state_dict().items()
     }
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        save_file(state, partial, metadata={**(metadata or {}), **reserved})
-        partial.chmod(0o644)  # safetensors makes it unreadable for the server's other users
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    stored = {**(metadata or {}), **to_metadata(network.config, network.policy)}
+    path.write_bytes(save(state, metadata=stored))
 
 
-def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """What a file is, in plain values: kind, configuration, number of parameters, metadata."""
+def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a file in plain values: kind, configuration, policy, parameters, metadata, hash."""
     checkpoint = read_checkpoint(path)
     return {
         "file": str(checkpoint.path),
@@ -121,146 +132,105 @@ def describe_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         "holds": "image encoder" if checkpoint.encoder_only else "whole network",
         "parameters": sum(x.numel() for x in checkpoint.state.values()),
         "config": checkpoint.config.to_dict(),
+        "policy": checkpoint.policy.to_dict(),
         "metadata": dict(checkpoint.metadata),
+        "sha256": checkpoint.sha256,
     }
 
 
-def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Tensors and configuration of any file we know; raises CheckpointError for any other."""
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a file of any known kind, once; raises CheckpointError for any other file."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
-    if _is_safetensors(path):
-        return _read_own(path)
-    state = _strip_prefixes(_find_state(path, _load_pickle(path)))
-    encoder_only = not any(not name.startswith(ENCODER) for name in state)
-    try:
-        config = infer_config({name: tuple(x.shape) for name, x in state.items()})
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return Checkpoint(path, state, config, encoder_only)
+    with _open_once(path) as content:
+        digest = hashlib.sha256(content).hexdigest()
+        if path.suffix == ".safetensors" or _begins_as_safetensors(content):
+            return _parse_own(path, digest, content[:])
+        return _parse_published(path, digest, content)
 
 
-def _is_safetensors(path: Path) -> bool:
-    """The format begins with the length of its JSON header in 8 bytes, then the header's brace."""
+@contextmanager
+def _open_once(path: Path) -> Iterator[bytes | mmap.mmap]:
+    """Map a file into memory; an empty file, which cannot be mapped, gives empty bytes."""
     with path.open("rb") as file:
-        start = file.read(9)
-    return path.suffix == ".safetensors" or (len(start) == 9 and start[8:] == b"{")
+        if os.fstat(file.fileno()).st_size == 0:
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
 
 
-def _read_own(path: Path) -> Checkpoint:
-    from safetensors import SafetensorError, safe_open
+def _begins_as_safetensors(content: bytes | mmap.mmap) -> bool:
+    """Return whether the content begins as the format does: 8 bytes, then a JSON object."""
+    return content[8:9] == b"{"
+
+
+def _parse_own(path: Path, digest: str, content: bytes) -> Checkpoint:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        state = load(content)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: its metadata says format {metadata.get('format')!r}, expected {FORMAT!r}"
-        )
+    metadata = _header_metadata(content)
     try:
-        config = FastSAM3DConfig.from_dict(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its configuration cannot be used: {error}") from error
-    facts = {key: value for key, value in metadata.items() if key not in ("format", "config")}
-    return Checkpoint(path, state, config, own_format=True, metadata=facts)
+        config, policy = from_metadata(metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    facts = {key: value for key, value in metadata.items() if key not in RESERVED}
+    return Checkpoint(path, digest, state, config, policy, own_format=True, metadata=facts)
 
 
-def _load_pickle(path: Path) -> Any:
+def _header_metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata in the header of a valid safetensors file."""
+    size = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    return metadata
+
+
+def _parse_published(path: Path, digest: str, content: bytes | mmap.mmap) -> Checkpoint:
     try:
-        with _safe_globals():
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except Exception as error:
-        # garbage makes the unpickler raise almost anything: KeyError, IndexError, struct.error, …
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        first_line = str(error).partition("\n")[0]
-        reason = (
-            f"it holds a {refused.group(1)}" if refused else f"{type(error).__name__}: {first_line}"
-        )
-        raise CheckpointError(
-            f"{path}: not a complete PyTorch checkpoint of tensors and plain values ({reason})"
-        ) from error
-
-
-def _safe_globals() -> AbstractContextManager:
-    """What published files hold beside the tensors: plain values only, none of which runs code."""
-    import numpy as np
-
-    functions: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0])
-    names = [
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in functions
-        for core in ("core", "_core")
-    ]
-    kinds = (np.float16, np.float32, np.float64, np.uint8, np.int32, np.int64, np.bool_)
-    dtypes = [type(np.dtype(kind)) for kind in kinds]
-    plain = [argparse.Namespace, PosixPath, np.dtype, np.ndarray]
-    allowed: list[Any] = [*plain, *dtypes, *names]
-    return torch.serialization.safe_globals(allowed)
-
-
-def _find_state(path: Path, content: Any) -> StateDict:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dictionary")
-    for key in _STATE_KEYS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others or not content:
-        raise CheckpointError(
-            f"{path}: expected tensors at the top or under {', '.join(_STATE_KEYS)}; "
-            f"found {_few(others)}"
-        )
-    return dict(content)
-
-
-def _strip_prefixes(state: StateDict) -> StateDict:
-    """DDP's ``module.`` goes; an encoder's bare names get the prefix of the whole network."""
-    while state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): x for name, x in state.items()}
-    if any(name.startswith("patch_embed.") for name in state):
-        state = {f"{ENCODER}{name}": x for name, x in state.items()}
-    return state
+        state = parse_published(content)
+        config, policy = infer_config({name: tuple(x.shape) for name, x in state.items()})
+    except (PublishedFileError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    encoder_only = all(name.startswith(ENCODER) for name in state)
+    return Checkpoint(path, digest, state, config, policy, encoder_only)
 
 
 def _add_decoder(checkpoint: Checkpoint, donor: Checkpoint) -> Checkpoint:
-    """The encoder of the one with the prompt encoder and mask decoder of the other."""
+    """Join the encoder of one checkpoint with the prompt encoder and mask decoder of another."""
     if donor.encoder_only:
         raise CheckpointError(f"{donor.path}: holds an image encoder only, it has no mask decoder")
     decoder = {name: x for name, x in donor.state.items() if not name.startswith(ENCODER)}
-    options = {name: getattr(donor.config, name) for name in DECODER_OPTIONS}
-    config = replace(checkpoint.config, **options)
-    return Checkpoint(checkpoint.path, {**checkpoint.state, **decoder}, config)
+    options: dict[str, Any] = {name: getattr(donor.config, name) for name in DECODER_OPTIONS}
+    return replace(
+        checkpoint,
+        state={**checkpoint.state, **decoder},
+        config=replace(checkpoint.config, **options),
+        encoder_only=False,
+    )
 
 
 def _check_fits(checkpoint: Checkpoint, network: FastSAM3D) -> None:
     part = network.image_encoder if checkpoint.encoder_only else network
     prefix = ENCODER if checkpoint.encoder_only else ""
     expected = {f"{prefix}{name}": tuple(x.shape) for name, x in part.state_dict().items()}
-    found = {name: tuple(x.shape) for name, x in checkpoint.state.items()}
-    missing = [f"{name} {expected[name]}" for name in expected if name not in found]
-    unexpected = [f"{name} {found[name]}" for name in found if name not in expected]
+    shapes = {name: tuple(x.shape) for name, x in checkpoint.state.items()}
+    missing = [f"{name} {expected[name]}" for name in expected if name not in shapes]
+    unexpected = [f"{name} {shapes[name]}" for name in shapes if name not in expected]
     misshapen = [
-        f"{name} is {found[name]}, expected {expected[name]}"
+        f"{name} is {shapes[name]}, expected {expected[name]}"
         for name in expected
-        if name in found and found[name] != expected[name]
+        if name in shapes and shapes[name] != expected[name]
     ]
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     if any(problems.values()):
-        details = "; ".join(f"{len(v)} {kind}: {_few(v)}" for kind, v in problems.items() if v)
+        details = "; ".join(f"{len(v)} {kind}: {few(v)}" for kind, v in problems.items() if v)
         config = checkpoint.config
         raise CheckpointError(
             f"{checkpoint.path}: its tensors do not make a network of {config.depth} blocks, "
             f"width {config.width}, {config.num_heads} heads: {details}"
         )
-
-
-def _few(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(names[:most]) or "nothing"
-    return f"{shown}, … ({len(names)} in all)" if len(names) > most else shown

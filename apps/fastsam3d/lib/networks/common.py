@@ -1,12 +1,12 @@
-"""Layers that encoder, prompt encoder and decoder share."""
+"""Layers that the image encoder, the prompt encoder and the mask decoder share."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .torch_private import onednn_convolution
 
 
 class LayerNorm3d(nn.Module):
@@ -25,17 +25,17 @@ class LayerNorm3d(nn.Module):
 
 
 class Conv3d(nn.Conv3d):
-    """As PyTorch's, but through oneDNN for a single small volume on a CPU too.
+    """A convolution that uses oneDNN for a single small volume on a CPU, too.
 
-    PyTorch takes oneDNN only from a size on that it measures without the last axis; what it does
-    below is two to five times slower.
+    PyTorch uses oneDNN from a size on that it measures without the last axis. Its own convolution,
+    which it uses below that size, is two to five times slower.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         is_plain = x.device.type == "cpu" and x.dtype == torch.float32
-        if torch.is_grad_enabled() or not is_plain or not torch.backends.mkldnn.is_available():
+        convolve = onednn_convolution()
+        if torch.is_grad_enabled() or not is_plain or convolve is None:
             return super().forward(x)
-        convolve: Any = torch.mkldnn_convolution
         return convolve(
             x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
@@ -55,9 +55,7 @@ class MLPBlock(nn.Module):
 
 
 class MLP(nn.Module):
-    """``depth`` linear layers with ReLU between them: the decoder's hypernetworks and its IoU
-    head.
-    """
+    """``depth`` linear layers with ReLU between them, for the hypernetworks and the IoU head."""
 
     def __init__(self, width: int, hidden: int, out: int, depth: int) -> None:
         super().__init__()

@@ -1,57 +1,41 @@
-"""One flat description of a network, stored with its weights: a file rebuilds its network."""
+"""The architecture of a network, as one flat dataclass that is stored with its weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 PositionBias = Literal["published", "textbook", "none"]
 Residual = Literal["pre_norm", "normed"]
 Sparsity = Literal["dense", "segments", "lattice"]
-WindowPath = Literal["closed_form", "padded"]
-ClickHistory = Literal["all", "newest"]
-MaskThreshold = Literal["zero", "expected_dice"]
-MaskEdges = Literal["logits", "image"]
 
 _CHOICES = {
-    "mask_threshold": ("zero", "expected_dice"),
-    "mask_edges": ("logits", "image"),
     "position_bias": ("published", "textbook", "none"),
     "residual": ("pre_norm", "normed"),
     "sparsity": ("dense", "segments", "lattice"),
-    "window_path": ("closed_form", "padded"),
-    "click_history": ("all", "newest"),
 }
 
 
 @dataclass(frozen=True)
 class FastSAM3DConfig:
-    """Every choice that makes one of these networks differ from another.
+    """The architecture: all choices by which two of these networks differ.
 
-    Sizes are in voxels of the ROI cube (``roi_size``, ``patch_size``), in tokens (``window_size``,
-    ``segment_length``, ``interval``) or in channels (``width``, ``out_channels``). Block numbers
-    count from 0.
+    ``roi_size`` and ``patch_size`` are in voxels along each side of the ROI; ``window_size``,
+    ``segment_length`` and ``interval`` are in tokens; ``width`` and ``out_channels`` are channels.
+    Block numbers count from 0. Raises ValueError for values that do not fit together.
 
     position_bias: ``published`` is the bias that SAM-Med3D's weights were trained with, for cubic
         grids only; ``textbook`` is the usual decomposed one (:mod:`lib.networks.position_bias`).
     residual: ``pre_norm`` adds the MLP to its input; ``normed`` adds it to its *normalised* input,
         as FastSAM3D's student does.
-    window_path: how windowed blocks treat the padding of the grid up to the window; both give the
-        same numbers.
-    sparsity: which tokens attend to which in the encoder's global blocks, over ``segment_length``
+    sparsity: which tokens attend to which in the encoder's global blocks, given ``segment_length``
         and ``interval`` (:mod:`lib.networks.sparsity`).
     decoder_segment: segment length of the decoder's self-attention over prompt tokens; 0: dense.
-    detail_channels: of the image at the resolution of the low-resolution mask, which the mask and
-        the clicks then see besides the embedding; 0, as published: none
-        (:mod:`lib.networks.detail`).
+    detail_channels: channels of the image detail at the resolution of the low-resolution mask
+        (:mod:`lib.networks.mask_refiner`); 0, as published: the network has no mask refiner.
     swap_dense_axes: coordinate 0 of the dense positional encoding runs along grid axis 1, as
         published, instead of axis 0.
-    click_history: which clicks the weights expect in each call of a series: ``all`` so far
-        (SAM-Med3D) or the ``newest`` (FastSAM3D).
-    mask_threshold: where a mask is cut out of its logits: at ``zero``, as published, or where its
-        ``expected_dice`` is largest (:mod:`lib.networks.threshold`).
-    mask_edges: a mask ends where the ``logits`` cross the threshold, as published, or follows the
-        ``image`` and the clicks, with the logits as prior (:mod:`lib.infers.random_walker`).
     """
 
     roi_size: int = 128
@@ -66,7 +50,6 @@ class FastSAM3DConfig:
     attention_free_blocks: tuple[int, ...] = ()
     residual: Residual = "pre_norm"
     position_bias: PositionBias = "published"
-    window_path: WindowPath = "closed_form"
     sparsity: Sparsity = "dense"
     interval: int = 2
     segment_length: int = 512
@@ -81,16 +64,9 @@ class FastSAM3DConfig:
     iou_head_width: int = 256
     detail_channels: int = 0
     swap_dense_axes: bool = True
-    click_history: ClickHistory = "all"
-    mask_threshold: MaskThreshold = "zero"
-    mask_edges: MaskEdges = "logits"
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}"
-                )
+        check_choices(self, _CHOICES)
         self._check_divides("roi_size", "patch_size")
         self._check_divides("width", "num_heads")
         self._check_divides("out_channels", "decoder_heads")
@@ -118,36 +94,48 @@ class FastSAM3DConfig:
 
     @property
     def low_res_size(self) -> int:
-        """Voxels along each side of the low-resolution mask that the decoder returns."""
+        """Cells along each side of the low-resolution mask that the decoder returns."""
         return 4 * self.grid_size
 
     @property
     def embedding_channels(self) -> int:
-        """Channels of what ``FastSAM3D.encode`` returns: the neck's, then patches of the detail."""
+        """Channels of the image embedding: the neck's, then the patches of the image detail."""
         return self.out_channels + self.detail_channels * (self.low_res_size // self.grid_size) ** 3
 
     def window_of(self, block: int) -> int:
-        """Side of the attention window of ``block`` in tokens; 0 where it attends globally."""
+        """Return the side of the attention window of ``block`` in tokens; 0: global attention."""
         return 0 if block in self.global_blocks else self.window_size
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FastSAM3DConfig:
-        """Rebuild a configuration from JSON; raises ValueError for an option this version does not
-        know.
-        """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise ValueError(f"unknown network options {unknown}, of a newer version of this app")
+    def from_dict(cls, values: Mapping[str, Any]) -> FastSAM3DConfig:
+        """Rebuild a configuration from JSON; raises ValueError for an unknown field or value."""
+        check_known(cls, values, "network options")
         as_tuples: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
         }
         return cls(**as_tuples)
 
 
-# the options that belong to the prompt encoder and the mask decoder
+def check_choices(instance: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError for a field of ``instance`` that is none of its ``choices``."""
+    for name, allowed in choices.items():
+        if getattr(instance, name) not in allowed:
+            raise ValueError(
+                f"{name} is {getattr(instance, name)!r}; choose one of {', '.join(allowed)}"
+            )
+
+
+def check_known(kind: Any, values: Mapping[str, Any], what: str) -> None:
+    """Raise ValueError for names in ``values`` that are no fields of the dataclass ``kind``."""
+    unknown = sorted(set(values) - {field.name for field in fields(kind)})
+    if unknown:
+        raise ValueError(f"unknown {what} {unknown}, of a newer version of this app")
+
+
 DECODER_OPTIONS = (
     "decoder_segment",
     "decoder_depth",
@@ -161,21 +149,24 @@ DECODER_OPTIONS = (
     "detail_channels",
     "swap_dense_axes",
 )
+"""DECODER_OPTIONS: the fields that belong to the prompt encoder and the mask decoder."""
 
 _STUDENT: dict[str, Any] = {
     "depth": 6,
     "num_heads": 6,
     "attention_free_blocks": (0, 1),
     "residual": "normed",
-    "click_history": "newest",
 }
 
-_SMALL: dict[str, Any] = {
-    "width": 192,
-    "out_channels": 128,
+_DEFAULT: dict[str, Any] = {
+    "width": 256,
+    "num_heads": 4,
+    "out_channels": 192,
     "decoder_mlp_width": 512,
-    "position_bias": "textbook",
+    # the absolute position embedding suffices, and attention without a bias is faster
+    "position_bias": "none",
     "swap_dense_axes": False,
+    "detail_channels": 32,
 }
 
 CONFIGS: dict[str, FastSAM3DConfig] = {
@@ -187,7 +178,9 @@ CONFIGS: dict[str, FastSAM3DConfig] = {
     "fastsam3d_sparse": FastSAM3DConfig(
         **_STUDENT, sparsity="lattice", position_bias="none", decoder_segment=64
     ),
-    # teacher and student small enough to be shipped and to run on a CPU
-    "sam_med3d_small": FastSAM3DConfig(**_SMALL, num_heads=6),
-    "fastsam3d_small": FastSAM3DConfig(**{**_SMALL, **_STUDENT, "num_heads": 3}),
+    # the shipped teacher and student, which are small enough to click on a CPU; the student keeps
+    # the teacher's residual, see training/student.py
+    "sam_med3d_default": FastSAM3DConfig(**_DEFAULT),
+    "fastsam3d_default": FastSAM3DConfig(**_DEFAULT, depth=6, attention_free_blocks=(0, 1)),
 }
+"""CONFIGS: the configurations that have a name."""

@@ -10,17 +10,24 @@ from torch import Tensor, nn
 
 from .config import CONFIGS, FastSAM3DConfig
 from .image_encoder import ImageEncoder3D
-from .mask_decoder import MaskDecoder3D, Multimask, PreparedImage
+from .mask_decoder import MaskDecoder3D, Multimask
 from .mask_refiner import DetailStem
+from .policy import POLICIES, MaskPolicy
+from .prepared import DecoderConstants, PreparedImage
 from .prompt_encoder import PromptEncoder3D
 
 
 class FastSAM3D(nn.Module):
-    """SAM-Med3D's teacher and FastSAM3D's student are two configurations of this network."""
+    """SAM-Med3D's teacher and FastSAM3D's student are two configurations of this network.
 
-    def __init__(self, config: FastSAM3DConfig) -> None:
+    policy: how to click on it and how to cut masks out of its logits. The network stores it for its
+    users and does not read it.
+    """
+
+    def __init__(self, config: FastSAM3DConfig, policy: MaskPolicy | None = None) -> None:
         super().__init__()
         self.config = config
+        self.policy = policy or MaskPolicy()
         self.image_encoder = ImageEncoder3D(config)
         self.prompt_encoder = PromptEncoder3D(config)
         self.mask_decoder = MaskDecoder3D(config)
@@ -29,22 +36,22 @@ class FastSAM3D(nn.Module):
 
     @property
     def has_decoder(self) -> bool:
-        """False for an image encoder that was loaded alone: it encodes, but cannot decode."""
+        """False for an image encoder that was loaded alone; it encodes, but does not decode."""
         return not self.mask_decoder.mask_tokens.weight.is_meta
 
     def encode(self, volume: Tensor) -> Tensor:
-        """volume: [B, 1, S, S, S] normalised ROI in RAS+ order -> image embedding [B, C, g, g, g].
+        """Return the image embedding [B, C, g, g, g] of a normalised ROI.
 
-        C is ``config.embedding_channels``: first the neck's ``out_channels``, then as many as the
-        patches of any detail fill, in a row; those are not where their token is.
-        Raises ValueError for a volume of another shape.
+        volume: [B, 1, S, S, S] in RAS+ order. C is ``config.embedding_channels``: the neck's
+        ``out_channels``, then the image detail [B, D, 4g, 4g, 4g] reshaped to [B, 64 D, g, g, g],
+        whose values do not lie at their own token. Raises ValueError for another shape.
         """
         return self.encode_intermediates(volume, ())[0]
 
     def encode_intermediates(
         self, volume: Tensor, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """``encode``, and the output [B, i, j, k, width] of each encoder block in ``blocks``."""
+        """Return ``encode`` and, by number, the outputs [B, i, j, k, width] of encoder blocks."""
         expected = (1, *(self.config.roi_size,) * 3)
         if volume.ndim != 5 or tuple(volume.shape[1:]) != expected:
             raise ValueError(
@@ -60,14 +67,28 @@ class FastSAM3D(nn.Module):
             embedding = torch.cat([embedding, in_a_row], dim=1)
         return embedding, outputs
 
-    def prepare(self, embedding: Tensor) -> PreparedImage:
-        """What the decoder makes of an embedding [B, C, g, g, g] before any prompt.
+    def decoder_constants(self) -> DecoderConstants:
+        """Compute the decoder's tensors that depend on the weights alone.
 
-        Kept between the clicks on an image, it saves that work in each ``decode``. Raises
+        A user of a network whose weights no longer change keeps them for all images. Raises
         ValueError without a decoder.
         """
-        if not self.has_decoder:
-            raise ValueError("only the image encoder was loaded; load it with its teacher's file")
+        self._check_decoder()
+        number_type = self.mask_decoder.mask_tokens.weight.dtype
+        return self.mask_decoder.constants(
+            position=self.prompt_encoder.dense_position().to(number_type),
+            mask_projection=self.prompt_encoder.mask_downscaling[-1],
+        )
+
+    def prepare(
+        self, embedding: Tensor, constants: DecoderConstants | None = None
+    ) -> PreparedImage:
+        """Do the decoder's work on an embedding [B, C, g, g, g] that no prompt changes.
+
+        Kept between the clicks on an image, it saves that work in each ``decode``. constants: of
+        :meth:`decoder_constants`; computed if None. Raises ValueError without a decoder.
+        """
+        self._check_decoder()
         detail = None
         if self.config.detail_channels:
             cells = (self.config.detail_channels, *(self.config.low_res_size,) * 3)
@@ -76,8 +97,7 @@ class FastSAM3D(nn.Module):
         number_type = self.mask_decoder.mask_tokens.weight.dtype
         return self.mask_decoder.prepare(
             image=embedding[:, : self.config.out_channels].to(number_type),
-            image_position=self.prompt_encoder.dense_position().to(number_type),
-            mask_projection=self.prompt_encoder.mask_downscaling[-1],
+            constants=constants or self.decoder_constants(),
             detail=detail,
         )
 
@@ -89,17 +109,15 @@ class FastSAM3D(nn.Module):
         mask: Tensor | None = None,
         multimask: Multimask = False,
     ) -> tuple[Tensor, Tensor]:
-        """One step of an interaction.
+        """Return logits [B, M, 4g, 4g, 4g] and expected IoU [B, M] for one step of an interaction.
 
-        embedding: [B, C, g, g, g], or [1, C, g, g, g] for B prompts on one image; or what
-        ``prepare`` made of it.
-
+        embedding: [B, C, g, g, g], or [1, C, g, g, g] for B prompts on one image; or the result of
+        ``prepare`` for it.
         points: [B, N, 3] float, (i, j, k) ROI voxel indices; the encoder adds 0.5. None: no clicks.
         labels: [B, N], 1 foreground, 0 background, -1 padding.
         mask: [B, 1, 4g, 4g, 4g] logits of the previous step; zeros, not None, in the first step of
         a series, as the weights were trained.
-        -> logits [B, M, 4g, 4g, 4g] and expected IoU [B, M]; M is 1, or 3 with ``multimask``,
-        or 4, the one before the three, with ``multimask="all"``.
+        multimask: M is 1 for False, 3 for True, and 4 for ``"all"``: the one before the three.
 
         Raises ValueError for shapes that do not belong together, and without a decoder.
         """
@@ -108,7 +126,7 @@ class FastSAM3D(nn.Module):
         sparse, mask_features = self.prompt_encoder(points, labels, mask, batch, prepared.detail)
         maps = None
         if prepared.detail is not None:
-            maps = self._draw(prepared.detail, points, labels, mask, batch)
+            maps = self._prompt_maps(prepared.detail, points, labels, mask, batch)
         number_type = prepared.image.dtype
         return self.mask_decoder(
             prepared,
@@ -119,7 +137,11 @@ class FastSAM3D(nn.Module):
             prompt_maps=None if maps is None else maps.to(number_type),
         )
 
-    def _draw(
+    def _check_decoder(self) -> None:
+        if not self.has_decoder:
+            raise ValueError("only the image encoder was loaded; load it with its teacher's file")
+
+    def _prompt_maps(
         self,
         detail: Tensor,
         points: Tensor | None,
@@ -127,13 +149,15 @@ class FastSAM3D(nn.Module):
         mask: Tensor | None,
         batch: int,
     ) -> Tensor:
-        """The prompt as the mask decoder's refiner sees it, [B, maps, 4g, 4g, 4g]."""
+        """Return the mask refiner's input channels that show the prompt, [B, maps, 4g, 4g, 4g]."""
         size = self.config.low_res_size
         if mask is None:
             mask = detail.new_zeros(batch, 1, size, size, size)
         if points is None or labels is None:
             points, labels = detail.new_zeros(batch, 0, 3), detail.new_zeros(batch, 0)
-        return self.mask_decoder.refiner.show(detail, points, labels, mask, self.config.roi_size)
+        return self.mask_decoder.refiner.prompt_maps(
+            detail, points, labels, mask, self.config.roi_size
+        )
 
     def _check_prompts(
         self,
@@ -162,22 +186,30 @@ class FastSAM3D(nn.Module):
         return sizes.pop() if sizes else 1
 
 
-def build_network(config: str | Mapping[str, Any] | FastSAM3DConfig) -> FastSAM3D:
-    """A network with random weights, in eval mode.
+def build_network(
+    config: str | Mapping[str, Any] | FastSAM3DConfig, policy: MaskPolicy | None = None
+) -> FastSAM3D:
+    """Return a network with random weights, in eval mode.
 
-    config: a configuration, its options as a mapping, or a name in ``CONFIGS``.
+    config: a configuration, its fields as a mapping, or a name in ``CONFIGS``. policy: by default
+    the policy of that name, or ``MaskPolicy()`` for a configuration. Raises ValueError.
     """
     if isinstance(config, str):
         if config not in CONFIGS:
             raise ValueError(f"no network is called {config!r}; there are {', '.join(CONFIGS)}")
-        config = CONFIGS[config]
-    elif not isinstance(config, FastSAM3DConfig):
-        config = FastSAM3DConfig.from_dict(dict(config))
-    return FastSAM3D(config).eval()
+        return FastSAM3D(CONFIGS[config], policy or POLICIES[config]).eval()
+    if not isinstance(config, FastSAM3DConfig):
+        config = FastSAM3DConfig.from_dict(config)
+    return FastSAM3D(config, policy).eval()
 
 
-def build_untrained(config: str | FastSAM3DConfig, seed: int) -> FastSAM3D:
-    """``build_network`` with weights of ``seed`` alone; leaves the caller's random state alone."""
+def build_untrained(
+    config: str | FastSAM3DConfig, seed: int, policy: MaskPolicy | None = None
+) -> FastSAM3D:
+    """Return ``build_network`` with weights that depend on ``seed`` alone.
+
+    The random state of the caller is unchanged.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_network(config)
+        return build_network(config, policy)

@@ -1,8 +1,9 @@
-"""The 3D vision transformer that turns a ROI into an image embedding, teacher and student alike."""
+"""The 3D vision transformer that encodes a ROI, for teacher and student."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,12 @@ from .sparsity import TokenGroups, lattice_groups, segment_groups
 
 Grid = tuple[int, int, int]
 
+WindowPath = Literal["closed_form", "padded"]
+"""WindowPath: how a windowed block treats the padding of the grid; both give the same numbers."""
+
 
 class PatchEmbed3D(nn.Module):
-    """Cut a volume into cubes, each a token: [B, 1, I, J, K] -> [B, i, j, k, width]."""
+    """Embed each cube of a volume [B, 1, I, J, K] as a token of [B, i, j, k, width]."""
 
     def __init__(self, patch_size: int, width: int) -> None:
         super().__init__()
@@ -32,14 +36,17 @@ class Attention3D(nn.Module):
     """Multi-head self-attention over a grid of tokens [B, i, j, k, C].
 
     Global (dense or sparse) with ``window`` 0, else in windows of ``window`` tokens a side.
+    window_path: ``padded`` computes the padding, as the published code does, for tests.
     ``backend`` may be set on an instance, see :func:`lib.networks.attention.attention`.
     """
 
-    def __init__(self, config: FastSAM3DConfig, window: int) -> None:
+    def __init__(
+        self, config: FastSAM3DConfig, window: int, window_path: WindowPath = "closed_form"
+    ) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.window = window
-        self.window_path = config.window_path
+        self.window_path = window_path
         self.sparsity = config.sparsity
         self.interval = config.interval
         self.segment_length = config.segment_length
@@ -82,11 +89,11 @@ class Attention3D(nn.Module):
         return join_windows(out, self.window, padded_grid, grid)
 
     def _attend_with_closed_form(self, x: Tensor, grid: Grid) -> Tensor:
-        """The same for one window, without computing the padding.
+        """Return the same for one window, without computing the padding.
 
-        All padded tokens share one key and one value, the bias of ``qkv``; so together they weigh
-        as one extra key whose score is q · bias_k / sqrt(c) plus the logsumexp of their position
-        bias.
+        All padded tokens share one key and one value, the bias of ``qkv``. Together they weigh as
+        much as one extra key whose score is q · bias_k / sqrt(c) plus the logsumexp of their
+        position bias.
         """
         q, k, v = self._project(x)
         heads, channels = q.shape[1], q.shape[-1]
@@ -98,12 +105,12 @@ class Attention3D(nn.Module):
         return self._merge_heads(attention(q, k, v, bias, self.backend), grid)
 
     def _project(self, x: Tensor) -> Tensor:
-        """[B, i, j, k, C] -> q, k, v stacked: [3, B, heads, N, c]."""
+        """Project [B, i, j, k, C] to q, k and v, stacked as [3, B, heads, N, c]."""
         qkv = self.qkv(x.flatten(1, 3)).unflatten(-1, (3, self.num_heads, -1))
         return qkv.permute(2, 0, 3, 1, 4)
 
     def _merge_heads(self, out: Tensor, grid: Grid) -> Tensor:
-        """[B, heads, N, c] -> [B, i, j, k, C]."""
+        """Join [B, heads, N, c] to [B, i, j, k, C] and project it."""
         return self.proj(out.transpose(1, 2).flatten(2)).unflatten(1, grid)
 
     def _bias_terms(
@@ -123,7 +130,7 @@ class Attention3D(nn.Module):
 def partition_windows(x: Tensor, window: int) -> tuple[Tensor, Grid]:
     """Zero-pad [B, i, j, k, C] at the end of each axis and cut it into cubes of ``window`` tokens.
 
-    -> [B * cubes, window, window, window, C] and the grid with its padding.
+    Returns the cubes [B * cubes, window, window, window, C] and the padded grid.
     """
     batch, i, j, k, channels = x.shape
     pad_i, pad_j, pad_k = (-i % window, -j % window, -k % window)
@@ -135,7 +142,7 @@ def partition_windows(x: Tensor, window: int) -> tuple[Tensor, Grid]:
 
 
 def join_windows(windows: Tensor, window: int, padded_grid: Grid, grid: Grid) -> Tensor:
-    """Undo :func:`partition_windows`: [B, i, j, k, C] without the padding."""
+    """Undo :func:`partition_windows`; return [B, i, j, k, C] without the padding."""
     ni, nj, nk = (side // window for side in padded_grid)
     x = windows.reshape(-1, ni, nj, nk, window, window, window, windows.shape[-1])
     x = x.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, *padded_grid, windows.shape[-1])
@@ -143,15 +150,22 @@ def join_windows(windows: Tensor, window: int, padded_grid: Grid, grid: Grid) ->
 
 
 class Block3D(nn.Module):
-    """A transformer block over [B, i, j, k, C]; with ``attend=False`` it has no attention and no
-    norm for it.
+    """A transformer block over [B, i, j, k, C].
+
+    attend: False leaves out the attention and its norm.
     """
 
-    def __init__(self, config: FastSAM3DConfig, window: int, attend: bool) -> None:
+    def __init__(
+        self,
+        config: FastSAM3DConfig,
+        window: int,
+        attend: bool,
+        window_path: WindowPath = "closed_form",
+    ) -> None:
         super().__init__()
         if attend:
             self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-            self.attn = Attention3D(config, window)
+            self.attn = Attention3D(config, window, window_path)
         self.attend = attend
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = MLPBlock(config.width, round(config.width * config.mlp_ratio))
@@ -165,16 +179,24 @@ class Block3D(nn.Module):
 
 
 class ImageEncoder3D(nn.Module):
-    """ROI [B, 1, S, S, S] -> image embedding [B, out_channels, S/patch, S/patch, S/patch]."""
+    """Encode a ROI [B, 1, S, S, S] as [B, out_channels, S/patch, S/patch, S/patch].
 
-    def __init__(self, config: FastSAM3DConfig) -> None:
+    window_path: see :class:`Attention3D`.
+    """
+
+    def __init__(self, config: FastSAM3DConfig, window_path: WindowPath = "closed_form") -> None:
         super().__init__()
         self.patch_embed = PatchEmbed3D(config.patch_size, config.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, *(config.grid_size,) * 3, config.width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(
-            Block3D(config, config.window_of(n), attend=n not in config.attention_free_blocks)
-            for n in range(config.depth)
+            Block3D(
+                config,
+                config.window_of(number),
+                attend=number not in config.attention_free_blocks,
+                window_path=window_path,
+            )
+            for number in range(config.depth)
         )
         self.neck = nn.Sequential(
             nn.Conv3d(config.width, config.out_channels, kernel_size=1, bias=False),
@@ -189,8 +211,9 @@ class ImageEncoder3D(nn.Module):
     def forward_intermediates(
         self, volume: Tensor, blocks: Sequence[int]
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The embedding, and the output [B, i, j, k, width] of each block named in ``blocks``
-        (numbered from 0).
+        """Return the embedding and, by number, the outputs [B, i, j, k, width] of ``blocks``.
+
+        blocks: block numbers, from 0.
         """
         outputs: dict[int, Tensor] = {}
         tokens = self.embed(volume)
@@ -201,11 +224,11 @@ class ImageEncoder3D(nn.Module):
         return self.neck(tokens.movedim(-1, 1)), outputs
 
     def embed(self, volume: Tensor) -> Tensor:
-        """ROI [B, 1, S, S, S] -> the tokens that the first block takes, [B, i, j, k, width]."""
+        """Return the first block's input [B, i, j, k, width] for a ROI [B, 1, S, S, S]."""
         return self.patch_embed(volume) + self.pos_embed
 
     def block_outputs(self, tokens: Tensor) -> Iterator[Tensor]:
-        """The output of one block after another; blocks that nobody asks for are not computed."""
+        """Yield the output of each block; a block is computed when its output is requested."""
         for block in self.blocks:
             tokens = block(tokens)
             yield tokens

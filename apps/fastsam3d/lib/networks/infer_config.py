@@ -1,4 +1,4 @@
-"""The configuration of a published checkpoint, found in the names and shapes of its tensors."""
+"""Infer the configuration of a published checkpoint from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .config import FastSAM3DConfig
+from .policy import MaskPolicy
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -18,18 +19,18 @@ _HEAD = re.compile(r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.")
 
 
 class ConfigError(ValueError):
-    """These tensors do not describe a network that we know."""
+    """The tensors do not describe a network of a known kind."""
 
 
-def infer_config(shapes: Shapes) -> FastSAM3DConfig:
-    """The configuration that tensors of these names and shapes belong to.
+def infer_config(shapes: Shapes) -> tuple[FastSAM3DConfig, MaskPolicy]:
+    """Return the configuration that tensors of these shapes belong to, and their mask policy.
 
-    Where tensors disagree the majority counts, so that a single wrong one is found when it is
-    loaded. FastSAM3D's residual cannot be seen in a shape; it comes with blocks without attention.
-    Raises ConfigError where the tensors leave the configuration open.
+    If tensors disagree, the majority counts; loading then reports a single wrong tensor. No
+    shape tells FastSAM3D's residual and click history: a network with attention-free blocks is
+    taken for FastSAM3D's student. Raises ConfigError if the tensors leave a field open.
     """
     try:
-        return FastSAM3DConfig(**_encoder_options(shapes), **_decoder_options(shapes))
+        config = FastSAM3DConfig(**_encoder_options(shapes), **_decoder_options(shapes))
     except KeyError as error:
         raise ConfigError(
             f"tensor {error.args[0]} is missing: not a SAM-Med3D or FastSAM3D checkpoint"
@@ -38,6 +39,8 @@ def infer_config(shapes: Shapes) -> FastSAM3DConfig:
         raise
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"its tensors do not describe a network we know: {error}") from error
+    is_student = bool(config.attention_free_blocks)
+    return config, MaskPolicy(click_history="newest" if is_student else "all")
 
 
 def _encoder_options(shapes: Shapes) -> dict[str, Any]:
@@ -68,13 +71,12 @@ def _encoder_options(shapes: Shapes) -> dict[str, Any]:
         "global_blocks": globally,
         "attention_free_blocks": attention_free,
         "residual": "normed" if attention_free else "pre_norm",
-        "click_history": "newest" if attention_free else "all",
         "position_bias": "published",
     }
 
 
 def _decoder_options(shapes: Shapes) -> dict[str, Any]:
-    """Empty for an encoder alone: its decoder is another file's."""
+    """Return the decoder's fields; none for an image encoder alone, as another file has them."""
     if not any(name.startswith("mask_decoder.") for name in shapes):
         return {}
     transformer = "mask_decoder.transformer"
@@ -102,6 +104,6 @@ def _majority(sizes: Iterable[int]) -> int:
     return Counter(sizes).most_common(1)[0][0]
 
 
-def _count(pattern: re.Pattern, shapes: Shapes) -> int:
+def _count(pattern: re.Pattern[str], shapes: Shapes) -> int:
     numbers = {int(match.group(1)) for match in map(pattern.match, shapes) if match}
     return max(numbers, default=-1) + 1

@@ -1,9 +1,7 @@
-"""SAM's mask decoder in 3D: prompt and image tokens meet both ways, then become a mask."""
+"""SAM's mask decoder in 3D: prompt and image tokens attend to each other, then become masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -14,65 +12,19 @@ from .attention import Backend, attention, sparse_attention
 from .common import MLP, LayerNorm3d, MLPBlock
 from .config import FastSAM3DConfig
 from .mask_refiner import MaskRefiner
+from .prepared import DecoderConstants, PreparedImage
 from .sparsity import segment_groups
 from .token_blocks import from_blocks
 
 Multimask = Literal[False, True, "all"]
-
-
-@dataclass(frozen=True)
-class PreparedImage:
-    """All of the decoder's work that no prompt changes, for an image embedding of g³ tokens.
-
-    image: [B, g³, C], the tokens.
-    position: [1, g³, C], their positional encoding.
-    projected: [B, g³, 3 * inner], the first layer's keys, values and queries of them.
-    of_mask: [C + 3 * inner, mask_channels], which takes the features of a previous mask to what
-        they add to ``image`` and ``projected``; of_mask_bias: [C + 3 * inner].
-    upscaling: :meth:`Upscaling3D.matrices`.
-    detail: [B, D, 4g, 4g, 4g], or None for a network without.
-    """
-
-    image: Tensor
-    position: Tensor
-    projected: Tensor
-    of_mask: Tensor
-    of_mask_bias: Tensor
-    upscaling: tuple[Tensor, Tensor]
-    detail: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(x.numel() * x.element_size() for x in self.tensors())
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All of them in one row, for :meth:`of`."""
-        own = (self.image, self.position, self.projected, self.of_mask, self.of_mask_bias)
-        return (*own, *self.upscaling, *(() if self.detail is None else (self.detail,)))
-
-    def for_each(self, count: int) -> PreparedImage:
-        """Each image ``count`` times in a row, for as many prompts on each."""
-        image, projected = (x.repeat_interleave(count, dim=0) for x in (self.image, self.projected))
-        detail = self.detail
-        if detail is not None:
-            detail = detail.repeat_interleave(count, dim=0)
-        return replace(self, image=image, projected=projected, detail=detail)
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> PreparedImage:
-        image, position, projected, of_mask, of_mask_bias, first, second, *detail = tensors
-        upscaling = (first, second)
-        return cls(image, position, projected, of_mask, of_mask_bias, upscaling, *detail)
+"""Multimask: the one mask, the three masks for an ambiguous click, or all four in this order."""
 
 
 class DecoderAttention(nn.Module):
     """Multi-head attention [B, Nq, C] over [B, Nk, C] with inner width C / downsample.
 
-    segment: with a positive value the tokens attend within segments of that length (Eq. 3 with
-    interval 1), self-attention only.
+    segment: a positive value limits self-attention to segments of that length (Eq. 3 of FastSAM3D
+    with interval 1).
     """
 
     def __init__(self, width: int, heads: int, downsample: int = 1, segment: int = 0) -> None:
@@ -90,7 +42,7 @@ class DecoderAttention(nn.Module):
         return self.attend(self.q_proj(q), self.k_proj(k), self.v_proj(v))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``forward`` for queries, keys and values that are projected already, [B, N, inner]."""
+        """Return ``forward`` for already projected queries, keys and values [B, N, inner]."""
         q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
         if self.segment:
             groups = segment_groups(q.shape[2], self.segment, interval=1)
@@ -104,9 +56,7 @@ class DecoderAttention(nn.Module):
 
 
 class TwoWayBlock3D(nn.Module):
-    """Prompt tokens attend to each other and to the image, then the image attends to the prompt
-    tokens.
-    """
+    """Prompt tokens attend to each other and to the image, then the image attends to them."""
 
     def __init__(self, config: FastSAM3DConfig, first: bool) -> None:
         super().__init__()
@@ -122,8 +72,9 @@ class TwoWayBlock3D(nn.Module):
         self.norm4 = nn.LayerNorm(width)
 
     def project_image(self, image: Tensor, image_position: Tensor) -> Tensor:
-        """Image tokens [B, M, C] -> what both cross-attentions make of them: the keys and values
-        of the first and the queries of the second, [B, M, 3 * inner].
+        """Project image tokens [B, M, C] for both cross-attentions: [B, M, 3 * inner].
+
+        These are the keys and values of the first and the queries of the second.
         """
         placed = image + image_position
         keys = self.cross_attn_token_to_image.k_proj(placed)
@@ -131,7 +82,7 @@ class TwoWayBlock3D(nn.Module):
         return torch.cat([keys, values, self.cross_attn_image_to_token.q_proj(placed)], dim=-1)
 
     def image_weights(self) -> Tensor:
-        """The weights of :meth:`project_image`, [3 * inner, C]."""
+        """Return the weights of :meth:`project_image`, [3 * inner, C]."""
         to_image, to_token = self.cross_attn_token_to_image, self.cross_attn_image_to_token
         return torch.cat([to_image.k_proj.weight, to_image.v_proj.weight, to_token.q_proj.weight])
 
@@ -140,7 +91,7 @@ class TwoWayBlock3D(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         keys, values, queries = projected.chunk(3, dim=-1)
         if self.first:
-            # the tokens still are their own position here, and nothing is added to them
+            # the first layer's tokens are their own position, so nothing is added
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             placed = tokens + token_position
@@ -148,18 +99,19 @@ class TwoWayBlock3D(nn.Module):
         tokens = self.norm1(tokens)
 
         to_image, to_token = self.cross_attn_token_to_image, self.cross_attn_image_to_token
-        looking = to_image.q_proj(tokens + token_position)
-        tokens = self.norm2(tokens + to_image.attend(looking, keys, values))
+        token_queries = to_image.q_proj(tokens + token_position)
+        tokens = self.norm2(tokens + to_image.attend(token_queries, keys, values))
         tokens = self.norm3(tokens + self.mlp(tokens))
 
-        placed = to_token.k_proj(tokens + token_position)
-        seen = to_token.attend(queries, placed, to_token.v_proj(tokens))
-        return tokens, self.norm4(image + seen)
+        token_keys = to_token.k_proj(tokens + token_position)
+        attended = to_token.attend(queries, token_keys, to_token.v_proj(tokens))
+        return tokens, self.norm4(image + attended)
 
 
 class TwoWayTransformer3D(nn.Module):
-    """tokens [B, N, C] and image [B, M, C] -> both, after ``depth`` two-way blocks and a last look
-    at the image. projected: what the first block's ``project_image`` makes of the image.
+    """Two-way blocks over tokens [B, N, C] and image [B, M, C], then attention to the image.
+
+    projected: ``project_image`` of the first block for this image, [B, M, 3 * inner].
     """
 
     def __init__(self, config: FastSAM3DConfig) -> None:
@@ -188,10 +140,10 @@ class TwoWayTransformer3D(nn.Module):
 
 
 class Upscaling3D(nn.Sequential):
-    """Image tokens to the resolution of the mask: [B, C, g, g, g] -> [B, C / 8, 4g, 4g, 4g].
+    """Upscale image tokens [B, C, g, g, g] to the mask's resolution: [B, C / 8, 4g, 4g, 4g].
 
-    Computed as matrix products on blocks (:mod:`lib.networks.blocks`); ``in_blocks`` leaves them
-    so, where only a product of the channels is wanted.
+    It multiplies matrices on blocks (:mod:`lib.networks.token_blocks`). ``in_blocks`` returns the
+    blocks, for callers that only need a product over the channels.
     """
 
     def __init__(self, width: int) -> None:
@@ -208,7 +160,7 @@ class Upscaling3D(nn.Sequential):
         return from_blocks(blocks, x.shape[2:])
 
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """The weights of both convolutions as [8 * channels out, channels in], eighths first."""
+        """Return both convolutions' weights as [8 * channels out, channels in], eighths first."""
         convolutions: list[Any] = [self[0], self[3]]
         first, second = (
             conv.weight.flatten(2).permute(2, 1, 0).flatten(0, 1).contiguous()
@@ -217,7 +169,7 @@ class Upscaling3D(nn.Sequential):
         return first, second
 
     def in_blocks(self, tokens: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
-        """[B, g³, C] -> [B, g³, 8, 8, C / 8]."""
+        """Upscale tokens [B, g³, C] to blocks [B, g³, 8, 8, C / 8]."""
         layers: list[Any] = list(self)
         first, norm, _, second, _ = layers
         x = F.linear(tokens, matrices[0], first.bias.repeat(8)).unflatten(-1, (8, -1))
@@ -227,9 +179,7 @@ class Upscaling3D(nn.Sequential):
 
 
 class MaskDecoder3D(nn.Module):
-    """Image and prompt embeddings -> low-resolution mask logits and the IoU that the network
-    expects of each mask.
-    """
+    """Decode image and prompt embeddings to low-resolution mask logits and their expected IoU."""
 
     def __init__(self, config: FastSAM3DConfig) -> None:
         super().__init__()
@@ -248,28 +198,35 @@ class MaskDecoder3D(nn.Module):
             width, config.iou_head_width, self.num_masks, config.iou_head_depth
         )
 
-    def prepare(
-        self,
-        image: Tensor,
-        image_position: Tensor,
-        mask_projection: Any,
-        detail: Tensor | None = None,
-    ) -> PreparedImage:
-        """image: [B, C, g, g, g]; image_position: [1, C, g, g, g]; mask_projection: the 1×1×1
-        convolution that ends the prompt encoder's way of a previous mask.
+    def constants(self, position: Tensor, mask_projection: nn.Module) -> DecoderConstants:
+        """Compute the tensors that are the same for every image.
+
+        position: [1, C, g, g, g] positional encoding. mask_projection: the 1×1×1 convolution that
+        ends the prompt encoder's ``mask_downscaling``; here it is joined with the first layer's
+        projections.
         """
         first: Any = self.transformer.layers[0]
-        tokens, position = (x.flatten(2).transpose(1, 2) for x in (image, image_position))
+        projection: Any = mask_projection
         weights = first.image_weights()
-        to_tokens = mask_projection.weight.flatten(1).to(weights.dtype)  # [C, mask_channels]
-        bias = mask_projection.bias.to(weights.dtype)
+        to_tokens = projection.weight.flatten(1).to(weights.dtype)  # [C, mask_channels]
+        bias = projection.bias.to(weights.dtype)
+        return DecoderConstants(
+            position=position.flatten(2).transpose(1, 2).contiguous(),
+            mask_weights=torch.cat([to_tokens, weights @ to_tokens]),
+            mask_bias=torch.cat([bias, weights @ bias]),
+            upscaling=self.output_upscaling.matrices(),
+        )
+
+    def prepare(
+        self, image: Tensor, constants: DecoderConstants, detail: Tensor | None = None
+    ) -> PreparedImage:
+        """Do all work on an image [B, C, g, g, g] that no prompt changes."""
+        first: Any = self.transformer.layers[0]
+        tokens = image.flatten(2).transpose(1, 2)
         return PreparedImage(
             image=tokens.contiguous(),
-            position=position.contiguous(),
-            projected=first.project_image(tokens, position),
-            of_mask=torch.cat([to_tokens, weights @ to_tokens]),
-            of_mask_bias=torch.cat([bias, weights @ bias]),
-            upscaling=self.output_upscaling.matrices(),
+            projected=first.project_image(tokens, constants.position),
+            constants=constants,
             detail=detail,
         )
 
@@ -282,12 +239,11 @@ class MaskDecoder3D(nn.Module):
         multimask: Multimask,
         prompt_maps: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """sparse: [B, N, C]; mask_features: [B, g³, mask_channels] of a previous mask, or None,
-        and then ``no_mask`` [1, C] is added instead; prompt_maps: the prompt as the
-        refiner sees it, [B, maps, 4g, 4g, 4g].
+        """Return logits [B, M, 4g, 4g, 4g] and expected IoU [B, M] of the masks of ``multimask``.
 
-        -> logits [B, M, 4g, 4g, 4g] and IoU [B, M]: the one mask, with ``multimask`` the three
-        for an ambiguous click, or with ``"all"`` the one and then the three.
+        sparse: [B, N, C] embeddings of the clicks. mask_features: [B, g³, mask_channels] of a
+        previous mask; if None, ``no_mask`` [1, C] is added instead. prompt_maps:
+        [B, maps, 4g, 4g, 4g], the input of the mask refiner (:meth:`MaskRefiner.prompt_maps`).
         """
         own_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
@@ -295,12 +251,13 @@ class MaskDecoder3D(nn.Module):
             first: Any = self.transformer.layers[0]
             added = torch.cat([no_mask, no_mask @ first.image_weights().T], dim=-1)
         else:
-            added = F.linear(mask_features, prepared.of_mask, prepared.of_mask_bias)
+            fixed = prepared.constants
+            added = F.linear(mask_features, fixed.mask_weights, fixed.mask_bias)
         split = prepared.image.shape[-1]
         tokens, image_tokens = self.transformer(
             tokens,
             (prepared.image + added[..., :split]).expand(len(sparse), -1, -1),
-            prepared.position,
+            prepared.constants.position,
             (prepared.projected + added[..., split:]).expand(len(sparse), -1, -1),
         )
 
@@ -313,11 +270,12 @@ class MaskDecoder3D(nn.Module):
     def _logits(
         self, image: Tensor, weights: Tensor, prepared: PreparedImage, prompt_maps: Tensor | None
     ) -> Tensor:
-        """Image tokens [B, g³, C] and weights [B, M, C / 8] -> [B, M, 4g, 4g, 4g]."""
+        """Apply mask weights [B, M, C / 8] to image tokens [B, g³, C]: [B, M, 4g, 4g, 4g]."""
         grid = (round(image.shape[1] ** (1 / 3)),) * 3
-        # training looks at the upscaled image, and the refiner convolves it
+        # training needs the upscaled image itself, and the refiner convolves it
         if prepared.detail is None and not torch.is_grad_enabled():
-            blocks = self.output_upscaling.in_blocks(image, prepared.upscaling)  # [B, g³, 8, 8, c]
+            matrices = prepared.constants.upscaling
+            blocks = self.output_upscaling.in_blocks(image, matrices)  # [B, g³, 8, 8, c]
             masks = (blocks.flatten(1, 3) @ weights.mT).unflatten(1, blocks.shape[1:4])
             return from_blocks(masks, grid)
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))

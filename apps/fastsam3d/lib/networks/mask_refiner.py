@@ -1,10 +1,10 @@
-"""Image detail beside the embedding, so that a mask can follow edges that 16³ patches do not hold.
+"""Image detail beside the embedding, with which masks follow edges that 16³ patches do not show.
 
-Not part of the published networks. The image at the resolution of the low-resolution mask goes to
-three places: a click learns what the image is like where it lies, and a mask is refined by a few
-convolutions that see the image, the previous mask and where the clicks are. The two-dimensional
-networks that came after SAM do alike (SAM 2, arXiv 2408.00714, section 4: skip connections past the
-memory attention; RITM, arXiv 2102.06583: previous mask and discs of clicks as channels).
+The published networks do not have it. The image at the resolution of the low-resolution mask is
+used twice: a click's embedding gets the detail at the click, and a few convolutions refine the
+upscaled image, given the detail, the previous mask and the clicks. Two-dimensional networks that
+followed SAM do the same (SAM 2, arXiv 2408.00714, section 4: skip connections past the memory
+attention; RITM, arXiv 2102.06583: previous mask and discs of clicks as channels).
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from .common import Conv3d
 from .config import FastSAM3DConfig
 
 PROMPT_MAPS = 5
-"""Channels that show the prompt: previous mask, where foreground and background clicks are, and
-what is like the image there."""
+"""PROMPT_MAPS: channels of :meth:`MaskRefiner.prompt_maps`: the previous mask, the foreground and
+the background clicks, and the likeness of each cell to either kind of click."""
 
 KEY_CHANNELS = 8
-"""Of the features by which cells are compared with those that were clicked."""
+"""KEY_CHANNELS: features by which cells are compared with clicked cells."""
 
 COARSER = (48, 96)
-"""Channels of the refiner where cells are twice and four times as wide."""
+"""COARSER: channels of the refiner's U-Net on cells that are twice and four times as wide."""
 
 BRIGHTEST = 6.0
-"""Of a normalised image, in standard deviations: metal in CT and hot spots in PET go far beyond."""
+"""BRIGHTEST: limit of the normalised image in standard deviations. Metal in CT and hot spots in PET
+lie far above it."""
 
 CLICK_SIGMA = 1.0
-"""Of the blob that shows a click, in cells of the low-resolution mask."""
+"""CLICK_SIGMA: width of the Gaussian that shows a click, in cells of the low-resolution mask."""
 
 
 class DetailStem(nn.Module):
-    """ROI [B, 1, S, S, S] -> detail [B, D, 4g, 4g, 4g], which is ``mix`` of ``patches``."""
+    """Image detail [B, D, 4g, 4g, 4g] of a ROI [B, 1, S, S, S]: ``mix`` of ``patches``."""
 
     def __init__(self, config: FastSAM3DConfig) -> None:
         super().__init__()
@@ -47,15 +48,15 @@ class DetailStem(nn.Module):
         return self.mix(self.patches(volume))
 
     def patches(self, volume: Tensor) -> Tensor:
-        """What the encoder hands on, [B, D, 4g, 4g, 4g]: a cell knows its own voxels only."""
+        """Return [B, D, 4g, 4g, 4g], in which each cell depends on its own voxels only."""
         return self.proj(volume.clamp(-BRIGHTEST, BRIGHTEST))
 
 
 class ResidualConv3d(nn.Module):
-    """x + conv(gelu(conv(x))), [B, C, i, j, k]; it starts close to doing nothing.
+    """x + conv(gelu(conv(x))) for x [B, C, i, j, k]; it starts close to the identity.
 
-    Without a norm: most of what it sees is nearly constant over the channels, far from the clicks
-    and outside of the body, where a norm has gradients without bound.
+    It has no norm: far from the clicks and outside of the body the channels are nearly constant,
+    and the gradients of a norm are unbounded there.
     """
 
     def __init__(self, channels: int) -> None:
@@ -70,10 +71,10 @@ class ResidualConv3d(nn.Module):
 
 
 class Coarser(nn.Module):
-    """[B, C, i, j, k] -> the same: what is seen on cells twice as wide, and what lies below it.
+    """The coarser levels of the U-Net: maps [B, C, i, j, k] to the same shape through wider cells.
 
-    channels: here and on each coarser level. Its last convolution starts at zero, so that a network
-    with it begins as the one without.
+    channels: of the input. coarser: channels of this level and of the levels below it. The last
+    convolution starts at zero, so that a network with it begins like the network without it.
     """
 
     def __init__(self, channels: int, coarser: tuple[int, ...]) -> None:
@@ -87,17 +88,17 @@ class Coarser(nn.Module):
                 x.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.mix(self.down(x))
+        features = self.mix(self.down(x))
         if self.below is not None:
-            seen = seen + self.below(seen)
-        return F.interpolate(self.up(F.gelu(seen)), scale_factor=2, mode="trilinear")
+            features = features + self.below(features)
+        return F.interpolate(self.up(F.gelu(features)), scale_factor=2, mode="trilinear")
 
 
 class MaskRefiner(nn.Module):
-    """What the decoder has upscaled [B, C, 4g, 4g, 4g], with the image's detail and the prompt.
+    """Refine the decoder's upscaled image [B, C, 4g, 4g, 4g] with image detail and prompt.
 
-    A U-Net (arXiv 1505.04597) of a few channels, so that a mask can spread from the clicks to where
-    the object ends. It sees which cells are like those that were clicked.
+    A U-Net (arXiv 1505.04597) of a few channels, through which a mask spreads from the clicks to
+    the end of the object. Its input includes the likeness of each cell to the clicked cells.
     """
 
     def __init__(self, config: FastSAM3DConfig) -> None:
@@ -110,12 +111,13 @@ class MaskRefiner(nn.Module):
         self.coarser = Coarser(channels, COARSER)
         self.mix = ResidualConv3d(channels)
 
-    def show(
+    def prompt_maps(
         self, detail: Tensor, points: Tensor, labels: Tensor, mask: Tensor, roi_size: int
     ) -> Tensor:
-        """The prompt as channels, [B, PROMPT_MAPS, 4g, 4g, 4g].
+        """Return the prompt as channels, [B, PROMPT_MAPS, 4g, 4g, 4g].
 
-        points: [B, N, 3] ROI voxels; labels: [B, N]; mask: [B, 1, 4g, 4g, 4g] logits.
+        detail: [B or 1, D, 4g, 4g, 4g]; points: [B, N, 3] (i, j, k) ROI voxels; labels: [B, N];
+        mask: [B, 1, 4g, 4g, 4g] logits of the previous step.
         """
         drawn = draw_prompt(points, labels, mask, roi_size)
         keys = self.key(detail.to(self.key.weight.dtype))
@@ -124,16 +126,16 @@ class MaskRefiner(nn.Module):
 
     def forward(self, upscaled: Tensor, detail: Tensor, maps: Tensor) -> Tensor:
         merged = self.merge(torch.cat([upscaled, detail, maps], dim=1))
-        # convolutions of few channels are faster so on a CPU
+        # on a CPU, convolutions of few channels are faster in this memory format
         merged = merged.contiguous(memory_format=torch.channels_last_3d)
         return upscaled + self.mix(merged + self.coarser(merged))
 
 
 def likeness(keys: Tensor, clicked: Tensor, labels: Tensor) -> Tensor:
-    """[B, 2, s, s, s]: exp(-d²) of the distance of each cell's key to the nearest one that a
-    foreground click, and to the nearest one that a background click lies on; 0 where there is none.
+    """Return exp(-d²) for the distance d of each cell's key to the nearest clicked key.
 
-    keys: [B or 1, K, s, s, s]; clicked: [B, N, K]; labels: [B, N].
+    keys: [B or 1, K, s, s, s]; clicked: [B, N, K] keys at the clicks; labels: [B, N]. The result
+    [B, 2, s, s, s] is for foreground and for background clicks; 0 without clicks of that kind.
     """
     flat = keys.flatten(2)  # [B, K, s³]
     square = flat.square().sum(dim=1, keepdim=True) + clicked.square().sum(dim=2, keepdim=True)
@@ -146,18 +148,19 @@ def likeness(keys: Tensor, clicked: Tensor, labels: Tensor) -> Tensor:
 
 
 def sample(detail: Tensor, points: Tensor, roi_size: int) -> Tensor:
-    """Detail at clicks: [B or 1, D, s, s, s] and [B, N, 3] (i, j, k) ROI voxels -> [B, N, D]."""
+    """Interpolate detail [B or 1, D, s, s, s] at (i, j, k) ROI voxels [B, N, 3]: [B, N, D]."""
     place = (points + 0.5) * (2 / roi_size) - 1
-    grid = place.flip(-1)[:, :, None, None]  # grid_sample wants (k, j, i)
+    grid = place.flip(-1)[:, :, None, None]  # grid_sample expects (k, j, i)
     detail = detail.expand(len(points), -1, -1, -1, -1)
-    found = F.grid_sample(detail, grid, padding_mode="border", align_corners=False)
-    return found[..., 0, 0].transpose(1, 2)
+    samples = F.grid_sample(detail, grid, padding_mode="border", align_corners=False)
+    return samples[..., 0, 0].transpose(1, 2)
 
 
 def draw_prompt(points: Tensor, labels: Tensor, mask: Tensor, roi_size: int) -> Tensor:
-    """[B, 3, s, s, s]: the previous mask in (-1, 1), and a blob at each click, by its kind.
+    """Return the previous mask in (-1, 1) and Gaussians at the foreground and background clicks.
 
-    points: [B, N, 3] ROI voxels; labels: [B, N]; mask: [B, 1, s, s, s] logits.
+    points: [B, N, 3] (i, j, k) ROI voxels; labels: [B, N]; mask: [B, 1, s, s, s] logits. The
+    result is [B, 3, s, s, s].
     """
     size = mask.shape[-1]
     cells = (points + 0.5) * (size / roi_size) - 0.5  # [B, N, 3]

@@ -1,15 +1,15 @@
-"""Relative-position bias of 3D attention, as published weights need it and as textbooks have it.
+"""Relative-position bias of 3D attention: the published kind and the textbook kind.
 
-Both kinds are a sum of three terms of the query's place (d, h, w) and the key's place (kd, kh, kw),
-each looked up in a table of 2n - 1 rows by a difference of two coordinates (row: query - key +
-n - 1), with q unscaled:
+Both are a sum of three terms that depend on the query's place (d, h, w) and the key's place
+(kd, kh, kw). Each term is looked up in a table of 2n - 1 rows by a difference of two coordinates
+(row: query - key + n - 1), with q unscaled:
 
     textbook:   q[d,h,w]·Rd[d-kd] + q[d,h,w]·Rh[h-kh]  + q[d,h,w]·Rw[w-kw]
     published:  q[d,h,w]·Rd[d-kw] + q[d,h,kd]·Rh[h-kw] + q[d,h,kh]·Rw[kh-kw]
 
-The textbook's is Eq. 4 of MViTv2 (arXiv 2112.01526) in 3D; the published one is what SAM-Med3D's
-code computes. It pairs the axes in a way of its own, so it needs a cubic grid, and in a padded
-window it reads the queries of padding.
+The textbook kind is Eq. 4 of MViTv2 (arXiv 2112.01526) in 3D. The published kind is that of
+SAM-Med3D's code. It pairs the axes differently, so it needs a cubic grid, and in a padded window it
+reads the queries of the padding.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Tables = tuple[Tensor, Tensor, Tensor]
 class BiasTerms:
     """The bias of each query and key as a sum of three separable parts.
 
-    bias = along_d[…, kd, kw] + along_h[…, kh, kw] + along_w[…, kw], where all three parts are
-    [B, heads, d, h, w, …], of size 1 along each axis that they do not depend on.
+    bias = along_d[…, kd, kw] + along_h[…, kh, kw] + along_w[…, kw]. All three parts are
+    [B, heads, d, h, w, …], with size 1 along each axis that they do not depend on.
     """
 
     along_d: Tensor
@@ -40,20 +40,21 @@ class BiasTerms:
 
     @classmethod
     def zero(cls, q: Tensor, side: int) -> BiasTerms:
-        """No bias, for queries q [B, heads, N, c] on a grid of any shape and side³ keys."""
+        """Return a bias of 0 for queries q [B, heads, N, c] and side³ keys."""
         nothing = q.new_zeros(*q.shape[:2], 1, 1, q.shape[2], side)
         return cls(nothing[..., None], nothing[..., None], nothing)
 
     def dense(self, keys_dhw: tuple[int, int, int]) -> Tensor:
-        """[B, heads, Nq, Nk] over the first ``keys_dhw`` key places along each axis."""
+        """Return [B, heads, Nq, Nk] over the first ``keys_dhw`` key places along each axis."""
         kd, kh, kw = keys_dhw
         along_dh = self.along_d[..., :kd, None, :kw] + self.along_h[..., None, :kh, :kw]
         bias = along_dh + self.along_w[..., None, None, :kw]
         return bias.flatten(5).flatten(2, 4)
 
     def grouped(self, groups: TokenGroups, grid_dhw: tuple[int, int, int]) -> Tensor:
-        """The bias between the members of each group, without the dense N × N one: [B, heads, G, M,
-        M].
+        """Return the bias between the members of each group, [B, heads, G, M, M].
+
+        It does not compute the dense N × N bias.
         """
         place = torch.stack(torch.unravel_index(groups.index.to(self.along_w.device), grid_dhw))
         query, (kd, kh, kw) = place[:, :, :, None], place[:, :, None, :]
@@ -66,10 +67,10 @@ class BiasTerms:
         return along_dh + look_up(self.along_w, kw)
 
     def log_padding(self, real_dhw: tuple[int, int, int], side: int) -> Tensor:
-        """logsumexp of the bias over the padded key places of a side³ window: [B, heads, Nq, 1].
+        """Return the logsumexp of the bias over a side³ window's padded keys, [B, heads, Nq, 1].
 
-        A place is padding when kd is beyond ``real_dhw``, or else kh, or else kw; for each kw the
-        sum over (kd, kh) factors.
+        A place is padding if kd, kh or kw lies beyond ``real_dhw``. For each kw, the sum over
+        (kd, kh) is a product of two sums.
         """
         kd, kh, kw = real_dhw
         along_d = self.along_d.expand(*self.along_d.shape[:-1], side)
@@ -85,9 +86,9 @@ class BiasTerms:
 
 
 def _logsumexp(x: Tensor) -> Tensor:
-    """Over the second last axis; where that is empty, a number whose exponential is 0.
+    """Return the logsumexp over the second last axis; for an empty axis, a number with exp 0.
 
-    (minus infinity would do for the value, but not for the gradient, which would be NaN)
+    Minus infinity would have the same value, but a gradient of NaN.
     """
     if x.shape[-2] == 0:
         return x.new_full((*x.shape[:-2], x.shape[-1]), torch.finfo(x.dtype).min / 8)
@@ -95,11 +96,11 @@ def _logsumexp(x: Tensor) -> Tensor:
 
 
 def bias_terms(kind: Kind, tables: Tables, q: Tensor, padded_q: Tensor | None = None) -> BiasTerms:
-    """The bias of queries q [B, heads, d, h, w, c] over the keys of a side³ cube.
+    """Return the bias of queries q [B, heads, d, h, w, c] over the keys of a side³ cube.
 
-    tables: (Rd, Rh, Rw), each [2 * side - 1, c]. padded_q: [heads, c], the query at places beyond
-    the grid, for ``published`` where the grid is smaller than ``side``. Raises ValueError for a
-    grid larger than the tables, and for ``published`` on a grid that is no cube.
+    tables: (Rd, Rh, Rw), each [2 * side - 1, c]. padded_q: [heads, c], the query of the padding,
+    for ``published`` on a grid smaller than ``side``. Raises ValueError for a grid larger than the
+    tables, and for ``published`` on a grid that is no cube.
     """
     grid, side = tuple(q.shape[2:5]), (tables[0].shape[0] + 1) // 2
     if max(grid) > side:
@@ -114,12 +115,12 @@ def bias_terms(kind: Kind, tables: Tables, q: Tensor, padded_q: Tensor | None = 
 
 
 def _rows(table: Tensor, queries: int) -> Tensor:
-    """[queries, side, c]: the row of each query place and key place."""
+    """Return the table's row for each query place and key place, [queries, side, c]."""
     return table[_row_numbers(queries, (table.shape[0] + 1) // 2, table.device)]
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # they are kept, and may take part in training later
+@torch.inference_mode(False)  # cached tensors may take part in training later
 def _row_numbers(queries: int, side: int, device: torch.device) -> Tensor:
     query, key = torch.arange(queries)[:, None], torch.arange(side)[None, :]
     return (query - key + side - 1).to(device)
@@ -136,7 +137,7 @@ def _textbook_terms(tables: Tables, q: Tensor) -> BiasTerms:
 def _published_terms(tables: Tables, q: Tensor, padded_q: Tensor | None) -> BiasTerms:
     table_d, table_h, table_w = tables
     grid, side = q.shape[2], (table_d.shape[0] + 1) // 2
-    line = q  # the queries (d, h, ·), up to the side of the window
+    line = q  # the queries (d, h, ·) up to the side of the window
     if grid < side and padded_q is not None:
         missing = padded_q[None, :, None, None, None, :]
         line = torch.cat([q, missing.expand(*q.shape[:4], side - grid, -1)], dim=4)

@@ -29,21 +29,21 @@ class PositionEmbedding3D(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, features))
 
     def forward(self, position: Tensor) -> Tensor:
-        """position: [..., 3] in [0, 1] -> [..., channels]."""
+        """Encode positions [..., 3] in [0, 1] as [..., channels]."""
         angle = 2 * math.pi * ((2 * position - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([angle.sin(), angle.cos(), angle.sin()], dim=-1)[..., : self.channels]
 
 
 def _norm(x: Tensor, norm: LayerNorm3d) -> Tensor:
-    """``norm`` over the last axis."""
+    """Apply ``norm`` over the last axis."""
     return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
 
 class PromptEncoder3D(nn.Module):
-    """Clicks and a previous mask -> embeddings [B, N, C] and features [B, g³, mask_channels].
+    """Encode clicks as embeddings [B, N, C], a previous mask as features [B, g³, mask_channels].
 
-    The last layer of ``mask_downscaling``, which takes these features to C channels, is left to the
-    mask decoder: it joins that layer with its own first one.
+    The mask decoder applies the last layer of ``mask_downscaling``, which maps these features to C
+    channels, because it joins that layer with its own first one.
     """
 
     def __init__(self, config: FastSAM3DConfig) -> None:
@@ -76,22 +76,25 @@ class PromptEncoder3D(nn.Module):
         batch: int,
         detail: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """points: [B, N, 3] (i, j, k) ROI voxel indices; labels: [B, N]; mask: [B, 1, 4g, 4g, 4g]
-        logits; detail: the image's, [B or 1, D, 4g, 4g, 4g]; each or None.
+        """Return the clicks' embeddings and the mask's features; None without a mask.
+
+        points: [B, N, 3] (i, j, k) ROI voxel indices or None; labels: [B, N] or None; mask:
+        [B, 1, 4g, 4g, 4g] logits or None; detail: [B or 1, D, 4g, 4g, 4g] of the image or None.
         """
         if points is None or labels is None:
             sparse = self.no_mask_embed.weight.new_zeros(batch, 0, self.no_mask_embed.embedding_dim)
         else:
             sparse = self.embed_points(points, labels)
             if detail is not None:
-                seen = self.detail_proj(sample(detail, points, self.roi_size))
-                seen = seen * (labels != PADDING)[..., None]
-                sparse = sparse + F.pad(seen, (0, 0, 0, 1))  # nothing for the padding point
+                appearance = self.detail_proj(sample(detail, points, self.roi_size))
+                appearance = appearance * (labels != PADDING)[..., None]
+                sparse = sparse + F.pad(appearance, (0, 0, 0, 1))  # zeros for the padding point
         return sparse, None if mask is None else self.embed_mask(mask)
 
     def embed_mask(self, mask: Tensor) -> Tensor:
-        """``mask_downscaling`` without its last layer, on blocks: [B, 1, 4g, 4g, 4g] -> [B, g³,
-        mask_channels].
+        """Apply ``mask_downscaling`` without its last layer to a mask [B, 1, 4g, 4g, 4g].
+
+        It computes on blocks (:mod:`lib.networks.token_blocks`): [B, g³, mask_channels].
         """
         layers: list[Any] = list(self.mask_downscaling)
         first, first_norm, _, second, second_norm, _, _ = layers
@@ -102,8 +105,9 @@ class PromptEncoder3D(nn.Module):
         return F.gelu(_norm(x, second_norm))
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """[B, N, 3] clicks -> [B, N + 1, C]; a padding point stands in for the box that no one
-        draws.
+        """Embed clicks [B, N, 3] as [B, N + 1, C].
+
+        A padding point at the end takes the place of SAM's box, which clients do not send.
         """
         points = points.to(self.no_mask_embed.weight.dtype)
         points = torch.cat([points + 0.5, points.new_zeros(len(points), 1, 3)], dim=1)
@@ -121,7 +125,7 @@ class PromptEncoder3D(nn.Module):
         return embedding
 
     def dense_position(self) -> Tensor:
-        """Positional encoding of every token of the image embedding: [1, C, g, g, g]."""
+        """Return the positional encoding of every image token, [1, C, g, g, g]."""
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
         centre = (torch.arange(self.grid_size, device=matrix.device) + 0.5) / self.grid_size
         position = torch.stack(torch.meshgrid(centre, centre, centre, indexing="ij"), dim=-1)

@@ -1,38 +1,39 @@
-"""Where a mask is cut out of its logits."""
+"""The threshold that separates the inside of a mask from the outside."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .config import MaskThreshold
+from .policy import MaskThreshold
 
 LEAST_PROBABILITY = 0.1
-"""Of what is marked at all. Where nothing was found, the rule would mark what is least unlikely."""
+"""LEAST_PROBABILITY: lower bound of the threshold. Without it, the rule would mark the least
+unlikely voxels where the network finds nothing."""
 
 
 def mask_threshold(logits: Tensor, kind: MaskThreshold) -> Tensor:
-    """The logit above which a voxel is marked, of each of the masks [B, ...]: [B] float32.
+    """Return the logit above which a voxel is inside, for each mask of [B, ...]: [B] float32.
 
-    ``zero``: 0. ``expected_dice``: what gives the mask with the largest expected Dice, if the
-    logits are right about how likely each voxel is: half of that Dice as a probability (Lipton et
+    ``zero``: 0. ``expected_dice``: the threshold with the largest expected Dice, if the logits are
+    right about the probability of each voxel. As a probability it is half of that Dice (Lipton et
     al., Optimal Thresholding of Classifiers to Maximize F1 Measure, arXiv 1402.1892). It is low
-    after one click, when much is possible, and close to 0 when the object is clear.
+    after one click, when many masks are possible, and close to 0 when the object is clear.
     """
     if kind == "zero":
         return torch.zeros(len(logits), device=logits.device)
-    cuts = [_best_cut(likely) for likely in logits.detach().flatten(1).float().sigmoid()]
+    cuts = [_best_cut(probability) for probability in logits.detach().flatten(1).float().sigmoid()]
     return torch.stack(cuts).logit()
 
 
-def _best_cut(likely: Tensor) -> Tensor:
-    """The probability (,) at which to cut those of a mask's voxels (N,).
+def _best_cut(probability: Tensor) -> Tensor:
+    """Return the best threshold (,) for the probabilities (N,) of a mask's voxels.
 
-    Only those above the least one are sorted, which most are not: the best mask ends at half of its
-    expected Dice, so were it to hold others, it would be cut at the least one anyway.
+    Only probabilities above the least one are sorted, which are few: the best threshold is half of
+    the expected Dice, so a mask that held less likely voxels would get the least threshold anyway.
     """
-    marked = likely[likely > LEAST_PROBABILITY].sort(descending=True).values
-    count = torch.arange(1, len(marked) + 1, device=likely.device)
-    expected = 2 * marked.cumsum(dim=0) / (count + likely.sum())
+    marked = probability[probability > LEAST_PROBABILITY].sort(descending=True).values
+    count = torch.arange(1, len(marked) + 1, device=probability.device)
+    expected = 2 * marked.cumsum(dim=0) / (count + probability.sum())
     best = torch.cat([expected.new_zeros(1), expected]).amax()
     return (best / 2).clamp(LEAST_PROBABILITY, 0.5)

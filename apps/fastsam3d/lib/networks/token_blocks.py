@@ -1,7 +1,7 @@
-"""A volume as blocks of a token's size: what stands under one token lies together in memory.
+"""Volumes as blocks of a token's size, in which the cells of one token are adjacent in memory.
 
-A convolution whose stride is its size, or its transpose, is then a matrix product over the last
-axes, and nothing is moved between two of them.
+A convolution whose stride equals its size, or its transpose, is then a matrix product over the last
+axes, and no data moves between two such convolutions.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from torch import Tensor
 
 
 def to_blocks(volume: Tensor) -> Tensor:
-    """[B, c, 4i, 4j, 4k] -> [B, i * j * k, 8, 8, c]: token, its eighth, that one's eighth, channel.
+    """Rearrange [B, c, 4i, 4j, 4k] as [B, i * j * k, 8, 8, c].
 
-    The eighths are in (i, j, k) order.
+    The axes are token, eighth of the token, eighth of that eighth, channel. Tokens and eighths are
+    in (i, j, k) order.
     """
     x = volume
     for axis in (4, 3, 2):
@@ -24,7 +25,7 @@ def to_blocks(volume: Tensor) -> Tensor:
 
 
 def from_blocks(blocks: Tensor, grid: Sequence[int]) -> Tensor:
-    """The inverse of :func:`to_blocks` for a grid of (i, j, k) tokens."""
+    """Invert :func:`to_blocks` for a grid of (i, j, k) tokens."""
     x = blocks.unflatten(3, (2, 2, 2)).unflatten(2, (2, 2, 2)).unflatten(1, tuple(grid))
     x = x.permute(0, 10, 1, 4, 7, 2, 5, 8, 3, 6, 9)  # [B, c, i, 2, 2, j, 2, 2, k, 2, 2]
     return x.flatten(8).flatten(5, 7).flatten(2, 4)

@@ -1,7 +1,8 @@
-"""The routes by which clients open an image: it is read ahead, for the first click on it.
+"""The routes by which clients open, upload and describe an image.
 
-3D Slicer asks for the next sample or uploads a volume of its own; OHIF fetches the series from the
-DICOM server, through this one. The stock routes run on the event loop, where all others wait.
+An opened image is prefetched for the first click on it. 3D Slicer requests the next sample or
+uploads a volume of its own; OHIF fetches the series from the DICOM server through this server. The
+stock routes run on the event loop and block all other requests.
 """
 
 from __future__ import annotations
@@ -10,36 +11,37 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Request, UploadFile
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import activelearning, datastore, session
 from monailabel.endpoints import proxy as stock_proxy
-from monailabel.endpoints.user.auth import RBAC, User
-from monailabel.interfaces.utils.app import app_instance
 
+from lib.server.app_instance import app_instance
+from lib.server.auth import AnnotatorRole, UserRole
 from lib.server.find_image import find_image
+from lib.server.form_json import parse_object
 
 router = APIRouter()
 
-UserRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-
 SERVICES = ("wado", "qido", "stow")
+"""SERVICES: the DICOMweb services that may start a path behind ``/proxy/dicom/``."""
+
 FRAME = re.compile(r"studies/[^/]+/series/([0-9.]+)/instances/[^/]+/frames/")
+"""FRAME: the path of a slice's voxels; the group is the SeriesInstanceUID."""
 
 
 @router.post("/activelearning/{strategy}", summary="Next sample", tags=["ActiveLearning"])
 def next_sample(strategy: str, user: UserRole, params: dict | None = None) -> Any:
     sample = activelearning.sample(strategy, params, user.username)
     if sample:
-        app_instance().read_ahead(sample["id"], lambda: str(sample["path"]))
+        app_instance().prefetch(sample["id"], lambda: str(sample["path"]))
     return sample
 
 
-@router.put("/session/", summary="Create new session with Image", tags=["Session"])
+@router.put("/session/", summary="Create a session with an image", tags=["Session"])
 def create_session(
     background_tasks: BackgroundTasks,
     user: UserRole,
@@ -49,31 +51,50 @@ def create_session(
 ) -> Any:
     created = session.create_session(background_tasks, uncompress, expiry, files)
     path = str(created["session_info"]["image"])
-    app_instance().read_ahead(path, lambda: path)
+    app_instance().prefetch(path, lambda: path)
     return created
 
 
-@router.get("/datastore/image/info", summary="Get Image Info", tags=["Datastore"])
+@router.put("/datastore/", include_in_schema=False)
+@router.put("/datastore/image", summary="Upload an image", tags=["Datastore"])
+def add_image(
+    background_tasks: BackgroundTasks,
+    user: AnnotatorRole,
+    file: Annotated[UploadFile, File()],
+    image: str | None = None,
+    params: Annotated[str, Form()] = "{}",
+) -> Any:
+    parse_object(params, "params")
+    return datastore.add_image(background_tasks, image, params, file, user.username)
+
+
+@router.get("/datastore/image/info", summary="Describe an image", tags=["Datastore"])
 def image_info(image: str, user: UserRole) -> Any:
     info = datastore.get_image_info(image)
-    app_instance().read_ahead(image, lambda: find_image(app_instance(), image))
+    app_instance().prefetch(image, lambda: find_image(app_instance(), image))
     return info
+
+
+@router.put("/datastore/image/info", summary="Change an image's description", tags=["Datastore"])
+def update_image_info(image: str, user: AnnotatorRole, info: Annotated[str, Form()] = "{}") -> Any:
+    parse_object(info, "info")
+    return datastore.update_image_info(image, info or "{}", user.username)
 
 
 @router.api_route("/proxy/dicom/{path:path}", methods=["GET", "POST"], include_in_schema=False)
 async def proxy(request: Request, path: str, user: UserRole) -> Response:
-    await request.body()  # kept with the request; nothing else waits for the client
+    await request.body()  # the request keeps it, so that only this line waits for the client
     service, _, rest = path.partition("/")
     service, rest = (service, rest) if service in SERVICES else ("", path)
-    await run_in_threadpool(_read_series_ahead, rest)
-    fetching = stock_proxy.proxy_dicom(request, service, rest)
-    return await run_in_threadpool(asyncio.run, fetching)  # it blocks until the answer is there
+    await run_in_threadpool(_prefetch_series, rest)
+    # the stock coroutine blocks until the DICOM server answers, so it gets an event loop of its own
+    return await run_in_threadpool(asyncio.run, stock_proxy.proxy_dicom(request, service, rest))
 
 
-def _read_series_ahead(path: str) -> None:
-    """Where a viewer loads the voxels of a series that can be clicked on, and not its headers."""
+def _prefetch_series(path: str) -> None:
+    """Prefetch a series of the studies when a viewer loads its voxels, not only its headers."""
     frame = FRAME.match(path)
-    instance = app_instance()
-    studies = instance.datastore()
+    app = app_instance()
+    studies = app.datastore()
     if frame and isinstance(studies, DICOMWebDatastore) and frame[1] in studies.list_images():
-        instance.read_ahead(frame[1], lambda: find_image(instance, frame[1]))
+        app.prefetch(frame[1], lambda: find_image(app, frame[1]))

@@ -1,41 +1,40 @@
-"""The routes of the click path: a mask from clicks, and saving it as a label."""
+"""The routes of the click path: a mask from clicks, and saving a mask as a label.
+
+The routes are plain functions, which FastAPI runs in worker threads, so that other requests are
+answered meanwhile.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
-from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import datastore
 from monailabel.endpoints.infer import ResultType
-from monailabel.endpoints.user.auth import RBAC, User
-from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.utils.app import app_instance
 
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
 from lib.imaging.mask_file import MaskForm, write_temporary
-from lib.infers.fastsam3d import MASK, check_options
+from lib.infers.request import MASK, check_options, requested_form
+from lib.server.app_instance import ServedApp, app_instance
+from lib.server.auth import AnnotatorRole, UserRole
 from lib.server.find_image import find_image, image_file
+from lib.server.form_json import parse_object
 from lib.server.reply import image_reply, multipart_reply
 
 router = APIRouter()
 
-LABEL_FILES = (".nii.gz", ".nii", ".nrrd", ".bin")  # .bin: the image's voxels without a header
+LABEL_FILES = (".nii.gz", ".nii", ".nrrd", ".bin")
+"""LABEL_FILES: extensions of a saved label; .bin holds the image's voxels without a header."""
 
 
 # --- routes ---------------------------------------------------------------------------------------
-# Each runs in a thread of its own, so that other requests are answered meanwhile.
-
-UserRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-AnnotatorRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
 
 
 @router.post("/infer/{model}", summary="Mask from clicks", tags=["Infer"])
@@ -50,25 +49,25 @@ def infer(
     file: Annotated[UploadFile | None, File()] = None,
     output: ResultType | None = None,
 ) -> Any:
-    """The image is that of the session, or the file that is sent along, or one of the studies."""
-    instance = app_instance()
-    request = _parse_params(params)
+    """The image is that of the session, else the sent file, else one of the studies."""
+    app = app_instance()
+    request = parse_object(params, "params")
     check_options(request)
-    _check_model(instance, model)
+    _check_model(app, model)
     if output == ResultType.dicom_seg:
-        _check_segmentation(instance, session_id or file is not None)
-    with image_file(instance, image, session_id, file) as path:
-        said = instance.infer({**request, "model": model, "image": path, MASK: True})["params"]
-        mask, form = said.pop(MASK), MaskForm.of(request, path)
+        _check_has_series(app, is_uploaded=bool(session_id) or file is not None)
+    with image_file(app, image, session_id, file) as path:
+        result = app.infer({**request, "model": model, "image": path, MASK: True})["params"]
+        mask, form = result.pop(MASK), requested_form(request, path)
         if output == ResultType.dicom_seg:
             label_info = request.get("label_info") or []
-            file_path = write_temporary(mask, MaskForm(".nii.gz"))
-            return _segmentation(background_tasks, path, file_path, label_info)
+            mask_path = write_temporary(mask, MaskForm(".nii.gz"))
+            return _segmentation_reply(background_tasks, path, mask_path, label_info)
     if output == ResultType.json:
-        return said
+        return result
     if output == ResultType.image:
-        return _with_warnings(image_reply(mask, form, http), said["warnings"])
-    return _with_warnings(multipart_reply(mask, form, said, http), said["warnings"])
+        return _add_warnings(image_reply(mask, form, http), result["warnings"])
+    return _add_warnings(multipart_reply(mask, form, result, http), result["warnings"])
 
 
 @router.put("/datastore/label", summary="Save a label", tags=["Datastore"])
@@ -80,57 +79,62 @@ def save_label(
     tag: str = "",
     params: Annotated[str, Form()] = "{}",
 ) -> Any:
-    """The tag is ``final`` unless one is given; a label that has this tag already is replaced."""
-    _parse_params(params)
+    """The default tag is ``final``; a label that has the same tag already is replaced."""
+    parse_object(params, "params")
     find_image(app_instance(), image)
-    if not re.fullmatch(r"[\w-]*", tag):  # it names a folder
+    if not re.fullmatch(r"[\w-]*", tag):  # the tag is the name of a folder
         raise InputError(f"tag is {tag!r}; a tag has letters, digits, - and _ only")
     if not str(label.filename).endswith(LABEL_FILES):
         raise InputError(f"label is {label.filename!r}; send one of {', '.join(LABEL_FILES)}")
     return datastore.save_label(background_tasks, image, params, tag, label, user.username)
 
 
+@router.put("/datastore/label/info", summary="Change a label's description", tags=["Datastore"])
+def update_label_info(
+    label: str, tag: str, user: AnnotatorRole, info: Annotated[str, Form()] = "{}"
+) -> Any:
+    parse_object(info, "info")
+    return datastore.update_label_info(label, tag, info or "{}", user.username)
+
+
+@router.put("/datastore/updatelabelinfo", include_in_schema=False)
+def update_label_info_of_old_clients(
+    label: str, tag: str, user: AnnotatorRole, params: Annotated[str, Form()] = "{}"
+) -> Any:
+    parse_object(params, "params")
+    return datastore.update_label_info(label, tag, params or "{}", user.username)
+
+
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _parse_params(text: str) -> dict[str, Any]:
-    try:
-        params = json.loads(text) if text else {}
-    except (ValueError, RecursionError) as error:  # an endless number, endless brackets
-        raise InputError(f"params is not JSON: {error}; send an object") from error
-    if not isinstance(params, dict):
-        raise InputError(f"params is {params!r}; send a JSON object")
-    return params
+def _check_model(app: ServedApp, model: str) -> None:
+    if model not in app.models:
+        raise NotFoundError(f"there is no model {model!r}; there are {', '.join(app.models)}")
 
 
-def _check_model(instance: MONAILabelApp, model: str) -> None:
-    models = instance.models
-    if model not in models:
-        raise NotFoundError(f"there is no model {model!r}; there are {', '.join(models)}")
-
-
-def _check_segmentation(instance: MONAILabelApp, is_own: bool) -> None:
-    if is_own or not isinstance(instance.datastore(), DICOMWebDatastore):
+def _check_has_series(app: ServedApp, is_uploaded: bool) -> None:
+    if is_uploaded or not isinstance(app.datastore(), DICOMWebDatastore):
         raise InputError(
             "a DICOM-SEG needs a series of a DICOM server; ask for output=image instead"
         )
 
 
-# --- masks ----------------------------------------------------------------------------------------
+# --- replies --------------------------------------------------------------------------------------
 
 
-def _with_warnings(reply: Response, warnings: Sequence[str]) -> Response:
-    """A reply that is a mask alone has its warnings in a header, where our OHIF finds them."""
+def _add_warnings(reply: Response, warnings: Sequence[str]) -> Response:
+    """Put the warnings into the header X-Warning, where the OHIF panel finds them."""
     if warnings:
-        text = "; ".join(warnings).encode("latin-1", "replace")  # what a header can hold
+        text = "; ".join(warnings).encode("latin-1", "replace")  # the encoding of HTTP headers
         reply.headers["X-Warning"] = text.decode("latin-1")
     return reply
 
 
-def _segmentation(
+def _segmentation_reply(
     background_tasks: BackgroundTasks, image: str, mask: str, label_info: list[dict[str, Any]]
 ) -> FileResponse:
-    """A mask file as DICOM-SEG; neither file stays behind."""
+    """Return a mask file as DICOM-SEG; both temporary files are removed."""
     try:
         segmentation = write_segmentation(image, mask, label_info)
     finally:

@@ -1,9 +1,9 @@
-"""The OHIF viewer that MONAI Label serves, with its click panel corrected.
+"""The OHIF viewer that MONAI Label serves, with corrections to its click panel.
 
-As it is, it hides why the server refuses a request and what the server warns of, it stops to react
-when Run is pressed before any click, it has nothing to save a mask with, and it looks for the
-server on port 8000. The corrections replace pieces of its script while it is served; the installed
-files are left alone. A release of MONAI Label that has other pieces is served as it is.
+The stock panel hides why the server refuses a request and what it warns of, hangs when Run is
+pressed before any click, cannot save a mask, and expects the server on port 8000. The corrections
+replace pieces of the panel's script when it is served; the installed files stay unchanged. If
+another release of MONAI Label lacks one of the pieces, its script is served unchanged.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Annotated
 
 import monailabel.endpoints.ohif as stock
-from fastapi import APIRouter, Depends, Response
-from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC, User
+from fastapi import APIRouter, Response
+
+from lib.server.auth import UserRole
 
 FOLDER = Path(stock.__file__).parent / "static" / "ohif"
 
 CORRECTIONS = (
-    (  # say what the server says, and long enough to be read
+    (  # show the reason of an error, for 15 s instead of 6
         """message: 'Failed to Run Inference for Point Prompts',
           type: 'error',
           duration: 6000""",
@@ -35,7 +34,7 @@ CORRECTIONS = (
           type: 'error',
           duration: 15000""",
     ),
-    (  # and what it warns of, which is beside the mask in the reply
+    (  # show the reply's warnings
         """message: 'Running Inference for Point Prompts - Successful',
         type: 'success',
         duration: 4000""",
@@ -43,11 +42,11 @@ CORRECTIONS = (
         type: response.headers['x-warning'] ? 'warning' : 'success',
         duration: response.headers['x-warning'] ? 15000 : 4000""",
     ),
-    (  # without clicks: send none, and the server says what is missing
+    (  # without clicks, send an empty list: the server answers what is missing
         "for (const annotation of annotations) {",
         "for (const annotation of annotations || []) {",
     ),
-    (  # a mask can be saved; MONAI Label has the request for it, but nothing to click on
+    (  # save the mask; the client has a function for it, but the panel has no button
         "    this.clearAllPoints = () => {",
         """    this.saveLabel = async () => {
       const { segmentationService } = this.props.servicesManager.services;
@@ -70,7 +69,7 @@ CORRECTIONS = (
     };
     this.clearAllPoints = () => {""",
     ),
-    (
+    (  # the button for it
         """onClick: () => this.clearAllPoints()
       }, "Clear All Points")))""",
         """onClick: () => this.clearAllPoints()
@@ -82,29 +81,28 @@ CORRECTIONS = (
         onClick: () => this.saveLabel()
       }, "Save Label")))""",
     ),
-    (  # the server is where the viewer comes from
+    (  # the server's address is the one that the viewer was loaded from
         "'http://' + window.location.host.split(':')[0] + ':8000/'",
         "window.location.origin + '/'",
     ),
 )
+"""CORRECTIONS: (piece of the stock script, its replacement); each piece occurs once."""
 
 router = APIRouter(prefix="/ohif", tags=["Others"])
 
 
 @router.get("/{path:path}", include_in_schema=False)
-def get_viewer(
-    path: str, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-) -> Response:
+def get_viewer(path: str, user: UserRole) -> Response:
     script = corrected(path)
     if script is None:
         return stock.get_ohif(path)
-    # else a browser goes on with the script of the day before
+    # without this header a browser may use its cached copy of the stock script
     return Response(script, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
 
 @cache
 def corrected(path: str) -> str | None:
-    """The viewer's script at a path if it is the one to correct, corrected."""
+    """Return the corrected script at a path, or None if nothing is to be corrected there."""
     if not re.fullmatch(r"\d+\.bundle\.\w+\.js", path) or not (FOLDER / path).is_file():
         return None
     script = (FOLDER / path).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Reading an image before the first click on it."""
+"""Prefetch an image that a client opened, before the first click on it."""
 
 from __future__ import annotations
 
@@ -11,47 +11,54 @@ from typing import Any
 import requests
 from cachetools import TTLCache
 
-from lib.errors import InputError, NotFoundError
+from lib.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-class ReadAhead:
-    """Decodes an image that a client opened, so that it is there when the first click comes.
+class Prefetcher:
+    """Reads and decodes images in a background thread, one at a time.
 
-    One at a time, in a thread of its own; a click that comes meanwhile waits for that very read.
-    What fails is left to the click, whose client can be told.
+    A click on an image that is being prefetched waits for that read instead of starting another.
+    Errors are only logged: the click on the image repeats the read and reports the error to its
+    client.
 
-    load: takes a dictionary with ``image_path``, and keeps what it reads.
+    MAX_QUEUED: images that wait or are being read; further ones are dropped.
+    REPEAT_SECONDS: requests for the same image within this time are ignored, because a viewer
+    fetches an image in hundreds of requests.
     """
 
-    MOST_WAITING = 4
-    FRESH_SECONDS = 60  # a viewer fetches an image in hundreds of requests
+    MAX_QUEUED = 4
+    REPEAT_SECONDS = 60
 
     def __init__(self, load: Callable[[dict[str, Any]], Any]) -> None:
+        """load: takes a dictionary with ``image_path`` and keeps the image in a cache."""
         self._load = load
-        self._thread = ThreadPoolExecutor(1, "read-ahead")
-        self._asked: TTLCache[str, None] = TTLCache(1024, self.FRESH_SECONDS)
-        self._waiting = 0
+        self._executor = ThreadPoolExecutor(1, "prefetch")
+        self._recent: TTLCache[str, None] = TTLCache(1024, self.REPEAT_SECONDS)
+        self._queued = 0
         self._lock = threading.Lock()
 
     def __call__(self, name: str, find: Callable[[], str]) -> None:
-        """Read the image whose path ``find`` gives, soon; name: of it, to know it again."""
+        """Queue an image and return at once.
+
+        name: identifies the image. find: returns its path; it is called in the background thread.
+        """
         with self._lock:
-            if name in self._asked or self._waiting >= self.MOST_WAITING:
+            if name in self._recent or self._queued >= self.MAX_QUEUED:
                 return
-            self._asked[name] = None
-            self._waiting += 1
-        self._thread.submit(self._read, name, find)
+            self._recent[name] = None
+            self._queued += 1
+        self._executor.submit(self._read, name, find)
 
     def _read(self, name: str, find: Callable[[], str]) -> None:
         try:
             self._load({"image_path": find()})
-            logger.info("%s was read ahead", name)
-        except (InputError, NotFoundError, requests.RequestException, OSError) as error:
-            logger.info("%s was not read ahead: %s", name, error)
+            logger.info("prefetched %s", name)
+        except (InputError, requests.RequestException, OSError) as error:
+            logger.info("could not prefetch %s: %s", name, error)
         except Exception:
-            logger.exception("%s was not read ahead", name)
+            logger.exception("could not prefetch %s", name)
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._queued -= 1

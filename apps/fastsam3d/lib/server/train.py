@@ -1,7 +1,7 @@
-"""The routes of trainings and of what they publish: start, watch, stop, roll back.
+"""The routes of trainings and of the weights that they publish: start, watch, stop, roll back.
 
-The stock routes start what cannot end well, queue a second training behind the first, and kill one
-that is stopped without letting it save.
+The stock routes start trainings that must fail, queue a second training behind the first, and kill
+a training on stop before it can save.
 """
 
 from __future__ import annotations
@@ -9,35 +9,35 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 import psutil
 import torch
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import FileResponse
-from monailabel.config import settings
 from monailabel.endpoints import train
-from monailabel.endpoints.user.auth import RBAC, User
-from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import processes, tasks
 
 from lib.errors import ConflictError, NotFoundError
+from lib.server.app_instance import ModelTrainer, app_instance
+from lib.server.auth import AdminRole, UserRole
 from lib.weights.versions import published_facts
 
 router = APIRouter()
 
-UserRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-AdminRole = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
-
 STOP_SECONDS = 5.0
-"""A training that is stopped has this long to save where it is; its last state is 30 s old."""
+"""STOP_SECONDS: time for a stopped training to save; its last checkpoint is 30 s old."""
+
+
+# --- routes ---------------------------------------------------------------------------------------
 
 
 @router.post("/train/", include_in_schema=False)
 def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = False) -> Any:
-    """What OHIF sends; ``params`` are options for all trainers, or those of each by its name."""
+    """OHIF's request: ``params`` are options for all trainers, or for each trainer by its name."""
     params = params or {}
     trainers = _trainers()
     by_name = {name: params.get(name, {}) for name in trainers}
@@ -57,22 +57,22 @@ def train_model(
     run_sync: bool = False,
     enqueue: bool = False,
 ) -> Any:
-    """One at a time; ``enqueue``, which MONAI Label's clients may send, changes nothing."""
+    """Only one training runs at a time. ``enqueue`` of MONAI Label's clients has no effect."""
     return _start(model, params or {}, run_sync)
 
 
 @router.get("/train/", summary="Status of the training", tags=["Train"])
 def train_status(user: UserRole, all: bool = False, check_if_running: bool = False) -> Any:
-    """As ever; where a training failed, the last of its ``details`` says why.
+    """If a training failed, the last of its ``details`` is the reason.
 
-    One that was asked for and is about to start counts as running.
+    With ``check_if_running``, a training that is about to start counts as running.
     """
-    if check_if_running and _under_way():
-        return _under_way()[0]
+    if check_if_running and _active_tasks():
+        return _active_tasks()[0]
     status = train.status(all, check_if_running)
     for task in status if isinstance(status, list) else [status]:
         if task["status"] == "ERROR":
-            reason = _trainers(task["request"]["model"])[task["request"]["model"]].error
+            reason = _trainer(task["request"]["model"]).error
             if reason and not any(reason in line for line in task["details"]):
                 task["details"].append(reason)
     return status
@@ -80,13 +80,13 @@ def train_status(user: UserRole, all: bool = False, check_if_running: bool = Fal
 
 @router.delete("/train/", summary="Stop the training", tags=["Train"])
 def train_stop(user: AdminRole) -> Any:
-    """It saves where it is and ends; the next one with the same options goes on from there."""
+    """The training saves a checkpoint and ends; the next one with the same options resumes it."""
     return _stop()
 
 
 @router.get("/train/{model}/curves.png", summary="Curves of a training", tags=["Train"])
 def train_curves(model: str, user: UserRole) -> FileResponse:
-    path = _trainers(model)[model].curves
+    path = _trainer(model).curves
     if not path.is_file():
         raise NotFoundError(f"there are no curves: {model} was not trained here yet")
     return FileResponse(path, media_type="image/png")
@@ -94,33 +94,41 @@ def train_curves(model: str, user: UserRole) -> FileResponse:
 
 @router.get("/weights/{model}", summary="Versions of a model", tags=["Train"])
 def versions(model: str, user: UserRole) -> Any:
-    """Which version is served, and to which one can roll back."""
+    """The version that is served, and the versions to which one can roll back."""
     served = _served(model)
     return published_facts(served(), served.published)
 
 
 @router.post("/weights/{model}/rollback", summary="Serve an older version", tags=["Train"])
 def rollback(model: str, user: AdminRole, version: int | None = None) -> Any:
-    """``version`` is one of those listed, 0 the weights that the server was started with; by
-    default it is the one that the served one replaced.
+    """``version`` is one of the listed ones; 0 is the weights that the server started with.
+
+    The default is the version that the served one replaced.
     """
     served = _served(model)
     served.published.rollback(version)
     return published_facts(served(), served.published)
 
 
-def _trainers(model: str | None = None) -> dict[str, Any]:
-    """By name; raises NotFoundError where there is none, or not this one."""
+# --- what the routes are about --------------------------------------------------------------------
+
+
+def _trainers() -> Mapping[str, ModelTrainer]:
     trainers = app_instance().trainers
     if not trainers:
         raise NotFoundError("there is nothing to train: this server has no trainer")
-    if model is not None and model not in trainers:
-        raise NotFoundError(f"there is no trainer {model!r}; there are {', '.join(trainers)}")
     return trainers
 
 
+def _trainer(model: str) -> ModelTrainer:
+    trainers = _trainers()
+    if model not in trainers:
+        raise NotFoundError(f"there is no trainer {model!r}; there are {', '.join(trainers)}")
+    return trainers[model]
+
+
 def _served(model: str) -> Any:
-    """The weights of a model that can be trained."""
+    """Return the served weights of a model that can be trained."""
     configs = app_instance().configs
     if model not in configs:
         raise NotFoundError(f"there is no model {model!r}; there are {', '.join(configs)}")
@@ -130,34 +138,40 @@ def _served(model: str) -> Any:
     return served
 
 
+# --- start and stop -------------------------------------------------------------------------------
+
+
 def _start(model: str, options: dict[str, Any], run_sync: bool) -> Any:
-    """Raises InputError for what is known to fail, before a process is started for it."""
-    instance = app_instance()
-    _trainers(model)[model].check(options, instance.datastore())
-    if _under_way():
+    """Start a training in a process and return its task.
+
+    Raises InputError before the process starts if the training cannot succeed.
+    """
+    _trainer(model).check(options, app_instance().datastore())
+    if _active_tasks():
         raise ConflictError(
             "a training is running; wait for its end, or stop it first (it can be resumed)"
         )
-    # its process inherits this: threads that wait for one another sleep, and leave clicks the cores
+    # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    started, _ = AsyncTask.run(
+    task, _ = AsyncTask.run(
         "train", request={"model": model}, params=options, force_sync=run_sync, enqueue=True
     )
-    return started
+    return task
 
 
-def _under_way() -> list[dict[str, Any]]:
+def _active_tasks() -> list[dict[str, Any]]:
     return [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
 
 
 def _stop() -> dict[str, Any] | None:
-    """The task that was stopped; None where none was running."""
-    if not _under_way():
+    """Stop the running training and return its task, or None if no training is running."""
+    active = _active_tasks()
+    if not active:
         return None
-    task = _under_way()[0]
+    task = active[0]
     deadline = time.monotonic() + STOP_SECONDS
     while task["id"] not in processes("train") and time.monotonic() < deadline:
-        time.sleep(0.1)  # it is about to start
+        time.sleep(0.1)  # a submitted task has no process yet
     process = processes("train").get(task["id"])
     task["status"] = "STOPPED"
     task["end_ts"] = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
@@ -167,17 +181,17 @@ def _stop() -> dict[str, Any] | None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Let it save and end; kill it, and those that it started, where it does not."""
-    helpers = _children(process.pid)
+    """Let a training save and end; kill it and its child processes after STOP_SECONDS."""
+    children = _children(process.pid)
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for helper in helpers:
-        if helper.is_running():
-            helper.kill()
+    for child in children:
+        if child.is_running():
+            child.kill()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

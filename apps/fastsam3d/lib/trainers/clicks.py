@@ -140,11 +140,11 @@ class ClickSeries:
 
     def decode(self, points_roi: Tensor, labels: Tensor) -> Tensor:
         """Decode all clicks so far, (B, N, 3) and (B, N): low-resolution logits (B, s, s, s)."""
-        if self._network.config.click_history == "newest":
+        if self._network.policy.click_history == "newest":
             points_roi, labels = points_roi[:, -1:], labels[:, -1:]
         logits, _ = self._network.decode(self._prepared, points_roi, labels, self._previous)
         self._previous = logits.detach()
-        self._threshold = mask_threshold(logits, self._network.config.mask_threshold)
+        self._threshold = mask_threshold(logits, self._network.policy.mask_threshold)
         return logits[:, 0]
 
     def shifted(self, logits: Tensor) -> Tensor:

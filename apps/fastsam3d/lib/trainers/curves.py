@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from lib.atomic_file import write_atomically
 
 Row = Mapping[str, Any]
 """Row: one epoch of the history in the training statistics."""
@@ -40,9 +41,8 @@ def draw_curves(history: History, path: Path) -> None:
         if len(lines) > 1:
             axes.legend(fontsize=6, ncols=2)
     figure.tight_layout()
-    partial = path.with_name(f".{path.stem}.partial.png")
-    figure.savefig(partial, dpi=100)
-    os.replace(partial, path)
+    with write_atomically(path, durable=False) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def loss_lines(history: History) -> Lines:

@@ -103,6 +103,7 @@ class Run:
             {
                 "base": weights.base_id,
                 "config": config.to_dict(),
+                "policy": weights.served.network.policy.to_dict(),
                 "teacher": teacher.network_id if teacher else None,
                 "spacing_mm": spacing_mm,
             },
@@ -150,7 +151,8 @@ class Run:
         start = self.options.start
         if self.features is None or start == "served":
             return {"start": "served"}
-        fresh = build_untrained(self.student.config, self.options.seed).to(self.device)
+        student = self.student
+        fresh = build_untrained(student.config, self.options.seed, student.policy).to(self.device)
         start_student(fresh, self.features.teacher)
         means: dict[str, float] = {}
         if start == "auto":

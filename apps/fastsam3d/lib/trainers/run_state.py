@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lib.weights.versions import replace_file
+from lib.atomic_file import write_atomically, write_text_atomically
 
 from .data.studies import ExaminedStudy
 from .train_options import TrainOptions
@@ -145,7 +144,7 @@ class RunFolder:
             "history": progress.history,
             **results,
         }
-        replace_file(self.stats, json.dumps(plain(stats), indent=1))
+        write_text_atomically(self.stats, json.dumps(plain(stats), indent=1))
 
     def write_reason(self, reason: str, is_error: bool = True) -> None:
         """Add to the statistics why the run ended early; remove an old error if it is empty."""
@@ -156,7 +155,7 @@ class RunFolder:
             stats |= {"published": False, "reason": reason}
         if reason and is_error:
             stats["error"] = reason
-        replace_file(self.stats, json.dumps(stats, indent=1))
+        write_text_atomically(self.stats, json.dumps(stats, indent=1))
 
     def read_stats(self) -> dict[str, Any]:
         """Return the statistics of the current or last run; empty without one."""
@@ -168,15 +167,8 @@ class RunFolder:
 
 def save_tensors(path: Path, content: Any) -> None:
     """A reader finds the old file or the new one, also after a power cut."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with write_atomically(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def duration(seconds: float) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any
 
 import torch
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 
 from lib.errors import InputError
+from lib.options import find_device
 
 CLIENT_KEYS = ("model", "client_id", "gpus", "local_rank")
 """CLIENT_KEYS: keys that clients and MONAI Label add to every training request."""
@@ -176,22 +178,18 @@ def _limit_fault(limits: Mapping[str, Any], value: Any) -> str:
     if "choices" in limits and value not in limits["choices"]:
         return f"choose one of {', '.join(limits['choices'])}"
     for name, is_valid, words in (
-        ("least", lambda limit: value >= limit, "at least"),
-        ("most", lambda limit: value <= limit, "at most"),
-        ("above", lambda limit: value > limit, "more than"),
-        ("below", lambda limit: value < limit, "less than"),
+        ("least", operator.ge, "at least"),
+        ("most", operator.le, "at most"),
+        ("above", operator.gt, "more than"),
+        ("below", operator.lt, "less than"),
     ):
-        if name in limits and not is_valid(limits[name]):
+        if name in limits and not is_valid(value, limits[name]):
             return f"it must be {words} {limits[name]}"
     return ""
 
 
 def _device(name: str) -> str:
-    """`cuda` where there is a GPU; raises InputError for what this machine does not have."""
-    found = name_to_device(name)
-    number = found.removeprefix("cuda:")
-    is_there = number.isdigit() and int(number) < torch.cuda.device_count()
-    if found not in ("cpu", "cuda") and not is_there:
-        choices = ", ".join(["cpu", *device_list()])
-        raise InputError(f"there is no device {name!r} on this server; choose one of {choices}")
-    return str(found)
+    """Return "cuda", all GPUs, or the name of one device; raise InputError if it does not exist."""
+    if name in ("", "cuda"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return find_device(name)

@@ -1,12 +1,11 @@
-"""The weights that a model is served with at this moment."""
+"""The weights that a model is currently served with."""
 
 from __future__ import annotations
 
 import logging
 import threading
 
-from lib.errors import InputError
-from lib.networks.checkpoint import CheckpointError
+from lib.errors import AppError, InputError
 from lib.weights.files import Weights, file_weights
 from lib.weights.versions import PublishedVersions
 
@@ -14,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class ServedWeights:
-    """Calling it gives the weights to use: the published version, or the base where none is.
+    """A callable that returns the weights to use: the published version, or else the base.
 
-    It looks at every call whether another version was published or rolled back to, so that a
-    server goes over to it with its next request. A version that cannot be read changes nothing.
+    Each call checks whether another version was published or rolled back to, so a server uses it
+    from its next request on. If that version cannot be read, the previous weights stay.
     """
 
     def __init__(self, base: Weights, published: PublishedVersions) -> None:
@@ -36,8 +35,8 @@ class ServedWeights:
                     self._stamp = stamp
         return self._weights
 
-    def __reduce__(self) -> tuple:
-        """For another process, which looks for itself."""
+    def __reduce__(self) -> tuple[type[ServedWeights], tuple[Weights, PublishedVersions]]:
+        """Pickle the base and the folder; the other process reads the served version itself."""
         return ServedWeights, (self.base, self.published)
 
     def _load(self) -> Weights:
@@ -48,8 +47,8 @@ class ServedWeights:
                 return self.base
             weights = file_weights(self.published.path_of(version))
             if weights.network_id != version.sha256:
-                raise InputError(f"{version.file} is not what was published; roll back")
+                raise InputError(f"{version.file} differs from the published file; roll back")
             return weights
-        except (InputError, CheckpointError, OSError) as error:
-            logger.error("%s is served still: %s", self._weights.file, error)
+        except (AppError, OSError) as error:
+            logger.error("%s is still served: %s", self._weights.file, error)
             return self._weights

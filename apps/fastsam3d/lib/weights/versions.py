@@ -1,8 +1,8 @@
-"""Trained versions of a model: kept beside one another, of which a small file names the served one.
+"""The trained versions of a model, and the manifest that names the served one.
 
 A version belongs to the base weights that its server was started with: ``<folder>/<base>/`` holds
-the versions' files and ``served.json``. Everything is written beside, synced and swapped in, so
-that a reader finds a whole version whenever a writer stops, for whatever reason.
+the versions' files and the manifest ``served.json``. All files are written atomically, so a reader
+finds a complete version at any time, even after a crash of the writer.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from lib.atomic_file import SUFFIX, move_into_place, temporary_file, write_text_atomically
 from lib.errors import InputError, NotFoundError
 from lib.networks import FastSAM3D, save_checkpoint
 from lib.weights.files import Weights, file_sha256
@@ -25,14 +26,15 @@ from lib.weights.files import Weights, file_sha256
 logger = logging.getLogger(__name__)
 
 BASE = 0
-"""Number of the weights that the server was started with; they are never removed."""
+"""BASE: number of the weights that the server was started with, which are never removed."""
 
 Stamp = tuple[int, int, int]
+"""Stamp: modification time, inode and size of a manifest."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A published student. parent: number of the version that it was compared with and replaced."""
+    """A published student. parent: number of the version that it replaced."""
 
     number: int
     file: str
@@ -44,12 +46,13 @@ class Version:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``served.json`` says."""
+    """The content of ``served.json``. served: number of the served version."""
 
     served: int = BASE
     versions: tuple[Version, ...] = ()
 
     def find(self, number: int) -> Version | None:
+        """Return the version with this number; None if it is not kept."""
         return next((version for version in self.versions if version.number == number), None)
 
 
@@ -61,7 +64,7 @@ class PublishedVersions:
         self._manifest = self.folder / "served.json"
 
     def stamp(self) -> Stamp | None:
-        """Changes whenever another version is served; cheap enough for every request."""
+        """Return a value that changes with the manifest; None before anything is published."""
         try:
             status = self._manifest.stat()
         except FileNotFoundError:
@@ -69,7 +72,7 @@ class PublishedVersions:
         return status.st_mtime_ns, status.st_ino, status.st_size
 
     def read(self) -> Manifest:
-        """Nothing was published where there is no file; raises InputError for a broken one."""
+        """Read the manifest, empty if there is no file; raises InputError for a broken one."""
         try:
             content = json.loads(self._manifest.read_text(encoding="utf-8"))
             versions = tuple(Version(**each) for each in content["versions"])
@@ -80,14 +83,15 @@ class PublishedVersions:
             raise InputError(f"{self._manifest} cannot be used: {error}; remove it") from error
 
     def path_of(self, version: Version) -> Path:
+        """Return the path of a version's file."""
         return self.folder / version.file
 
     def publish(self, network: FastSAM3D, facts: Mapping[str, str], keep: int) -> Version:
-        """Serve ``network`` from now on.
+        """Write ``network`` as a new version and serve it.
 
-        facts: what is to be known of it, also in the file's metadata. keep: how many versions
-        before it stay for a rollback. Raises OSError where it cannot be written; then the served
-        version stays what it was, and nothing is left behind.
+        facts: for clients, and for the file's metadata. keep: how many earlier versions stay for a
+        rollback. Raises OSError if the version cannot be written; then the served version is
+        unchanged, and no file is left behind.
         """
         with self._locked():
             manifest = self.read()
@@ -98,16 +102,16 @@ class PublishedVersions:
             version = Version(number, path.name, digest, manifest.served, created, facts)
             try:
                 self._serve(Manifest(number, (*_newest(manifest, keep), version)))
-            finally:  # it may have been swapped in although the last sync failed: look
+            finally:  # the manifest may be in place although the last sync failed: read it again
                 self._remove_strays(self.read())
-        logger.info("version %d is served now: %s", number, path)
+        logger.info("version %d is now served: %s", number, path)
         return version
 
     def rollback(self, number: int | None = None) -> int:
-        """Serve an older version again: ``number``, or the one that the served one replaced.
+        """Serve an earlier version again, and return its number.
 
-        -> its number; 0 stands for the weights that the server was started with. Raises
-        NotFoundError where there is no such version (any more).
+        number: of the version, 0 for the weights that the server was started with; None for the
+        version that the served one replaced. Raises NotFoundError if it is not kept.
         """
         with self._locked():
             manifest = self.read()
@@ -131,32 +135,27 @@ class PublishedVersions:
         return version is not None and self.path_of(version).is_file()
 
     def _write(self, network: FastSAM3D, number: int, facts: Mapping[str, str]) -> tuple[Path, str]:
-        partial = self.folder / f"{number:04d}.partial"
-        try:
-            save_checkpoint(network, partial, facts)
-            _sync(partial)
-            digest = file_sha256(partial)
+        """Write a version's file; return its path and its SHA-256."""
+        with temporary_file(self.folder) as temporary:
+            save_checkpoint(network, temporary, facts)
+            digest = file_sha256(temporary)
             path = self.folder / f"{number:04d}-{digest[:12]}.safetensors"
-            os.replace(partial, path)
-            _sync(self.folder)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+            move_into_place(temporary, path)
         return path, digest
 
     def _serve(self, manifest: Manifest) -> None:
-        replace_file(self._manifest, json.dumps(asdict(manifest), indent=1))
+        write_text_atomically(self._manifest, json.dumps(asdict(manifest), indent=1))
 
     def _remove_strays(self, manifest: Manifest) -> None:
-        """Files of versions that are not kept, and what a killed writer left."""
+        """Remove the files of dropped versions, and temporary files of a killed writer."""
         kept = {version.file for version in manifest.versions}
         for path in self.folder.iterdir():
-            if path.suffix in (".safetensors", ".partial") and path.name not in kept:
+            if path.suffix in (".safetensors", SUFFIX) and path.name not in kept:
                 path.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time, of all processes."""
+        """Exclude the writers of all other processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -164,7 +163,7 @@ class PublishedVersions:
 
 
 def _newest(manifest: Manifest, count: int) -> tuple[Version, ...]:
-    """The versions to keep when another one comes: the served one, then the latest."""
+    """Return the ``count`` versions to keep beside a new one: the served one, then the latest."""
     ranked = sorted(
         manifest.versions, key=lambda each: (each.number == manifest.served, each.number)
     )
@@ -172,30 +171,8 @@ def _newest(manifest: Manifest, count: int) -> tuple[Version, ...]:
     return tuple(sorted(kept, key=lambda each: each.number))
 
 
-def published_facts(weights: Weights, published: PublishedVersions) -> dict:
-    """For clients: the number of the served version, and all that can be rolled back to."""
+def published_facts(weights: Weights, published: PublishedVersions) -> dict[str, Any]:
+    """Return for clients: the served version's number, its weights, and all kept versions."""
     manifest = published.read()
     versions = [asdict(version) for version in manifest.versions]
     return {"served": manifest.served, "weights": weights.info(), "versions": versions}
-
-
-def replace_file(path: Path, text: str) -> None:
-    """A reader sees the old text or the new one, also after a power cut."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from nibabel.orientations import io_orientation
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -188,7 +189,7 @@ def place_roi(
     signs = np.where(generator.random(3) < options.flip, -signs, signs)
     scales = np.exp(generator.normal(0, 1, 3) * options.scale)
     affine_mm = np.zeros((4, 4))
-    affine_mm[axes, range(3)] = signs * scales * np.linalg.norm(volume.affine_mm[:3, :3], axis=0)
+    affine_mm[axes, range(3)] = signs * scales * voxel_sizes(volume.affine_mm)
     affine_mm[3, 3] = 1
     roi = Roi.place(
         volume.shape_ijk, affine_mm, click_ijk[None], size=size, spacing_mm=options.spacing_mm

@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 import requests
 import SimpleITK as sitk
+from nibabel.affines import voxel_sizes
 from scipy.ndimage import binary_fill_holes, find_objects, gaussian_filter
 from scipy.ndimage import label as connected_parts
 
@@ -205,7 +206,7 @@ def _some_places(
 
 
 def _spacing_mm(image: Volume) -> np.ndarray:
-    return np.linalg.norm(image.affine_mm[:3, :3], axis=0)
+    return voxel_sizes(image.affine_mm)
 
 
 AnyStudy = TypeVar("AnyStudy", Study, ExaminedStudy)

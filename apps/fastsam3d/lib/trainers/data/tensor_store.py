@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 import zlib
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lib.atomic_file import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -56,19 +57,14 @@ class TensorStore:
         """Store contiguous CPU tensors; the key becomes the file's name."""
         path = self._path(key)
         nbytes = sum(tensor.nbytes for tensor in tensors.values())
-        temporary = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._make_room(nbytes):
                 return
-            descriptor, temporary = tempfile.mkstemp(".partial", dir=self.folder)
-            os.close(descriptor)
-            save_file(dict(tensors), temporary, metadata={"crc32": _checksum(tensors)})
-            os.replace(temporary, path)
+            with write_atomically(path, durable=False) as temporary:
+                save_file(dict(tensors), temporary, metadata={"crc32": _checksum(tensors)})
         except (OSError, SafetensorError) as error:
             logger.warning("%s is not stored: %s", path, error)
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
 
     @property
     def nbytes(self) -> int:

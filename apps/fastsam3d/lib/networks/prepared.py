@@ -1,0 +1,72 @@
+"""The mask decoder's work that no prompt changes: done once for a network and once for an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DecoderConstants:
+    """Tensors of the mask decoder that depend on its weights alone; g tokens along each side.
+
+    position: [1, g³, C], positional encoding of the image tokens.
+    mask_weights: [C + 3 * inner, mask_channels], maps the features of a previous mask to the terms
+        that they add to ``image`` and ``projected`` of :class:`PreparedImage`.
+    mask_bias: [C + 3 * inner], the bias of the same map.
+    upscaling: see :meth:`lib.networks.mask_decoder.Upscaling3D.matrices`.
+    """
+
+    position: Tensor
+    mask_weights: Tensor
+    mask_bias: Tensor
+    upscaling: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image embedding of g³ tokens after all work of the decoder that no prompt changes.
+
+    image: [B, g³, C], the tokens.
+    projected: [B, g³, 3 * inner], the first layer's keys, values and queries of them.
+    constants: the network's tensors that are the same for every image.
+    detail: [B, D, 4g, 4g, 4g], or None for a network without image detail.
+    """
+
+    image: Tensor
+    projected: Tensor
+    constants: DecoderConstants
+    detail: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this image's own tensors, without the network's constants."""
+        own = [x for x in (self.image, self.projected, self.detail) if x is not None]
+        return sum(x.numel() * x.element_size() for x in own)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return all tensors in one tuple, from which :meth:`of` rebuilds the prepared image."""
+        fixed = self.constants
+        weights = (fixed.position, fixed.mask_weights, fixed.mask_bias, *fixed.upscaling)
+        detail = () if self.detail is None else (self.detail,)
+        return (self.image, self.projected, *weights, *detail)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> PreparedImage:
+        """Rebuild a prepared image from the result of :meth:`tensors`."""
+        image, projected, position, mask_weights, mask_bias, first, second, *detail = tensors
+        constants = DecoderConstants(position, mask_weights, mask_bias, (first, second))
+        return cls(image, projected, constants, *detail)
+
+    def for_each(self, count: int) -> PreparedImage:
+        """Repeat each image ``count`` times in a row, for as many prompts on each."""
+        image, projected = (x.repeat_interleave(count, dim=0) for x in (self.image, self.projected))
+        detail = self.detail
+        if detail is not None:
+            detail = detail.repeat_interleave(count, dim=0)
+        return replace(self, image=image, projected=projected, detail=detail)

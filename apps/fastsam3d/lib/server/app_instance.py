@@ -1,0 +1,76 @@
+"""The app and its datastore as the routes see them; MONAI Label's own classes have no types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from monailabel.interfaces.utils.app import app_instance as monailabel_app_instance
+
+
+class Studies(Protocol):
+    """A MONAI Label datastore: images and labels by ID."""
+
+    def list_images(self) -> list[str]: ...
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Return the path of an image, or "" if there is no such image."""
+        ...
+
+
+class UploadSession(Protocol):
+    """An image that a client uploaded for a limited time."""
+
+    image: str
+
+
+class UploadSessions(Protocol):
+    """MONAI Label's sessions by ID."""
+
+    def get_session(self, session_id: str) -> UploadSession | None: ...
+
+
+class ModelTrainer(Protocol):
+    """A trainer as the training routes use it."""
+
+    @property
+    def error(self) -> str:
+        """Why the last training failed, or ""."""
+        ...
+
+    @property
+    def curves(self) -> Path:
+        """The PNG file of the training curves; it may not exist yet."""
+        ...
+
+    def check(self, options: Mapping[str, Any], datastore: Studies) -> object:
+        """Raise InputError if a training with these options cannot succeed."""
+        ...
+
+
+class ServedApp(Protocol):
+    """The app of ``main.py`` as the routes use it."""
+
+    @property
+    def models(self) -> list[str]: ...
+
+    @property
+    def trainers(self) -> Mapping[str, ModelTrainer]: ...
+
+    @property
+    def configs(self) -> Mapping[str, Any]: ...
+
+    @property
+    def prefetch(self) -> Callable[[str, Callable[[], str]], None]: ...
+
+    def datastore(self) -> Studies: ...
+
+    def sessions(self) -> UploadSessions | None: ...
+
+    def infer(self, request: dict[str, Any]) -> dict[str, Any]: ...
+
+
+def app_instance() -> ServedApp:
+    """Return the app that this server runs."""
+    return cast(ServedApp, monailabel_app_instance())

@@ -1,0 +1,92 @@
+"""A request names existing options, a form of the reply and a device, or gets an error message."""
+
+import numpy as np
+import pytest
+import torch
+from monailabel.tasks.infer.basic_infer import BasicInferTask
+
+from lib.cache import ByteCache, array_nbytes
+from lib.errors import InputError
+from lib.infers import Caches, FastSAM3DInfer
+from lib.infers.device_queue import DeviceQueue
+from lib.infers.request import check_options, check_reply_form, requested_device
+from lib.networks import FastSAM3DConfig, build_untrained
+from lib.weights.files import Weights
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H100")
+    monkeypatch.setattr(DeviceQueue, "_queues", {})
+
+
+def test_options_of_clients_are_accepted():
+    check_options({"foreground": [], "roi": [], "result_dtype": "uint8", "label": "liver"})
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(InputError, match="unknown option 'mask', 'spacing'; the options are fore"):
+        check_options({"spacing": 1, "foreground": [], "mask": True})
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"result_extension": ".png"}, "result_extension is '.png'; choose one of .nrrd"),
+        ({"result_dtype": "bool"}, "result_dtype is 'bool'; choose one of uint8"),
+        ({"result_compress": "yes"}, "result_compress is 'yes'; send true or false"),
+    ],
+)
+def test_an_unknown_form_of_the_reply_is_named(request_, message):
+    check_reply_form({key: None for key in request_})
+    with pytest.raises(InputError, match=message):
+        check_reply_form(request_)
+
+
+@pytest.mark.parametrize("value", [None, "", "cuda", "cuda:0", "H100:0", ["H100:0", "H100:1"]])
+def test_names_of_the_first_gpu(two_gpus, value):
+    assert requested_device(value) == "cuda:0"
+
+
+def test_cuda_means_the_best_device_of_a_machine_without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert requested_device("cuda") == requested_device(None) == "cpu"
+
+
+@pytest.mark.parametrize("value", ["tpu", "cuda:2", 7, [], {"a": 1}, [["cpu"]]], ids=repr)
+def test_values_that_are_no_device(two_gpus, value):
+    with pytest.raises(InputError, match="there is no device .* choose one of cpu, cuda:0, cuda:1"):
+        requested_device(value)
+
+
+def test_a_gpu_has_one_queue_whatever_its_name(two_gpus):
+    first = DeviceQueue.on(torch.device("cuda"))
+    assert first is DeviceQueue.on(torch.device("cuda:0"))
+    assert first is not DeviceQueue.on(torch.device("cuda:1"))
+    assert first is not DeviceQueue.on(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("default", "request_", "device"),
+    [
+        (None, {}, "cuda:0"),
+        ("cuda", {}, "cuda:0"),
+        ("cuda:1", {}, "cuda:1"),
+        ("cuda:1", {"device": "cuda"}, "cuda:0"),
+        ("cuda:1", {"device": "cpu"}, "cpu"),
+    ],
+)
+def test_a_task_runs_on_the_device_of_the_request(two_gpus, monkeypatch, default, request_, device):
+    """The base class, which runs the steps, gets the one name of the device."""
+    requests = []
+    monkeypatch.setattr(
+        BasicInferTask, "__call__", lambda self, request, callbacks: requests.append(request)
+    )
+    network = build_untrained(FastSAM3DConfig(roi_size=64, width=24, depth=2, num_heads=3), seed=0)
+    caches = Caches(*(ByteCache[np.ndarray](10**6, array_nbytes) for _ in range(3)))
+    task = FastSAM3DInfer(Weights(network, "a", "a.safetensors"), ["liver"], caches, device=default)
+    task({"image": "scan.nii", **request_})
+    assert requests == [{"image": "scan.nii", **request_, "device": device}]

@@ -1,0 +1,67 @@
+"""Each error class has an HTTP status, and its client gets a reason."""
+
+import inspect
+import re
+
+import pytest
+import requests
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from monailabel.interfaces.exception import (
+    ImageNotFoundException,
+    LabelNotFoundException,
+    MONAILabelError,
+    MONAILabelException,
+)
+
+from lib import errors
+from lib.server.install import ERRORS, install
+
+CASES = [
+    (errors.InputError("too thin"), 400, "too thin"),
+    (errors.NotFoundError("no image"), 404, "no image"),
+    (errors.ConflictError("a training is running"), 409, "a training is running"),
+    (errors.SavingError("kept in /labels"), 500, "kept in /labels"),
+    (errors.WeightsError("no file a.pth"), 500, "no file a.pth"),
+    (ImageNotFoundException("Image x"), 404, "Image x"),
+    (LabelNotFoundException("Label x"), 404, "Label x"),
+    (MONAILabelException(MONAILabelError.INVALID_INPUT, "no strategy"), 400, "no strategy"),
+    (requests.ConnectionError("refused"), 502, "the DICOM server does not answer .*ConnectionErr"),
+    (KeyError("i"), 500, r"the server failed on this request \(KeyError\); see its log"),
+]
+
+
+@pytest.fixture(scope="module")
+def client():
+    """A client of an app whose routes raise the errors, and whose handlers are ours."""
+    app = FastAPI()
+
+    def add_route(number, error):
+        @app.get(f"/{number}")
+        def fail():
+            raise error
+
+    for number, (error, _, _) in enumerate(CASES):
+        add_route(number, error)
+    install(app)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda n: type(CASES[n][0]).__name__)
+def test_status_and_reason(client, number):
+    _, status, reason = CASES[number]
+    reply = client.get(f"/{number}")
+    assert reply.status_code == status
+    assert re.search(reason, reply.json()["detail"])
+
+
+def test_every_error_of_ours_has_a_status():
+    """Its own entry or that of a base of ours: never the message that hides the reason."""
+    for _, kind in inspect.getmembers(errors, inspect.isclass):
+        assert next(base for base in kind.__mro__ if base in ERRORS) is not Exception, kind
+
+
+def test_a_missing_parameter_is_named(client):
+    reply = client.put("/datastore/label/info?label=x")
+    assert reply.status_code == 400
+    assert reply.json()["detail"] == "the request is invalid: query tag: Field required"

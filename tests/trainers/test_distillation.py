@@ -9,10 +9,10 @@ import torch
 from small_site import SHORT, STUDENT, TEACHER, FolderDatastore, Site, numbers
 
 from lib.errors import InputError
-from lib.networks import build_untrained, load_checkpoint, save_checkpoint
+from lib.networks import FastSAM3D, build_untrained, load_checkpoint, save_checkpoint
 from lib.trainers import DistillationTask, processes
 from lib.trainers.updates import Updater
-from lib.trainers.validation import judge
+from lib.trainers.validation import Validation, judge
 from lib.weights.files import file_weights
 
 
@@ -104,6 +104,27 @@ def test_stage_1_leaves_the_decoder_alone(site: Site) -> None:
         for name, x in student.items()
         if name.startswith("image_encoder.neck")
     )
+
+
+def test_the_student_of_the_best_validation_is_the_candidate(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = iter([0.2, 0.6, 0.4, 0.1])  # after three epochs, and of the served student
+    students: list[dict] = []
+
+    def validate(network: FastSAM3D, *_: object, **__: object) -> Validation:
+        students.append({name: x.clone() for name, x in network.state_dict().items()})
+        value = next(dice)
+        return Validation({1: value}, value, torch.full((4, 1), value), labelled=4)
+
+    monkeypatch.setattr("lib.trainers.run.validate", validate)
+    stats = site.train("best", teacher="none", max_epochs=3, val_interval=1)
+    assert (stats["best_metric"], stats["best_metric_epoch"]) == (0.6, 2)
+    assert stats["published"] and "mean Dice 0.600 against 0.100" in stats["reason"]
+    published = site.task("best")._served().network.state_dict()
+    for name, x in published.items():
+        torch.testing.assert_close(x, students[1][name], rtol=0, atol=0)
+    assert any(not torch.equal(x, students[2][name]) for name, x in published.items())
 
 
 def test_labels_alone(site: Site) -> None:

@@ -28,7 +28,8 @@ def is_inside(positions: np.ndarray, length: int) -> np.ndarray:
 def linear_taps(positions: np.ndarray, length: int) -> Taps:
     """Return the taps at positions (n,) between `length` values that lie at 0, 1, ….
 
-    Up to half a voxel beyond the first and last value these hold; further out the result is 0.
+    The first and last value extend half a voxel beyond their positions. Further out the result
+    is 0.
     """
     clamped = np.clip(positions, 0, length - 1)
     lower = np.floor(clamped).astype(np.intp)

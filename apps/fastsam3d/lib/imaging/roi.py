@@ -138,9 +138,9 @@ class Roi:
     def crop(self, array_ijk: np.ndarray) -> np.ndarray:
         """Return the image at the ROI's voxel centres, (size,)*3 float32 in ROI axis order.
 
-        array_ijk: (I, J, K) real numbers in any memory order. Interpolation is linear. Up to half a
-        voxel beyond the outermost voxel centres the outermost value holds; further out the result
-        is 0. Raises ValueError if the array has another shape than the image.
+        array_ijk: (I, J, K) real numbers in any memory order. Interpolation is linear. The
+        outermost values extend half a voxel beyond their centres; further out the result is 0.
+        Raises ValueError if the array has another shape than the image.
         """
         if array_ijk.shape != self.shape_ijk:
             raise ValueError(f"the ROI lies on {self.shape_ijk} voxels, not {array_ijk.shape}")

@@ -34,6 +34,7 @@ m is the mean of d² in the box, so that contrast and noise level of a scan canc
 """
 
 LEAST_WEIGHT = 1e-3
+"""LEAST_WEIGHT: lower limit of w, so that a walk can cross an edge."""
 
 TRUST = 0.02
 """TRUST: g of all other cells. In a uniform image a click reaches about 1 / √g = 7 cells."""
@@ -51,7 +52,7 @@ SURE = 1e-4
 """SURE: probabilities are clamped to [SURE, 1 - SURE] before their logits are taken."""
 
 ITERATIONS, RESIDUAL = 60, 1e-3
-"""Conjugate gradient: maximum iterations; stop below this squared residual."""
+"""ITERATIONS, RESIDUAL: limits of the conjugate gradient: iterations, and squared residual to stop."""
 
 
 def make_guide(roi_image: np.ndarray) -> np.ndarray:

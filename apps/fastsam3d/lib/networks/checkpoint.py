@@ -42,8 +42,8 @@ class Checkpoint:
     """The content of a file of weights.
 
     state: tensors under the names of :class:`FastSAM3D`. sha256: hash of the file. encoder_only:
-    the file holds no prompt encoder and no mask decoder. own_format: it is no published pickle.
-    metadata: the facts in a file of our own format.
+    the file holds no prompt encoder and no mask decoder. own_format: the file is
+    in the format of this app. metadata: the facts in such a file.
     """
 
     path: Path

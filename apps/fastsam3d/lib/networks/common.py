@@ -27,8 +27,8 @@ class LayerNorm3d(nn.Module):
 class Conv3d(nn.Conv3d):
     """A convolution that uses oneDNN for a single small volume on a CPU, too.
 
-    PyTorch uses oneDNN from a size on that it measures without the last axis. Its own convolution,
-    which it uses below that size, is two to five times slower.
+    PyTorch uses oneDNN only for large inputs, and ignores the last axis when it measures their
+    size. Its own convolution, which it uses for smaller ones, is two to five times slower.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 PositionBias = Literal["published", "textbook", "none"]
 Residual = Literal["pre_norm", "normed"]
 Sparsity = Literal["dense", "segments", "lattice"]
 
 _CHOICES = {
-    "position_bias": ("published", "textbook", "none"),
-    "residual": ("pre_norm", "normed"),
-    "sparsity": ("dense", "segments", "lattice"),
+    "position_bias": get_args(PositionBias),
+    "residual": get_args(Residual),
+    "sparsity": get_args(Sparsity),
 }
 
 
@@ -130,7 +130,7 @@ def check_choices(instance: Any, choices: Mapping[str, Sequence[str]]) -> None:
 
 
 def check_known(kind: Any, values: Mapping[str, Any], what: str) -> None:
-    """Raise ValueError for names in ``values`` that are no fields of the dataclass ``kind``."""
+    """Raise ValueError for names in ``values`` that are not fields of the dataclass ``kind``."""
     unknown = sorted(set(values) - {field.name for field in fields(kind)})
     if unknown:
         raise ValueError(f"unknown {what} {unknown}, of a newer version of this app")

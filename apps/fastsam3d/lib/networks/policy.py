@@ -1,10 +1,10 @@
-"""How a network is clicked on and how its logits become a mask; stored beside its configuration."""
+"""The serving policy: how clicks are replayed and logits become a mask; stored with the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .config import check_choices, check_known
 
@@ -13,9 +13,9 @@ MaskThreshold = Literal["zero", "expected_dice"]
 MaskEdges = Literal["logits", "image"]
 
 _CHOICES = {
-    "click_history": ("all", "newest"),
-    "mask_threshold": ("zero", "expected_dice"),
-    "mask_edges": ("logits", "image"),
+    "click_history": get_args(ClickHistory),
+    "mask_threshold": get_args(MaskThreshold),
+    "mask_edges": get_args(MaskEdges),
 }
 
 

@@ -100,7 +100,7 @@ def bias_terms(kind: Kind, tables: Tables, q: Tensor, padded_q: Tensor | None = 
 
     tables: (Rd, Rh, Rw), each [2 * side - 1, c]. padded_q: [heads, c], the query of the padding,
     for ``published`` on a grid smaller than ``side``. Raises ValueError for a grid larger than the
-    tables, and for ``published`` on a grid that is no cube.
+    tables, and for ``published`` on a grid that is not a cube.
     """
     grid, side = tuple(q.shape[2:5]), (tables[0].shape[0] + 1) // 2
     if max(grid) > side:

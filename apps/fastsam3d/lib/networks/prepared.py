@@ -1,4 +1,4 @@
-"""The mask decoder's work that no prompt changes: done once for a network and once for an image."""
+"""Results of the mask decoder that no prompt changes, computed once per network or per image."""
 
 from __future__ import annotations
 

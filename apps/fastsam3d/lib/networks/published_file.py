@@ -22,7 +22,7 @@ _MOST_NAMES = 5
 
 
 class PublishedFileError(ValueError):
-    """The content is no pickle of tensors and plain values."""
+    """The content is not a pickle of tensors and plain values."""
 
 
 def parse_published(content: bytes | mmap.mmap) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from lib.server.app_instance import ServedApp
 def image_file(
     app: ServedApp, image: str, session_id: str, file: UploadFile | None
 ) -> Iterator[str]:
-    """Give the path of a request's image: that of the session, else the sent file, else a study.
+    """Yield the path of the image: of the session, of the sent file, or of a study, in this order.
 
     The copy of a sent file is removed at the end. Raises InputError if the request has none of the
     three, and NotFoundError if the session or the study does not exist.

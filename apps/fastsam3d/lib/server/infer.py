@@ -49,7 +49,7 @@ def infer(
     file: Annotated[UploadFile | None, File()] = None,
     output: ResultType | None = None,
 ) -> Any:
-    """The image is that of the session, else the sent file, else one of the studies."""
+    """Compute a mask on the image of the session, the sent file, or a study, in this order."""
     app = app_instance()
     request = parse_object(params, "params")
     check_options(request)

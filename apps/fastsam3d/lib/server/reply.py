@@ -58,7 +58,7 @@ def multipart_reply(
 
 
 def is_far(request: Request) -> bool:
-    """Whether the client is on another machine; sending a raw mask there takes longer than gzip."""
+    """Return whether the client is on another machine, where gzip is faster than a raw mask."""
     try:
         return not ip_address(request.client.host if request.client else "").is_loopback
     except ValueError:

@@ -166,7 +166,7 @@ class RunFolder:
 
 
 def save_tensors(path: Path, content: Any) -> None:
-    """A reader finds the old file or the new one, also after a power cut."""
+    """Write tensors atomically with torch.save."""
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 

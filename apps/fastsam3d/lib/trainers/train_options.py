@@ -82,7 +82,7 @@ class TrainOptions:
     )
     keep_versions: int = _option(3, "published versions that are kept for a rollback", least=0)
     cache_mb: int = _option(
-        4096, "disk space in MB for ROIs, and again for teacher features", least=0
+        4096, "disk space in MB for ROIs, and the same for teacher features", least=0
     )
     resume: bool = _option(
         True, "resume a stopped run with the same options and studies", in_table=True

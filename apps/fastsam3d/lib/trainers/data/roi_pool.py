@@ -33,7 +33,7 @@ TRIES = 8
 """TRIES: clicks that are tried in a study until a ROI has contrast."""
 
 VOLUME_BYTES = 1 << 30
-"""VOLUME_BYTES: memory for decoded images, and again for label maps."""
+"""VOLUME_BYTES: memory for decoded images, and the same for label maps."""
 
 HALF_MAX = 65504.0
 """HALF_MAX: the largest finite number in half precision."""
@@ -73,7 +73,7 @@ class RoiPool(Dataset):
     depends on.
 
     store: stores items on disk, so that later epochs read no volumes. volume_bytes: memory for
-    decoded images, and again for label maps.
+    decoded images, and the same for label maps.
     """
 
     def __init__(

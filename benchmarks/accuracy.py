@@ -35,7 +35,7 @@ from benchmarks.accuracy_report import Score, markdown, summarise, worst  # noqa
 from benchmarks.bench import Bench, Plan, collect  # noqa: E402
 from benchmarks.contestants import available_models  # noqa: E402
 from benchmarks.datasets import choose_cases, find_cases  # noqa: E402
-from benchmarks.processor import cpu_name  # noqa: E402
+from benchmarks.machine import cpu_name  # noqa: E402
 from benchmarks.protocols import MIN_MM3, make_protocol  # noqa: E402
 from lib.errors import InputError  # noqa: E402
 
@@ -70,11 +70,6 @@ def make_report(
             name: [asdict(score) for score in model_scores] for name, model_scores in scores.items()
         },
     }
-
-
-def machine() -> str:
-    """Return the processor, its cores and torch's version."""
-    return f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -148,7 +143,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["python", "benchmarks/accuracy.py", *_shown_arguments(options)]),
         "date": date.today().isoformat(),
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "machine": machine(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "data": options.data.name,
         "weights": bench.weights(),
     }

@@ -24,6 +24,8 @@ import numpy as np
 import psutil
 from monailabel.client import MONAILabelClient
 
+from lib.errors import AppError
+
 APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
 START_SECONDS = 120
 MODEL = "fastsam3d"
@@ -71,7 +73,7 @@ def running_server(studies: Path, folder: Path, conf: Sequence[str] = ()) -> Ite
         )
     try:
         server = Server(f"http://127.0.0.1:{port}", (psutil.Process(process.pid),))
-        _wait_until_up(server, process, log)
+        _wait_for_info(server, process, log)
         yield server
     finally:
         process.terminate()
@@ -96,7 +98,7 @@ def running_servers(
         stack.callback(proxy.terminate)
         processes = tuple(process for server in servers for process in server.processes)
         server = Server(f"http://127.0.0.1:{port}", processes)
-        _wait_until_up(server, proxy, folder / "nginx.log")
+        _wait_for_info(server, proxy, folder / "nginx.log")
         yield server
 
 
@@ -138,7 +140,8 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None:
+def _wait_for_info(server: Server, process: subprocess.Popen, log: Path) -> None:
+    """Wait until the server answers; raises AppError with the end of the log if it does not."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -146,7 +149,7 @@ def _wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None
             return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
-    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    raise AppError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 @dataclass

@@ -43,7 +43,8 @@ from benchmarks.click_clients import (  # noqa: E402
     running_server,
     running_servers,
 )
-from benchmarks.click_report import machine, markdown, plot  # noqa: E402
+from benchmarks.click_report import markdown, percentiles, plot  # noqa: E402
+from benchmarks.machine import machine  # noqa: E402
 
 FIELD_MM = (410.0, 410.0, 360.0)
 """FIELD_MM: the scan's extent, whatever its shape."""
@@ -291,11 +292,6 @@ def series(place: np.ndarray, shape_ijk: Sequence[int]) -> list[np.ndarray]:
     offsets = generator.uniform(-0.04, 0.04, (CLICKS, 3)) * shape_ijk
     offsets[0] = 0
     return list((place + offsets).astype(int))
-
-
-def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
-    p50, p95 = np.percentile(times_ms, [50, 95]).round(1).tolist()
-    return {"p50": p50, "p95": p95}
 
 
 def _median(answers: Sequence[Answer]) -> float:

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import signal
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,9 +31,10 @@ from lib.imaging.volume import read_volume
 from lib.trainers.schedule import active_pairs
 
 from .click_clients import MODEL, Ohif, Server, running_server
-from .click_report import machine
+from .click_report import percentiles
 from .datasets import find_cases
 from .distillation_report import markdown
+from .machine import machine
 
 POLL_SECONDS = 2.0
 IDLE_CLICKS, CLICK_EVERY = 15, 4.0
@@ -156,7 +156,7 @@ def train(
     task = client.train_status()
     if task["status"] != "DONE":
         raise SystemExit(f"the training ended in {task['status']}: {task['details'][-1]}")
-    return statistics_of(server), percentiles(times) if times else None
+    return statistics_of(server), click_times(times) if times else None
 
 
 def statistics_of(server: Server) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class ClickTimer:
 
     def median(self, count: int) -> dict[str, Any]:
         """Return median and 95th percentile of `count` clicks."""
-        return percentiles([self.ms() for _ in range(count)])
+        return click_times([self.ms() for _ in range(count)])
 
 
 def first_readable(studies: Path) -> tuple[Path, tuple[int, ...]]:
@@ -248,9 +248,10 @@ def first_readable(studies: Path) -> tuple[Path, tuple[int, ...]]:
     raise SystemExit(f"{studies} has no readable .nii.gz")
 
 
-def percentiles(times: Sequence[float]) -> dict[str, Any]:
-    p95 = float(np.percentile(times, 95))
-    return {"median": statistics.median(times), "p95": p95, "clicks": len(times)}
+def click_times(times_ms: Sequence[float]) -> dict[str, Any]:
+    """Return median, 95th percentile and number of click times."""
+    times = percentiles(times_ms)
+    return {"median": times["p50"], "p95": times["p95"], "clicks": len(times_ms)}
 
 
 def killed(server: Server, client: MONAILabelClient, options: dict[str, Any]) -> dict[str, float]:

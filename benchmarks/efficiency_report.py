@@ -36,7 +36,7 @@ def add_ratios(rows: list[Row]) -> None:
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the numbers as Markdown."""
-    lines = ["# Efficiency", "", machine(result), ""]
+    lines = ["# Efficiency", "", conditions(result), ""]
     if result["rows"]:
         lines += ["## Table 3", "", *table3(result["rows"]), "", NOTES_3, ""]
         lines += ["## Speed-up, and difference from the reference", "", *ratios(result["rows"]), ""]
@@ -61,8 +61,8 @@ operator of one block, from q, k, v to its output. *difference* is relative to t
 plain attention."""
 
 
-def machine(result: dict[str, Any]) -> str:
-    """Return the facts of the machine in one line."""
+def conditions(result: dict[str, Any]) -> str:
+    """Return what the numbers depend on besides the code in one line."""
     facts = [
         f"{result['device_name']} ({result['device']})",
         f"{result['threads']} threads, {result['cpu_capability']}",

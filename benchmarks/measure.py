@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop
 
 from lib.imaging.mask import dice
 
-from .processor import cpu_name
+from .machine import cpu_name
 
 Call = Callable[[], object]
 

@@ -22,9 +22,9 @@ from lib.errors import InputError
 from lib.imaging.mask import dice
 from lib.imaging.volume import Volume
 
+from .display import SOFT_TISSUE_HU
 from .protocols import Protocol, Scan, Series, surface_dice
 
-CT_WINDOW_HU = (-160.0, 240.0)
 PERCENTILES = (0.5, 99.5)
 """PERCENTILES: intensity window of scans other than CT."""
 
@@ -113,7 +113,7 @@ class Slicewise:
 def _window(volume: Volume) -> tuple[float, float]:
     """Return the lowest and highest intensity that is shown to the network."""
     if volume.is_ct:
-        return CT_WINDOW_HU
+        return SOFT_TISSUE_HU
     low, high = np.percentile(volume.array, PERCENTILES)
     return float(low), max(float(high), float(low) + 1e-6)
 

@@ -23,14 +23,12 @@ from torch.utils.data import Dataset
 from lib.errors import InputError
 from lib.imaging.intensity import normalize
 from lib.imaging.roi import Roi, crop_labels
+from lib.trainers.data.roi_pool import POOLING
 
 from . import synthesis
 from .fields import log_uniform
 from .scenes import clutter_scene, lesion
 from .sources import Case
-
-POOLING = 2
-"""ROI voxels along the side of a target's cell."""
 
 MIN_TARGET_VOXELS = 96
 THICKEST_SLICE_MM = 12.0

@@ -145,7 +145,7 @@ def _surroundings(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[slice, ...]
 
 
 def _window(scan: Scan) -> tuple[float, float]:
-    """Return the intensities that are drawn black and white."""
+    """Return the intensities that are displayed as black and as white."""
     if scan.volume.is_ct:
         return SOFT_TISSUE_HU
     low, high = np.percentile(scan.volume.array, [1, 99.5])

@@ -63,10 +63,7 @@ def running_server(studies: Path, folder: Path, conf: Sequence[str] = ()) -> Ite
     for name, value in zip(conf[::2], conf[1::2], strict=True):
         command += ["--conf", name, value]
     log = folder / f"server-{port}.log"
-    settings = {
-        "MONAI_LABEL_TRACKING_ENABLED": "false",
-        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
-    }
+    settings = {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **settings}
@@ -87,7 +84,7 @@ def running_servers(
     """Run several servers behind one nginx, which sends a client to the same server each time."""
     nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if nginx is None:
-        raise SystemExit("--processes needs nginx; on Debian and Ubuntu: apt install nginx-light")
+        raise AppError("--processes needs nginx; on Debian and Ubuntu: apt install nginx-light")
     with ExitStack() as stack:
         servers = [stack.enter_context(running_server(studies, folder, conf)) for _ in range(count)]
         port = free_port()

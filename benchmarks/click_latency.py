@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "sample-data"))
-os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
 
 import nibabel as nib  # noqa: E402
 import numpy as np  # noqa: E402
@@ -45,6 +44,7 @@ from benchmarks.click_clients import (  # noqa: E402
 )
 from benchmarks.click_report import markdown, percentiles, plot  # noqa: E402
 from benchmarks.machine import machine  # noqa: E402
+from lib.errors import AppError  # noqa: E402
 
 FIELD_MM = (410.0, 410.0, 360.0)
 """FIELD_MM: the scan's extent, whatever its shape."""
@@ -63,6 +63,16 @@ Viewer = Ohif | Slicer
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    try:
+        result = run(options)
+    except AppError as error:
+        sys.exit(f"click_latency: {error}")
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write the requested files, and return the numbers."""
     with tempfile.TemporaryDirectory(prefix="click-latency-") as temporary:
         folder = Path(temporary)
         print("making the scan", flush=True)
@@ -74,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.markdown.write_text(markdown(result))
     if options.plot:
         plot(result, options.plot)
-    print(json.dumps(result, indent=2))
-    return 0
+    return result
 
 
 def make_scans(studies: Path, shape_ijk: Sequence[int]) -> None:
@@ -315,7 +324,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, help="file of the tables")
     parser.add_argument("--plot", type=Path, help="file of the picture, PNG")
     parser.add_argument("--conf", nargs="*", default=[], help="options of the app: name value …")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if len(options.conf) % 2:
+        parser.error(f"--conf {' '.join(options.conf)}: expected pairs of name and value")
+    return options
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -41,7 +41,7 @@ class Timing:
     runs: int
 
     @classmethod
-    def of(cls, times_ms: list[float]) -> Timing:
+    def from_times(cls, times_ms: list[float]) -> Timing:
         """Summarise the times of all runs."""
         if len(times_ms) == 1:
             (only,) = times_ms
@@ -84,7 +84,7 @@ def time_calls(
     while waiting := [name for name in calls if not _done(spent[name], runs, seconds)]:
         for name in waiting:
             spent[name].append(_time(calls[name], device, clock))
-    return {name: Timing.of(times) for name, times in spent.items()}
+    return {name: Timing.from_times(times) for name, times in spent.items()}
 
 
 def _done(times_ms: list[float], runs: int, seconds: float) -> bool:
@@ -154,10 +154,10 @@ def peak_memory_mb(call: Call, weights: Iterable[Tensor], device: torch.device) 
     return (held + peak) / 1e6
 
 
-def relative_difference(ours: Tensor, expected: Tensor) -> float:
+def relative_difference(result: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference relative to the norm of the expected tensor."""
-    ours, expected = ours.double(), expected.double()
-    return float((ours - expected).norm() / expected.norm().clamp(min=1e-30))
+    result, expected = result.double(), expected.double()
+    return float((result - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def compare_masks(logits: Tensor, expected: Tensor) -> dict[str, float]:
@@ -165,10 +165,10 @@ def compare_masks(logits: Tensor, expected: Tensor) -> dict[str, float]:
 
     Return the Dice of the masks, the share of equal voxels and the largest difference of a logit.
     """
-    ours, theirs = ((x > 0).cpu().numpy() for x in (logits, expected))
+    mask, expected_mask = ((x > 0).cpu().numpy() for x in (logits, expected))
     return {
-        "dice": dice(ours, theirs),
-        "equal_voxels": float((ours == theirs).mean()),
+        "dice": dice(mask, expected_mask),
+        "equal_voxels": float((mask == expected_mask).mean()),
         "max_logit_difference": float((logits.float() - expected.float()).abs().max()),
     }
 

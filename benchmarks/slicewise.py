@@ -18,7 +18,7 @@ from nibabel.orientations import io_orientation
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.errors import InputError
+from lib.errors import AppError, InputError
 from lib.imaging.mask import dice
 from lib.imaging.volume import Volume
 
@@ -56,7 +56,7 @@ class Slicewise:
 
         try:
             return cls(build(name, weights))
-        except (ImportError, OSError, ValueError) as error:
+        except (AppError, ImportError) as error:
             raise InputError(f"{name}: {error}") from error
 
     def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:

@@ -134,7 +134,7 @@ def test_make_targets_exist(page: Path) -> None:
 def test_commands_run_in_the_state_of_the_reader(page: Path) -> None:
     """Commands of the environment come with its path, or after a line that activates it."""
     for block in shell_blocks(page):
-        is_active = "source .venv/bin/activate" in block or "pip install -r" in block
+        is_active = "source .venv/bin/activate" in block or "pip install" in block
         for words in commands(block):
             assert words[0] not in ENVIRONMENT_TOOLS or is_active, " ".join(words)
 

@@ -67,8 +67,8 @@ serve: check-conf check-port check-studies install $(SAMPLE_DATA) ## set up what
 	$(info $(OPEN_HINT))
 	$(START_SERVER) --studies '$(STUDIES)'
 
-# The cache of the series lies beside them, so that make clean removes both.
-ohif: check-conf check-port check-orthanc install ## click on the sample DICOM series in OHIF: with an Orthanc of its own (HOST, PORT, CONF, YES=1)
+# The DICOM cache lies in sample-data/build, so that make clean removes it too.
+ohif: check-conf check-port check-orthanc install ## start OHIF on the sample DICOM series, with a local Orthanc (HOST, PORT, CONF, YES=1)
 	.venv/bin/python sample-data/prepare.py --no-real
 	MONAI_LABEL_DICOMWEB_CACHE_PATH='$(CURDIR)/sample-data/build/dicom-cache' \
 	.venv/bin/python tools/orthanc.py --port '$(ORTHANC_PORT)' --viewer '$(URL)' \
@@ -151,7 +151,7 @@ clean: ## remove caches, logs and the sample data with the labels saved there (k
 
 # --- accuracy -------------------------------------------------------------------------------------
 
-accuracy: check-data install-dev ## Dice after simulated clicks on labelled scans (DATA, ACCURACY)
+accuracy: check-data install-dev ## measure Dice after simulated clicks on labelled scans (DATA, ACCURACY)
 	.venv/bin/python benchmarks/accuracy.py --data '$(DATA)' --json accuracy-report/accuracy.json \
 	    --markdown accuracy-report/accuracy.md --pictures accuracy-report $(ACCURACY)
 	@echo 'Tables and pictures: accuracy-report'

@@ -163,7 +163,7 @@ class Answer:
 
 
 class Ohif:
-    """Sends OHIF's requests and reads the whole reply, at least as fast as a browser does."""
+    """A client that sends OHIF's requests and reads the reply as fast as a browser."""
 
     name = "ohif"
 

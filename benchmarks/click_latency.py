@@ -51,10 +51,10 @@ FIELD_MM = (410.0, 410.0, 360.0)
 
 NOISE_HU = 12.0
 SERIES = 3
-"""SERIES: structures that are clicked on."""
+"""SERIES: number of structures that are clicked on."""
 
 CLICKS = 10
-"""CLICKS: clicks on each structure."""
+"""CLICKS: number of clicks on each structure."""
 
 RNG_SEED = 0
 
@@ -137,7 +137,7 @@ def load_image_ms(path: Path) -> float:
 
 def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], list[Answer]]:
     """Return the times of one viewer alone, and its answers."""
-    # a seed of its own, so that no other viewer has clicked there
+    # each viewer has another seed, so that they click at different places
     places = random_places(shape_ijk, seed=len(viewer.name))
     cold = viewer.click(f"cold_{viewer.name}", [next(places)])
     viewer.click("scan", [next(places)])  # decodes the scan

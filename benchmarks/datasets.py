@@ -273,7 +273,7 @@ def targets(
 
 
 def _count_values(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values and their counts, as `np.unique`; small values need no sorting."""
+    """Return the values and their counts as `np.unique` does, but without sorting if possible."""
     if array.dtype.kind in "ui" and int(array.min()) >= 0 and int(array.max()) < 1 << 16:
         counts = np.bincount(array.ravel(order="K"))
         values = np.flatnonzero(counts)

@@ -1,4 +1,4 @@
-"""How the reports and the pages display scans."""
+"""Constants of the pictures of scans in the reports and the pages."""
 
 SOFT_TISSUE_HU = (-160.0, 240.0)
 """SOFT_TISSUE_HU: the range of a CT that is displayed from black to white."""

@@ -126,8 +126,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.rows = [] if options.rows == "none" else options.rows.split(",")
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"unknown rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
-    if wrong := [pair for pair in options.weights if "=" not in pair]:
-        parser.error(f"--weights {wrong[0]}: expected NAME=FILE")
+    if malformed := [pair for pair in options.weights if "=" not in pair]:
+        parser.error(f"--weights {malformed[0]}: expected NAME=FILE")
     options.weights = dict(pair.split("=", 1) for pair in options.weights)
     return options
 
@@ -173,7 +173,7 @@ def describe(candidate: Candidate, device: torch.device) -> dict[str, Any]:
         ("decoder", decode, candidate.decode, candidate.decoder_weights),
     ):
         if part == "decoder":
-            counted()  # what is cached between clicks is not part of a click
+            counted()  # fills the caches, which are not part of a click
         flops = count_flops(counted)
         row[f"{part}_gflops"] = flops * candidate.images / 1e9
         row[f"{part}_gmacs_per_image"] = flops / 2e9

@@ -23,7 +23,7 @@ from lib.weights import file_weights
 
 SEED = 0
 SLICES = 128
-"""SLICES: slices of a 128³ volume; a 2D network encodes each one."""
+"""SLICES: number of slices of a 128³ volume; a 2D network encodes each one."""
 
 # ROWS_3D: by row, the name of its configuration, and whether it is computed as published
 ROWS_3D = {

@@ -28,7 +28,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call.
+    """The times of one call in milliseconds.
 
     median, low, high: median and quartiles of ``runs`` runs. best: the shortest run, which other
     load on the machine disturbs least.
@@ -88,10 +88,12 @@ def time_calls(
 
 
 def _done(times_ms: list[float], runs: int, seconds: float) -> bool:
-    """Return whether a call has had enough runs."""
-    over = sum(times_ms) > seconds * 1e3
+    """Return whether a call needs no more runs."""
+    is_over = sum(times_ms) > seconds * 1e3
     return (
-        len(times_ms) >= runs or (over and len(times_ms) >= 3) or sum(times_ms[:1]) > seconds * 1e3
+        len(times_ms) >= runs
+        or (is_over and len(times_ms) >= 3)
+        or sum(times_ms[:1]) > seconds * 1e3
     )
 
 
@@ -135,15 +137,15 @@ def peak_memory_mb(call: Call, weights: Iterable[Tensor], device: torch.device) 
     On a GPU the allocator counts the peak. On a CPU it is summed over torch's allocations; oneDNN's
     own buffers are not among them.
     """
-    held = sum({x.data_ptr(): x.numel() * x.element_size() for x in weights}.values())
+    weights_bytes = sum({x.data_ptr(): x.numel() * x.element_size() for x in weights}.values())
     if device.type == "cuda":
-        call()  # what is cached between calls is not part of a call
+        call()  # fills the caches, which are not part of a call
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         synchronise(device)
-        return (held + torch.cuda.max_memory_allocated(device) - before) / 1e6
+        return (weights_bytes + torch.cuda.max_memory_allocated(device) - before) / 1e6
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     now = peak = 0
@@ -151,7 +153,7 @@ def peak_memory_mb(call: Call, weights: Iterable[Tensor], device: torch.device) 
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return (held + peak) / 1e6
+    return (weights_bytes + peak) / 1e6
 
 
 def relative_difference(result: Tensor, expected: Tensor) -> float:

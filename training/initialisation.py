@@ -1,6 +1,6 @@
-"""Initial weights that start with image frequencies and with attention to the click's place.
+"""Initial weights: a patch embedding of image frequencies, and attention to the click's place.
 
-With the usual random weights, the network needs the first hour of training to learn both.
+With random weights, the network needs the first hour of training to learn both.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class PretrainOptions:
     """Options of the pretraining.
 
     minutes: budget of the run, with all resumed parts; the learning rate falls over it. max_steps:
-    stop earlier, with the same schedule. rois: batch size. clicks: most clicks of a series.
+    stop earlier, with the same schedule. rois: ROIs per step. clicks: maximum clicks of a series.
     click_steps: steps of the decoder alone before the training. save_every, log_every: in steps.
     """
 

@@ -20,10 +20,10 @@ DOUBTS = ("?", "not stated", "see ", "NC", "SA")
 """DOUBTS: a licence entry with one of these is rejected, whatever it begins with."""
 
 MAX_STRUCTURES = 240
-"""MAX_STRUCTURES: structures of an atlas; the largest are taken."""
+"""MAX_STRUCTURES: number of structures taken from an atlas, the largest ones."""
 
 ATLAS_FILES = ("aal.nii.gz", "inia19-NeuroMaps.nii.gz")
-"""ATLAS_FILES: of Debian's ``mricron-data``; its other files have other licences."""
+"""ATLAS_FILES: files of Debian's ``mricron-data`` under BSD; its other files have other licences."""
 
 MIN_VOXELS = 64
 """MIN_VOXELS: smallest structure that can be a target, in stored voxels."""

@@ -23,7 +23,7 @@ MAX_STRUCTURES = 240
 """MAX_STRUCTURES: number of structures taken from an atlas, the largest ones."""
 
 ATLAS_FILES = ("aal.nii.gz", "inia19-NeuroMaps.nii.gz")
-"""ATLAS_FILES: files of Debian's ``mricron-data`` under BSD; its other files have other licences."""
+"""ATLAS_FILES: the BSD-licensed atlases of Debian's ``mricron-data``."""
 
 MIN_VOXELS = 64
 """MIN_VOXELS: smallest structure that can be a target, in stored voxels."""

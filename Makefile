@@ -1,4 +1,4 @@
-# GNU make and bash. `make help` lists the targets, README.md explains the options.
+# GNU make and bash. `make help` lists the targets, docs/options.md the options of the server (CONF).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,29 +6,27 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-# Where the server listens, and what it serves. STUDIES is a folder or a DICOMweb URL.
+# HOST, PORT: address of the server. STUDIES: a folder of scans or a DICOMweb URL.
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ifndef STUDIES
 STUDIES := sample-data/build/studies
 SAMPLE_DATA := sample-data
 endif
-# For make ohif: the HTTP port of its Orthanc (8042 is that of Debian's own service), and whether to
-# install it without asking.
+# ORTHANC_PORT: HTTP port of the Orthanc of make ohif (Debian's own service has 8042). YES=1: install
+# Orthanc without asking.
 ORTHANC_PORT ?= 8043
 YES ?=
-# Options of the app: make serve CONF="labels liver,spleen weights /data/fastsam3d.pth"
+# CONF: options of the app, as in make serve CONF="labels liver,spleen weights /data/fastsam3d.pth"
 CONF ?=
-# Labelled scans for make accuracy, and further options of benchmarks/accuracy.py.
+# DATA: labelled scans for make accuracy. ACCURACY: further options of benchmarks/accuracy.py.
 DATA ?=
 ACCURACY ?=
-# The interpreter that .venv is made with (default: the first that fits). PYTEST_ARGS go to pytest.
+# PYTHON: interpreter for a new .venv (default: the first suitable one). PYTEST_ARGS: options of pytest.
 PYTHON ?=
 PYTEST_ARGS ?=
 
-# mlflow 3 refuses the file store that MONAI Label's tracking writes by default.
-export MONAI_LABEL_TRACKING_ENABLED ?= false
-# The CUDA kernel of sam2 (a requirement of MONAI Label) is not used here, and takes minutes to compile.
+# sam2 (a requirement of MONAI Label) would compile a CUDA kernel for minutes; nothing here uses it.
 export SAM2_BUILD_CUDA ?= 0
 
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
@@ -69,15 +67,15 @@ serve: check-conf check-port check-studies install $(SAMPLE_DATA) ## set up what
 	$(info $(OPEN_HINT))
 	$(START_SERVER) --studies '$(STUDIES)'
 
-# The cache of the series lies beside them, so that make clean removes both.
-ohif: check-conf check-port check-orthanc install ## click on the sample DICOM series in OHIF: with an Orthanc of its own (HOST, PORT, CONF, YES=1)
+# The DICOM cache lies in sample-data/build, so that make clean removes it too.
+ohif: check-conf check-port check-orthanc install ## start OHIF on the sample DICOM series, with a local Orthanc (HOST, PORT, CONF, YES=1)
 	.venv/bin/python sample-data/prepare.py --no-real
 	MONAI_LABEL_DICOMWEB_CACHE_PATH='$(CURDIR)/sample-data/build/dicom-cache' \
 	.venv/bin/python tools/orthanc.py --port '$(ORTHANC_PORT)' --viewer '$(URL)' \
 	    --storage sample-data/build/orthanc --dicom sample-data/build/dicom -- \
 	    $(START_SERVER) --studies 'http://127.0.0.1:$(ORTHANC_PORT)/dicom-web'
 
-# These run before the installation, which takes minutes, so they use nothing but the shell.
+# These checks run before the installation, which takes minutes. They need only the shell.
 check-conf:
 	@if (( $(words $(CONF)) % 2 )); then \
 	    echo 'CONF="$(CONF)": expected pairs, as in CONF="name value name value"' >&2; exit 1; fi
@@ -95,7 +93,7 @@ endif
 
 ORTHANC_PACKAGES := orthanc orthanc-dicomweb
 
-# Where nobody can be asked, whoever started this wanted it to run.
+# It asks before it installs packages. Without a terminal or with YES=1 it installs them at once.
 check-orthanc:
 	@if PATH="$$PATH:/usr/sbin" command -v Orthanc >/dev/null \
 	    && [[ -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]]; then exit 0; fi; \
@@ -124,7 +122,7 @@ REPORT ?= benchmark-report
 ROWS ?=
 SHAPE ?= 512,512,300
 
-benchmark: .venv/.installed-benchmarks ## time the networks and the clicks on this machine (REPORT, ROWS, SHAPE): JSON, Markdown, plots
+benchmark: .venv/.installed-benchmarks ## measure the speed of networks and clicks on this machine (REPORT, ROWS, SHAPE): JSON, Markdown, plots
 	mkdir -p '$(REPORT)'
 	.venv/bin/python benchmarks/efficiency.py $(if $(ROWS),--rows '$(ROWS)') --table4 \
 	    --json '$(REPORT)/efficiency.json' --markdown '$(REPORT)/efficiency.md' --plot '$(REPORT)/growth.png'
@@ -143,7 +141,7 @@ lint: install-dev ## check style and formatting with ruff
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
-typecheck: install-dev ## check the types of the pure modules with mypy
+typecheck: install-dev ## check the types of app, benchmarks and training with mypy (strict)
 	.venv/bin/mypy
 
 clean: ## remove caches, logs and the sample data with the labels saved there (keeps .venv)
@@ -153,7 +151,7 @@ clean: ## remove caches, logs and the sample data with the labels saved there (k
 
 # --- accuracy -------------------------------------------------------------------------------------
 
-accuracy: check-data install-dev ## Dice after simulated clicks on labelled scans (DATA, ACCURACY)
+accuracy: check-data install-dev ## measure Dice after simulated clicks on labelled scans (DATA, ACCURACY)
 	.venv/bin/python benchmarks/accuracy.py --data '$(DATA)' --json accuracy-report/accuracy.json \
 	    --markdown accuracy-report/accuracy.md --pictures accuracy-report $(ACCURACY)
 	@echo 'Tables and pictures: accuracy-report'
@@ -164,8 +162,8 @@ check-data:
 
 # --- default weights ------------------------------------------------------------------------------
 
-# MINUTES: length of the teacher's pretraining. WEIGHTS_BUILD: folder that everything is written to.
-# TEACHER: weights of a teacher that exists already; the pretraining is then skipped.
+# MINUTES: duration of the teacher's pretraining. WEIGHTS_BUILD: output folder. TEACHER: weights of an
+# existing teacher, which skip the pretraining.
 MINUTES ?= 600
 WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
@@ -182,11 +180,11 @@ weights: check-data install-dev ## rebuild the default weights from DATA, teache
 	    --conf weights '$(abspath $(WEIGHTS_BUILD))/student.safetensors' \
 	    --conf teacher_weights '$(TEACHER_FILE)' \
 	    --conf model_dir '$(abspath $(WEIGHTS_BUILD))/model'
-	@echo 'The student: $(WEIGHTS_BUILD)/model/fastsam3d/published; measure and publish both: docs/model-card.md'
+	@echo 'The student: $(WEIGHTS_BUILD)/model/fastsam3d/published; measure and publish both: CONTRIBUTING.md'
 
 # --- environment ----------------------------------------------------------------------------------
 
-# pip's progress, shortened; the full output is kept, and its end shown when the installation fails.
+# Run pip and print only its progress. The log has the full output; its end is printed on failure.
 define pip_install
 @echo '$(strip $(1)) (log: .venv/install.log)'
 @.venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt $(2) 2>&1 \
@@ -195,8 +193,8 @@ define pip_install
     || { echo 'The installation failed:' >&2; tail -n 15 .venv/install.log >&2; exit 1; }
 endef
 
-# torch comes first and the rest is built against it: with build isolation pip would unpack a second
-# torch with CUDA into the temporary folder to build sam2.
+# torch comes first, because sam2 is built with it. With build isolation pip would unpack a second torch
+# with CUDA into the temporary folder.
 define install_requirements
 @: > .venv/install.log
 $(call pip_install,Installing torch: about 3 GB,-c requirements.txt setuptools wheel torch torchvision)
@@ -206,7 +204,8 @@ endef
 install: .venv/.installed
 install-dev: .venv/.installed-dev
 
-# A stamp is made after a complete installation only, so that an interrupted one is taken up again.
+# The stamp file .installed is written after a complete installation. An interrupted installation
+# leaves none, so the next make installs again.
 .venv/.installed: requirements.txt constraints.txt | .venv/bin/pip
 	$(call install_requirements,requirements.txt)
 	@touch $@
@@ -219,14 +218,14 @@ install-dev: .venv/.installed-dev
 	$(call install_requirements,requirements-benchmarks.txt)
 	@touch .venv/.installed $@
 
-# pip comes last in a new environment: without it there is none, or an unfinished one.
+# venv installs pip last. If pip is missing, the environment is missing or incomplete.
 .venv/bin/pip:
 	@for python in $(or $(PYTHON),python3.11 python3 python3.12); do \
 	    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
 	    then found=$$python; break; fi; \
 	done; \
 	if [[ -z "$${found:-}" ]]; then \
-	    echo '$(or $(PYTHON),python3) is missing or not Python 3.11 or 3.12 (3.11 is the tested one):' \
+	    echo '$(or $(PYTHON),python3) is missing or not Python 3.11 or 3.12:' \
 	        'use make PYTHON=/path/to/python3.11' >&2; exit 1; fi; \
 	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
 	    echo "$$found cannot make environments: on Debian and Ubuntu, apt install" \

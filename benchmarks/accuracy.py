@@ -27,7 +27,6 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
 
 import torch  # noqa: E402
 
@@ -35,12 +34,12 @@ from benchmarks.accuracy_report import Score, markdown, summarise, worst  # noqa
 from benchmarks.bench import Bench, Plan, collect  # noqa: E402
 from benchmarks.contestants import available_models  # noqa: E402
 from benchmarks.datasets import choose_cases, find_cases  # noqa: E402
-from benchmarks.processor import cpu_name  # noqa: E402
+from benchmarks.machine import cpu_name  # noqa: E402
 from benchmarks.protocols import MIN_MM3, make_protocol  # noqa: E402
-from lib.errors import InputError  # noqa: E402
+from lib.errors import AppError, InputError  # noqa: E402
 
 FAILURES = 6
-"""FAILURES: structures with the lowest Dice that the report lists for each model."""
+"""FAILURES: number of structures with the lowest Dice that the report lists for each model."""
 
 
 def make_report(
@@ -70,11 +69,6 @@ def make_report(
             name: [asdict(score) for score in model_scores] for name, model_scores in scores.items()
         },
     }
-
-
-def machine() -> str:
-    """Return the processor, its cores and torch's version."""
-    return f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -148,7 +142,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "command": shlex.join(["python", "benchmarks/accuracy.py", *_shown_arguments(options)]),
         "date": date.today().isoformat(),
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "machine": machine(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "data": options.data.name,
         "weights": bench.weights(),
     }
@@ -168,7 +162,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shown_arguments(options: argparse.Namespace) -> list[str]:
-    """Return the options that decide the numbers; of the data's path only its last part."""
+    """Return the options that affect the numbers; paths are shortened to their last part."""
     shown = ["--data", options.data.resolve().name]
     for name in ("part", "models", "protocol", "clicks", "per_source", "seed", "repeats"):
         if (value := getattr(options, name)) is not None:
@@ -183,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     try:
         report = run(parse_arguments(arguments))
-    except InputError as error:
+    except AppError as error:
         sys.exit(f"accuracy: {error}")
     print(markdown(report))
 

@@ -12,14 +12,12 @@ from nibabel.orientations import io_orientation
 
 from .bench import Bench
 from .datasets import BenchmarkCase, read_case, targets
+from .display import SOFT_TISSUE_HU, VIEWS
 from .protocols import MIN_MM3, Scan, Series
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
 
-# VIEWS: axes across and up in a picture, after `_Turn`
-VIEWS = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
-CT_WINDOW_HU = (-160, 240)
 MARGIN_MM = 25
 DPI = 90
 
@@ -147,9 +145,9 @@ def _surroundings(mask: np.ndarray, spacing_mm: np.ndarray) -> tuple[slice, ...]
 
 
 def _window(scan: Scan) -> tuple[float, float]:
-    """Return the intensities that are drawn black and white."""
+    """Return the intensities that are displayed as black and as white."""
     if scan.volume.is_ct:
-        return CT_WINDOW_HU
+        return SOFT_TISSUE_HU
     low, high = np.percentile(scan.volume.array, [1, 99.5])
     return float(low), float(high)
 

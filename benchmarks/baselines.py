@@ -18,10 +18,10 @@ from lib.imaging.intensity import normalize
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 
-Box = tuple[slice, ...]
+Slices = tuple[slice, ...]
 
 
-def ball(volume: Volume, centre_ijk: np.ndarray, radius_mm: float) -> tuple[Box, np.ndarray]:
+def ball(volume: Volume, centre_ijk: np.ndarray, radius_mm: float) -> tuple[Slices, np.ndarray]:
     """Return a box around a voxel and a mask of the ball in it.
 
     The box is clipped to the image. The mask has the box's shape and is True up to `radius_mm` from
@@ -71,7 +71,7 @@ class RegionGrowing:
     radius_mm: float = 30.0
     negative_mm: float = 7.5
     sigma_mm: float = 2.0
-    _grown: dict[tuple, tuple[Box, np.ndarray]] = field(default_factory=dict)
+    _grown: dict[tuple, tuple[Slices, np.ndarray]] = field(default_factory=dict)
 
     def __call__(self, clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
         mask = np.zeros(self.volume.shape_ijk, dtype=bool)
@@ -83,7 +83,7 @@ class RegionGrowing:
             mask[box][region] = bool(label)
         return mask
 
-    def _grow(self, click: np.ndarray, is_positive: bool) -> tuple[Box, np.ndarray]:
+    def _grow(self, click: np.ndarray, is_positive: bool) -> tuple[Slices, np.ndarray]:
         """Return a box around a click and the mask of its region in the box."""
         radius_mm = self.radius_mm if is_positive else self.negative_mm
         box, inside = ball(self.volume, click, radius_mm)
@@ -96,7 +96,7 @@ class RegionGrowing:
         regions, _ = ndimage.label(similar)
         return box, regions == regions[here]
 
-    def _sample(self, image: np.ndarray, box: Box, click: np.ndarray) -> tuple[float, float]:
+    def _sample(self, image: np.ndarray, box: Slices, click: np.ndarray) -> tuple[float, float]:
         """Return mean and standard deviation near the click, over at least 3×3×3 voxels."""
         finest_mm = float(voxel_sizes(self.volume.affine_mm).min())
         radius_mm = max(self.sample_mm, float(np.sqrt(3)) * finest_mm)

@@ -21,7 +21,7 @@ from .datasets import BenchmarkCase, read_case, targets
 from .protocols import MIN_MM3, Protocol, Scan, Series, area
 
 Scores = dict[str, list[Score]]
-"""Scores by the name of the model."""
+"""Scores: the scores of each model, by its name."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def make_score(
 
 
 _bench: Bench | None = None
-"""The models of this worker process."""
+"""_bench: the models of this worker process."""
 
 
 def _start_worker(plan: Plan) -> None:

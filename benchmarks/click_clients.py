@@ -24,6 +24,8 @@ import numpy as np
 import psutil
 from monailabel.client import MONAILabelClient
 
+from lib.errors import AppError
+
 APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
 START_SECONDS = 120
 MODEL = "fastsam3d"
@@ -61,17 +63,14 @@ def running_server(studies: Path, folder: Path, conf: Sequence[str] = ()) -> Ite
     for name, value in zip(conf[::2], conf[1::2], strict=True):
         command += ["--conf", name, value]
     log = folder / f"server-{port}.log"
-    settings = {
-        "MONAI_LABEL_TRACKING_ENABLED": "false",
-        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
-    }
+    settings = {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **settings}
         )
     try:
         server = Server(f"http://127.0.0.1:{port}", (psutil.Process(process.pid),))
-        _wait_until_up(server, process, log)
+        _wait_for_info(server, process, log)
         yield server
     finally:
         process.terminate()
@@ -85,7 +84,7 @@ def running_servers(
     """Run several servers behind one nginx, which sends a client to the same server each time."""
     nginx = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if nginx is None:
-        raise SystemExit("--processes needs nginx; on Debian and Ubuntu: apt install nginx-light")
+        raise AppError("--processes needs nginx; on Debian and Ubuntu: apt install nginx-light")
     with ExitStack() as stack:
         servers = [stack.enter_context(running_server(studies, folder, conf)) for _ in range(count)]
         port = free_port()
@@ -96,7 +95,7 @@ def running_servers(
         stack.callback(proxy.terminate)
         processes = tuple(process for server in servers for process in server.processes)
         server = Server(f"http://127.0.0.1:{port}", processes)
-        _wait_until_up(server, proxy, folder / "nginx.log")
+        _wait_for_info(server, proxy, folder / "nginx.log")
         yield server
 
 
@@ -138,7 +137,8 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def _wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None:
+def _wait_for_info(server: Server, process: subprocess.Popen, log: Path) -> None:
+    """Wait until the server answers; raises AppError with the end of the log if it does not."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -146,7 +146,7 @@ def _wait_until_up(server: Server, process: subprocess.Popen, log: Path) -> None
             return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)
-    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    raise AppError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 @dataclass
@@ -163,7 +163,7 @@ class Answer:
 
 
 class Ohif:
-    """Sends OHIF's requests and reads the whole reply, at least as fast as a browser does."""
+    """A client that sends OHIF's requests and reads the reply as fast as a browser."""
 
     name = "ohif"
 

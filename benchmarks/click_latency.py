@@ -28,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "sample-data"))
-os.environ.setdefault("MONAI_LABEL_TRACKING_ENABLED", "false")
 
 import nibabel as nib  # noqa: E402
 import numpy as np  # noqa: E402
@@ -43,17 +42,19 @@ from benchmarks.click_clients import (  # noqa: E402
     running_server,
     running_servers,
 )
-from benchmarks.click_report import machine, markdown, plot  # noqa: E402
+from benchmarks.click_report import markdown, percentiles, plot  # noqa: E402
+from benchmarks.machine import machine  # noqa: E402
+from lib.errors import AppError  # noqa: E402
 
 FIELD_MM = (410.0, 410.0, 360.0)
 """FIELD_MM: the scan's extent, whatever its shape."""
 
 NOISE_HU = 12.0
 SERIES = 3
-"""SERIES: structures that are clicked on."""
+"""SERIES: number of structures that are clicked on."""
 
 CLICKS = 10
-"""CLICKS: clicks on each structure."""
+"""CLICKS: number of clicks on each structure."""
 
 RNG_SEED = 0
 
@@ -62,6 +63,16 @@ Viewer = Ohif | Slicer
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
+    try:
+        result = run(options)
+    except AppError as error:
+        sys.exit(f"click_latency: {error}")
+    print(json.dumps(result, indent=2))
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write the requested files, and return the numbers."""
     with tempfile.TemporaryDirectory(prefix="click-latency-") as temporary:
         folder = Path(temporary)
         print("making the scan", flush=True)
@@ -73,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.markdown.write_text(markdown(result))
     if options.plot:
         plot(result, options.plot)
-    print(json.dumps(result, indent=2))
-    return 0
+    return result
 
 
 def make_scans(studies: Path, shape_ijk: Sequence[int]) -> None:
@@ -127,7 +137,7 @@ def load_image_ms(path: Path) -> float:
 
 def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], list[Answer]]:
     """Return the times of one viewer alone, and its answers."""
-    # a seed of its own, so that no other viewer has clicked there
+    # each viewer has another seed, so that they click at different places
     places = random_places(shape_ijk, seed=len(viewer.name))
     cold = viewer.click(f"cold_{viewer.name}", [next(places)])
     viewer.click("scan", [next(places)])  # decodes the scan
@@ -293,11 +303,6 @@ def series(place: np.ndarray, shape_ijk: Sequence[int]) -> list[np.ndarray]:
     return list((place + offsets).astype(int))
 
 
-def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
-    p50, p95 = np.percentile(times_ms, [50, 95]).round(1).tolist()
-    return {"p50": p50, "p95": p95}
-
-
 def _median(answers: Sequence[Answer]) -> float:
     return round(statistics.median(answer.ms for answer in answers), 1)
 
@@ -319,7 +324,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, help="file of the tables")
     parser.add_argument("--plot", type=Path, help="file of the picture, PNG")
     parser.add_argument("--conf", nargs="*", default=[], help="options of the app: name value …")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if len(options.conf) % 2:
+        parser.error(f"--conf {' '.join(options.conf)}: expected pairs of name and value")
+    return options
 
 
 def _shape(text: str) -> tuple[int, int, int]:

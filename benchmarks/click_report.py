@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
+import numpy as np
 
-from .processor import cpu_name
 from .report_table import table
 
-PACKAGES = ("monailabel", "monai", "torch", "numpy", "nibabel", "SimpleITK", "isal", "uvicorn")
 VIEWERS = {"ohif": "OHIF", "slicer": "3D Slicer"}
 
 
-def machine() -> dict[str, Any]:
-    """Return what the times depend on besides the code."""
-    return {
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "processor": cpu_name(),
-        "cores": psutil.cpu_count(logical=False),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
+def percentiles(times_ms: Sequence[float]) -> dict[str, float]:
+    """Return the median and the 95th percentile, rounded to 0.1 ms."""
+    p50, p95 = np.percentile(times_ms, [50, 95]).round(1).tolist()
+    return {"p50": p50, "p95": p95}
 
 
 def markdown(result: Mapping[str, Any]) -> str:

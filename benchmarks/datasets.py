@@ -93,7 +93,7 @@ def _manifest_cases(folder: Path, part: str | None) -> list[BenchmarkCase]:
             )
         rows = [row for row in reader if row["image"] and row["label"]]
     parts = sorted({row.get("part") or "" for row in rows})
-    wanted = part or ("eval" if "eval" in parts else None)
+    selected_part = part or ("eval" if "eval" in parts else None)
     if part and part not in parts:
         raise InputError(
             f"{folder / 'manifest.csv'} has no part {part!r}; it has {', '.join(parts)}"
@@ -108,7 +108,7 @@ def _manifest_cases(folder: Path, part: str | None) -> list[BenchmarkCase]:
             row.get("modality") or "",
         )
         for row in rows
-        if wanted in (None, row.get("part")) and (folder / row["image"]).is_file()
+        if selected_part in (None, row.get("part")) and (folder / row["image"]).is_file()
     ]
 
 
@@ -122,7 +122,7 @@ def _nnunet_cases(folder: Path, part: str) -> list[BenchmarkCase]:
         image = _first_file(folder / f"images{part}", (f"{name}_0000", name))
         if image is None:
             raise InputError(
-                f"{folder / f'images{part}'} holds no image of {label.name}; "
+                f"{folder / f'images{part}'} contains no image for {label.name}; "
                 f"expected {name}_0000.nii.gz"
             )
         modality = str(channels.get("0", "")) if isinstance(channels, dict) else ""
@@ -234,7 +234,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no valid JSON: {error}") from error
+        raise InputError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_case(case: BenchmarkCase) -> tuple[Volume, Volume]:
@@ -267,13 +267,13 @@ def targets(
     volume_mm3 = {int(v): count * voxel_mm3 for v, count in zip(values, counts, strict=True) if v}
     named = case.structures or {str(value): (value,) for value in volume_mm3}
     unnamed = set(volume_mm3) - {value for values in named.values() for value in values}
-    for name, wanted in (*named.items(), *((str(value), (value,)) for value in sorted(unnamed))):
-        if sum(volume_mm3.get(value, 0) for value in wanted) >= min_mm3:
-            yield name, np.isin(array, wanted)
+    for name, numbers in (*named.items(), *((str(value), (value,)) for value in sorted(unnamed))):
+        if sum(volume_mm3.get(value, 0) for value in numbers) >= min_mm3:
+            yield name, np.isin(array, numbers)
 
 
 def _count_values(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values and their counts, as `np.unique`; small values need no sorting."""
+    """Return the values and their counts as `np.unique` does, but without sorting if possible."""
     if array.dtype.kind in "ui" and int(array.min()) >= 0 and int(array.max()) < 1 << 16:
         counts = np.bincount(array.ravel(order="K"))
         values = np.flatnonzero(counts)

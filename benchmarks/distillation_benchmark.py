@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import signal
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,14 +27,15 @@ import numpy as np
 import psutil
 from monailabel.client import MONAILabelClient
 
-from lib.errors import InputError
+from lib.errors import AppError, InputError
 from lib.imaging.volume import read_volume
 from lib.trainers.schedule import active_pairs
 
 from .click_clients import MODEL, Ohif, Server, running_server
-from .click_report import machine
+from .click_report import percentiles
 from .datasets import find_cases
 from .distillation_report import markdown
+from .machine import machine
 
 POLL_SECONDS = 2.0
 IDLE_CLICKS, CLICK_EVERY = 15, 4.0
@@ -45,8 +46,15 @@ SHORT = {"max_epochs": 6, "iterations_per_epoch": 3, "train_batch_size": 4, "val
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse(arguments)
-    train_options = {"start": "teacher", **json.loads(options.options)}
+    try:
+        run(parse(arguments))
+    except AppError as error:
+        sys.exit(f"distillation_benchmark: {error}")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and write the requested files; raises AppError if an option cannot be used."""
+    train_options = {"start": "teacher", **options.options}
     with tempfile.TemporaryDirectory(prefix="distillation-", dir=options.work) as temporary:
         folder = Path(temporary)
         studies = prepare(options.studies, options.part, options.most, folder / "studies")
@@ -70,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--most", type=int, default=40, help="most studies taken from a data set (40)"
     )
-    parser.add_argument("--options", default="{}", help="training options, as JSON")
+    parser.add_argument("--options", type=json.loads, default={}, help="training options, as JSON")
     parser.add_argument("--conf", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     parser.add_argument(
         "--logits-rate", type=float, help="learning rate with the logits alone (default: lr_stage2)"
@@ -155,8 +163,8 @@ def train(
             last = time.monotonic()
     task = client.train_status()
     if task["status"] != "DONE":
-        raise SystemExit(f"the training ended in {task['status']}: {task['details'][-1]}")
-    return statistics_of(server), percentiles(times) if times else None
+        raise AppError(f"the training ended in {task['status']}: {task['details'][-1]}")
+    return statistics_of(server), click_times(times) if times else None
 
 
 def statistics_of(server: Server) -> dict[str, Any]:
@@ -235,22 +243,23 @@ class ClickTimer:
 
     def median(self, count: int) -> dict[str, Any]:
         """Return median and 95th percentile of `count` clicks."""
-        return percentiles([self.ms() for _ in range(count)])
+        return click_times([self.ms() for _ in range(count)])
 
 
 def first_readable(studies: Path) -> tuple[Path, tuple[int, ...]]:
-    """Return path and shape of the first readable .nii.gz; raises SystemExit without one."""
+    """Return path and shape of the first readable .nii.gz; raises InputError without one."""
     for path in sorted(studies.glob("*.nii.gz")):
         try:
             return path, read_volume(path).shape_ijk
         except InputError as error:
             print(error, flush=True)
-    raise SystemExit(f"{studies} has no readable .nii.gz")
+    raise InputError(f"{studies} has no readable .nii.gz")
 
 
-def percentiles(times: Sequence[float]) -> dict[str, Any]:
-    p95 = float(np.percentile(times, 95))
-    return {"median": statistics.median(times), "p95": p95, "clicks": len(times)}
+def click_times(times_ms: Sequence[float]) -> dict[str, Any]:
+    """Return median, 95th percentile and number of click times."""
+    times = percentiles(times_ms)
+    return {"median": times["p50"], "p95": times["p95"], "clicks": len(times_ms)}
 
 
 def killed(server: Server, client: MONAILabelClient, options: dict[str, Any]) -> dict[str, float]:
@@ -261,7 +270,7 @@ def killed(server: Server, client: MONAILabelClient, options: dict[str, Any]) ->
     while statistics_of(server).get("iteration", 0) < 9 or "total_time" in statistics_of(server):
         if not client.train_status(True):
             details = client.train_status()["details"][-3:]
-            raise SystemExit(f"the training ended before it could be killed: {details}")
+            raise AppError(f"the training ended before it could be killed: {details}")
         time.sleep(0.1)
     for process in server.processes[0].children(recursive=True):
         if is_training(process):

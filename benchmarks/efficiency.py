@@ -5,7 +5,7 @@
     python benchmarks/efficiency.py --rows sam_med3d_published,sam_med3d,fastsam3d
     python benchmarks/efficiency.py --rows none --table4 --plot growth.png
 
-The rows of this project need torch alone. The rows of 2D networks also need
+The rows of this project need requirements.txt. The rows of 2D networks also need
 requirements-benchmarks.txt; without it they are skipped and the report names the reason. Each fast
 row is compared with its slow reference before anything is timed.
 """
@@ -44,6 +44,8 @@ from benchmarks.measure import (  # noqa: E402
     relative_difference,
     time_calls,
 )
+from lib.errors import AppError  # noqa: E402
+from lib.options import find_device  # noqa: E402
 
 SAME_MASKS = 0.99
 """SAME_MASKS: lowest Dice between a fast row and its reference; below, the command fails."""
@@ -52,8 +54,16 @@ SAME_MASKS = 0.99
 def main(arguments: list[str] | None = None) -> int:
     """Measure and report; return 1 if a row's masks differ from its reference."""
     options = parse(arguments)
+    try:
+        return run(options)
+    except AppError as error:
+        sys.exit(f"efficiency: {error}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure and report as `main` does; raises AppError if an option cannot be used."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    device = torch.device(options.device)
+    device = torch.device(find_device(options.device))
     if options.threads or options.clock == "cpu":
         torch.set_num_threads(1 if options.clock == "cpu" else options.threads)
     torch.backends.cuda.matmul.allow_tf32 = False  # float32 rows compute in float32
@@ -79,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="", help="cpu or cuda:N; default: a GPU if there is one"
+    )
     parser.add_argument(
         "--rows", default=",".join(ROWS), help=f"rows of {', '.join(ROWS)}; or none"
     )
@@ -114,16 +126,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.rows = [] if options.rows == "none" else options.rows.split(",")
     if unknown := [name for name in options.rows if name not in ROWS]:
         parser.error(f"unknown rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
-    if wrong := [pair for pair in options.weights if "=" not in pair]:
-        parser.error(f"--weights {wrong[0]}: expected NAME=FILE")
+    if malformed := [pair for pair in options.weights if "=" not in pair]:
+        parser.error(f"--weights {malformed[0]}: expected NAME=FILE")
     options.weights = dict(pair.split("=", 1) for pair in options.weights)
     return options
 
 
 def measure_rows(options: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
     """Append the rows to result["rows"], and the skipped ones to result["left_out"]."""
-    ours = Candidates3D(device, options.weights)
-    candidates = [ours.make(name) for name in options.rows if name not in ROWS_2D]
+    networks = Candidates3D(device, options.weights)
+    candidates = [networks.make(name) for name in options.rows if name not in ROWS_2D]
     described = [describe(candidate, device) for candidate in candidates]
     add_times(candidates, described, device, options)
     result["rows"] += described
@@ -161,7 +173,7 @@ def describe(candidate: Candidate, device: torch.device) -> dict[str, Any]:
         ("decoder", decode, candidate.decode, candidate.decoder_weights),
     ):
         if part == "decoder":
-            counted()  # what is cached between clicks is not part of a click
+            counted()  # fills the caches, which are not part of a click
         flops = count_flops(counted)
         row[f"{part}_gflops"] = flops * candidate.images / 1e9
         row[f"{part}_gmacs_per_image"] = flops / 2e9

@@ -25,18 +25,18 @@ def add_ratios(rows: list[Row]) -> None:
     by_name = {row["name"]: row for row in rows}
     for name, other in RATIOS:
         if name in by_name and other in by_name:
-            ours, theirs = by_name[name], by_name[other]
+            row, reference = by_name[name], by_name[other]
             ratios = {
-                part: theirs[f"{part}_ms"] / ours[f"{part}_ms"] for part in ("encoder", "decoder")
+                part: reference[f"{part}_ms"] / row[f"{part}_ms"] for part in ("encoder", "decoder")
             }
-            total = ours["encoder_ms"] + ours.get("prepare_ms", 0.0) + ours["decoder_ms"]
-            ratios["total"] = (theirs["encoder_ms"] + theirs["decoder_ms"]) / total
-            ours.setdefault("times_faster_than", {})[other] = ratios
+            total = row["encoder_ms"] + row.get("prepare_ms", 0.0) + row["decoder_ms"]
+            ratios["total"] = (reference["encoder_ms"] + reference["decoder_ms"]) / total
+            row.setdefault("times_faster_than", {})[other] = ratios
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the numbers as Markdown."""
-    lines = ["# Efficiency", "", machine(result), ""]
+    lines = ["# Efficiency", "", conditions(result), ""]
     if result["rows"]:
         lines += ["## Table 3", "", *table3(result["rows"]), "", NOTES_3, ""]
         lines += ["## Speed-up, and difference from the reference", "", *ratios(result["rows"]), ""]
@@ -61,8 +61,8 @@ operator of one block, from q, k, v to its output. *difference* is relative to t
 plain attention."""
 
 
-def machine(result: dict[str, Any]) -> str:
-    """Return the facts of the machine in one line."""
+def conditions(result: dict[str, Any]) -> str:
+    """Return what the numbers depend on besides the code in one line."""
     facts = [
         f"{result['device_name']} ({result['device']})",
         f"{result['threads']} threads, {result['cpu_capability']}",
@@ -167,9 +167,9 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), constrained_layout=True)
     for axis, part in zip(axes, ("attention", "encoder"), strict=True):
         for variant in growth.VARIANTS:
-            of_variant = [row for row in rows if row["variant"] == variant]
-            tokens = [row["tokens"] for row in of_variant]
-            times = [row[f"{part}_ms"] for row in of_variant]
+            variant_rows = [row for row in rows if row["variant"] == variant]
+            tokens = [row["tokens"] for row in variant_rows]
+            times = [row[f"{part}_ms"] for row in variant_rows]
             style = "--" if variant.endswith("plain") else "-"
             colour = "tab:blue" if variant.startswith("sparse") else "tab:red"
             axis.plot(tokens, times, style, color=colour, marker="o", label=variant)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ from benchmarks import sam2d
 from benchmarks.published_networks import PublishedNetwork
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.precision import choose
-from lib.networks import FastSAM3D, build_untrained, load_checkpoint
+from lib.networks import FastSAM3D, build_untrained
+from lib.weights import file_weights
 
 SEED = 0
 SLICES = 128
-"""SLICES: slices of a 128³ volume; a 2D network encodes each one."""
+"""SLICES: number of slices of a 128³ volume; a 2D network encodes each one."""
 
 # ROWS_3D: by row, the name of its configuration, and whether it is computed as published
 ROWS_3D = {
@@ -39,10 +41,10 @@ ROWS = (*ROWS_3D, *ROWS_2D)
 
 WHAT = {
     "sam_med3d_published": "SAM-Med3D as published: padded windows, plain attention",
-    "sam_med3d": "SAM-Med3D, ours: closed-form windows, the same numbers",
+    "sam_med3d": "SAM-Med3D of this project: closed-form windows, the same numbers",
     "fastsam3d_published": "FastSAM3D as published: dense, plain attention",
-    "fastsam3d_float32": "FastSAM3D, ours, in float32",
-    "fastsam3d": "FastSAM3D, ours, as served",
+    "fastsam3d_float32": "FastSAM3D of this project, in float32",
+    "fastsam3d": "FastSAM3D of this project, as served",
     "fastsam3d_sparse": "FastSAM3D with the 3D sparse operator, no position bias, as served",
     "sam": "SAM ViT-B",
     "mobile_sam": "MobileSAM",
@@ -111,13 +113,16 @@ class Candidates3D:
         """Return the calls of a row."""
         config, as_published = ROWS_3D[name]
         network = self.network(config)
-        return self._published(name, network) if as_published else self._ours(name, network)
+        return self._published(name, network) if as_published else self._this_project(name, network)
 
     def network(self, config: str) -> FastSAM3D:
-        """Return the float32 network, with the weights of ``--weights`` or with random weights."""
+        """Return the float32 network, with the weights of ``--weights`` or with random weights.
+
+        Raises WeightsError if the file cannot be used.
+        """
         if config not in self._networks:
             if config in self.files:
-                network = load_checkpoint(self.files[config])
+                network = file_weights(Path(self.files[config])).network
             else:
                 network = build_untrained(config, SEED)
                 fill_position_tables(network)
@@ -138,7 +143,7 @@ class Candidates3D:
             decoder_weights=decoder_weights,
         )
 
-    def _ours(self, name: str, network: FastSAM3D) -> Candidate:
+    def _this_project(self, name: str, network: FastSAM3D) -> Candidate:
         clicks = self.clicks
         notes: dict[str, object] = {"number_type": "float32"}
         computed = network
@@ -181,7 +186,7 @@ class Candidates3D:
 def make_2d(name: str, device: torch.device, weights: str | None) -> Candidate:
     """Return the calls of a 2D network on one slice at its own resolution, with two clicks.
 
-    Raises ImportError if a package is missing, see ``sam2d.build``.
+    Raises ImportError if a package is missing, InputError or WeightsError as ``sam2d.build`` does.
     """
     network = sam2d.build(name, weights).to(device)
     side = network.size

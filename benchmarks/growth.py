@@ -1,6 +1,6 @@
 """Table 4 at growing ROI sizes: sparse attention and fused kernels, each on and off.
 
-The network is the student without a position bias, which the fused kernels cannot take. Sparse:
+The network is the student without a position bias, which fused kernels do not support. Sparse:
 tokens whose indices are equal modulo an interval form a group; the interval grows with the grid, so
 that a group has at most 64 tokens at every size. Flash: torch's fused attention, which on CUDA in
 half precision is the flash kernel. Plain: softmax(q k^T) v.

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop
 
 from lib.imaging.mask import dice
 
-from .processor import cpu_name
+from .machine import cpu_name
 
 Call = Callable[[], object]
 
@@ -28,7 +28,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call.
+    """The times of one call in milliseconds.
 
     median, low, high: median and quartiles of ``runs`` runs. best: the shortest run, which other
     load on the machine disturbs least.
@@ -41,7 +41,7 @@ class Timing:
     runs: int
 
     @classmethod
-    def of(cls, times_ms: list[float]) -> Timing:
+    def from_times(cls, times_ms: list[float]) -> Timing:
         """Summarise the times of all runs."""
         if len(times_ms) == 1:
             (only,) = times_ms
@@ -84,14 +84,16 @@ def time_calls(
     while waiting := [name for name in calls if not _done(spent[name], runs, seconds)]:
         for name in waiting:
             spent[name].append(_time(calls[name], device, clock))
-    return {name: Timing.of(times) for name, times in spent.items()}
+    return {name: Timing.from_times(times) for name, times in spent.items()}
 
 
 def _done(times_ms: list[float], runs: int, seconds: float) -> bool:
-    """Return whether a call has had enough runs."""
-    over = sum(times_ms) > seconds * 1e3
+    """Return whether a call needs no more runs."""
+    is_over = sum(times_ms) > seconds * 1e3
     return (
-        len(times_ms) >= runs or (over and len(times_ms) >= 3) or sum(times_ms[:1]) > seconds * 1e3
+        len(times_ms) >= runs
+        or (is_over and len(times_ms) >= 3)
+        or sum(times_ms[:1]) > seconds * 1e3
     )
 
 
@@ -135,15 +137,15 @@ def peak_memory_mb(call: Call, weights: Iterable[Tensor], device: torch.device) 
     On a GPU the allocator counts the peak. On a CPU it is summed over torch's allocations; oneDNN's
     own buffers are not among them.
     """
-    held = sum({x.data_ptr(): x.numel() * x.element_size() for x in weights}.values())
+    weights_bytes = sum({x.data_ptr(): x.numel() * x.element_size() for x in weights}.values())
     if device.type == "cuda":
-        call()  # what is cached between calls is not part of a call
+        call()  # fills the caches, which are not part of a call
         synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         synchronise(device)
-        return (held + torch.cuda.max_memory_allocated(device) - before) / 1e6
+        return (weights_bytes + torch.cuda.max_memory_allocated(device) - before) / 1e6
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
     now = peak = 0
@@ -151,13 +153,13 @@ def peak_memory_mb(call: Call, weights: Iterable[Tensor], device: torch.device) 
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return (held + peak) / 1e6
+    return (weights_bytes + peak) / 1e6
 
 
-def relative_difference(ours: Tensor, expected: Tensor) -> float:
+def relative_difference(result: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference relative to the norm of the expected tensor."""
-    ours, expected = ours.double(), expected.double()
-    return float((ours - expected).norm() / expected.norm().clamp(min=1e-30))
+    result, expected = result.double(), expected.double()
+    return float((result - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
 def compare_masks(logits: Tensor, expected: Tensor) -> dict[str, float]:
@@ -165,10 +167,10 @@ def compare_masks(logits: Tensor, expected: Tensor) -> dict[str, float]:
 
     Return the Dice of the masks, the share of equal voxels and the largest difference of a logit.
     """
-    ours, theirs = ((x > 0).cpu().numpy() for x in (logits, expected))
+    mask, expected_mask = ((x > 0).cpu().numpy() for x in (logits, expected))
     return {
-        "dice": dice(ours, theirs),
-        "equal_voxels": float((ours == theirs).mean()),
+        "dice": dice(mask, expected_mask),
+        "equal_voxels": float((mask == expected_mask).mean()),
         "max_logit_difference": float((logits.float() - expected.float()).abs().max()),
     }
 

@@ -62,7 +62,11 @@ class Scan:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a user clicks. counts: click counts after which the mask is scored, ascending."""
+    """The rule of a simulated user's clicks.
+
+    name: random or cvpr2025. counts: click counts after which the mask is scored, ascending. seed:
+    of the random clicks.
+    """
 
     name: str
     counts: tuple[int, ...]
@@ -70,7 +74,7 @@ class Protocol:
 
     @property
     def has_surfaces(self) -> bool:
-        """Whether NSD is measured as well."""
+        """True if NSD is measured as well."""
         return self.name == "cvpr2025"
 
     def click(self, error: np.ndarray, key: Sequence[int]) -> tuple[int, ...]:

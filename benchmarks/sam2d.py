@@ -11,6 +11,7 @@ the authors' files with their own tensor names.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from lib.errors import InputError, WeightsError
 
 # SAM_MEAN, SAM_STD: of each channel, for images in 0 … 255
 SAM_MEAN, SAM_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -216,11 +219,11 @@ def build(name: str, weights: str | Path | None = None) -> Segmenter2D:
     """Return the network ``name``, a key of KINDS, in eval mode.
 
     weights: file of published weights, or None for random ones. Raises ImportError, which names
-    what to install, without transformers and timm, and ValueError for another name or for weights
-    of another network.
+    what to install, without transformers and timm; InputError for an unknown name; WeightsError if
+    the file cannot be read or holds weights of another network.
     """
     if name not in KINDS:
-        raise ValueError(f"unknown 2D network {name!r}; choose from {', '.join(KINDS)}")
+        raise InputError(f"unknown 2D network {name!r}; choose from {', '.join(KINDS)}")
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -235,8 +238,11 @@ def build(name: str, weights: str | Path | None = None) -> Segmenter2D:
 
 
 def _load(network: Segmenter2D, path: Path) -> None:
-    """Load published weights; raises ValueError if they belong to another network."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    """Load published weights; raises WeightsError if they cannot be used."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} cannot be read as PyTorch weights: {error}") from error
     state = state.get("model", state)
     renamed = {_module_name(name, network): value for name, value in state.items()}
     missing, unexpected = network.sam.load_state_dict(renamed, strict=False)
@@ -245,7 +251,7 @@ def _load(network: Segmenter2D, path: Path) -> None:
     spare = re.compile(r"norm_head|head\.|attention_bias_idxs")
     unexpected = [name for name in unexpected if not spare.search(name)]
     if wrong := sorted({*missing} - derived) + unexpected:
-        raise ValueError(
+        raise WeightsError(
             f"{path} does not hold weights of {network.name}; missing or unexpected tensors: "
             f"{', '.join(wrong[:4])}, …"
         )
@@ -256,8 +262,8 @@ def _load(network: Segmenter2D, path: Path) -> None:
 def _module_name(name: str, network: Segmenter2D) -> str:
     """Return a tensor's name here for its published name."""
     tiny_vit = KINDS[network.name].tiny_vit
-    for published, ours in (*_RENAMED_SAM, *(_RENAMED_TINY_VIT if tiny_vit else ())):
-        name = re.sub(published, ours, name)
+    for published, name_here in (*_RENAMED_SAM, *(_RENAMED_TINY_VIT if tiny_vit else ())):
+        name = re.sub(published, name_here, name)
     if tiny_vit:  # timm counts a downsampling to the next stage, the authors to the previous one
         down = re.match(r"(vision_encoder\.tiny_vit\.stages\.)(\d+)(\.downsample\..*)", name)
         if down:

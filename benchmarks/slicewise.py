@@ -18,13 +18,13 @@ from nibabel.orientations import io_orientation
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.errors import InputError
+from lib.errors import AppError, InputError
 from lib.imaging.mask import dice
 from lib.imaging.volume import Volume
 
+from .display import SOFT_TISSUE_HU
 from .protocols import Protocol, Scan, Series, surface_dice
 
-CT_WINDOW_HU = (-160.0, 240.0)
 PERCENTILES = (0.5, 99.5)
 """PERCENTILES: intensity window of scans other than CT."""
 
@@ -56,7 +56,7 @@ class Slicewise:
 
         try:
             return cls(build(name, weights))
-        except (ImportError, OSError, ValueError) as error:
+        except (AppError, ImportError) as error:
             raise InputError(f"{name}: {error}") from error
 
     def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:
@@ -113,7 +113,7 @@ class Slicewise:
 def _window(volume: Volume) -> tuple[float, float]:
     """Return the lowest and highest intensity that is shown to the network."""
     if volume.is_ct:
-        return CT_WINDOW_HU
+        return SOFT_TISSUE_HU
     low, high = np.percentile(volume.array, PERCENTILES)
     return float(low), max(float(high), float(low) + 1e-6)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,15 +20,18 @@ import requests
 import SimpleITK as sitk
 from scipy import ndimage
 
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 matplotlib.use("Agg")
+
+from benchmarks.display import SOFT_TISSUE_HU, VIEWS  # noqa: E402 (adds the app to the path)
 from matplotlib import pyplot as plt  # noqa: E402 (the backend comes first)
 
-HERE = Path(__file__).resolve().parent
+from lib.imaging.mask import dice  # noqa: E402
+
 BUILD = HERE.parent / "sample-data" / "build"
 STRUCTURES = ("liver", "kidney_right", "spleen", "aorta")
 COLOURS = ("tab:orange", "tab:cyan", "tab:green", "tab:pink")
-VIEWS = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
-CT_WINDOW_HU = (-160, 240)
 
 
 def main() -> None:
@@ -93,15 +97,14 @@ def draw_row(row, image, mask, target, clicks, colour, structure) -> None:
     """Draw a structure in the three planes through its first click: mask filled, border dashed."""
     first_ijk = clicks["foreground"][0]
     volume, zooms = np.asarray(image.dataobj), image.header.get_zooms()
+    low, high = SOFT_TISSUE_HU
     for axis, (view, (across, up)) in zip(row, VIEWS.items(), strict=True):
         cut = [slice(None)] * 3
         through = ({0, 1, 2} - {across, up}).pop()
         cut[through] = first_ijk[through]
         plane = tuple(cut)
         options = {"origin": "upper" if up == 1 else "lower", "aspect": zooms[up] / zooms[across]}
-        axis.imshow(
-            volume[plane].T, cmap="gray", vmin=CT_WINDOW_HU[0], vmax=CT_WINDOW_HU[1], **options
-        )
+        axis.imshow(volume[plane].T, cmap="gray", vmin=low, vmax=high, **options)
         if mask[plane].any():
             axis.contourf(mask[plane].T, levels=[0.5, 1], colors=[colour], alpha=0.5)
         if target[plane].any():
@@ -109,11 +112,6 @@ def draw_row(row, image, mask, target, clicks, colour, structure) -> None:
         axis.plot(first_ijk[across], first_ijk[up], "+", color="red", markersize=12)
         axis.set_title(f"{structure}, {view}, Dice {dice(mask, target):.2f}", color="white", size=8)
         axis.axis("off")
-
-
-def dice(mask: np.ndarray, target: np.ndarray) -> float:
-    """Return the Dice of two masks (I, J, K) that are not both empty."""
-    return float(2 * np.logical_and(mask, target).sum() / (mask.sum() + target.sum()))
 
 
 if __name__ == "__main__":

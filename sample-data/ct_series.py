@@ -8,8 +8,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
-HU_RANGE = (-1024, 3071)  # range of twelve stored bits with the usual intercept
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
+from torso import HU_RANGE
+
 DATE, TIME = "20240101", "120000"
 
 
@@ -61,8 +61,9 @@ def write_ct_series(
 
 
 def _grid(affine_mm: np.ndarray) -> _Grid:
-    steps = RAS_TO_LPS @ affine_mm[:3, :3]
-    grid = _Grid(RAS_TO_LPS @ affine_mm[:3, 3], steps)
+    affine_lps = np.diag([-1.0, -1.0, 1.0]) @ affine_mm[:3]  # from RAS
+    steps = affine_lps[:, :3]
+    grid = _Grid(affine_lps[:, 3], steps)
     if not np.allclose(grid.directions.T @ grid.directions, np.eye(3), atol=1e-4):
         raise ValueError(f"a DICOM series needs axes at right angles, but the affine has {steps}")
     return grid

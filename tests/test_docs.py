@@ -50,7 +50,7 @@ def name_of(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """Anchors that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     text = CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))
     titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -104,7 +104,7 @@ def test_lines_are_wrapped(page: Path) -> None:
 
 
 def shell_blocks(page: Path) -> list[str]:
-    """The shell code blocks of a page, with continued lines joined and comments removed."""
+    """Return the shell code blocks of a page, with lines joined and comments removed."""
     text = page.read_text(encoding="utf-8")
     blocks = [code for language, code in CODE_BLOCK.findall(text) if language in ("", "bash")]
     joined = (re.sub(r"\\\n\s*", "", block) for block in blocks)
@@ -112,7 +112,7 @@ def shell_blocks(page: Path) -> list[str]:
 
 
 def commands(block: str) -> Iterator[list[str]]:
-    """Words of each command line, without variables that are set before it."""
+    """Yield the words of each command line, without the variables set before it."""
     for line in filter(None, map(str.strip, block.splitlines())):
         words = line.split()
         while re.match(r"[A-Z_]+=.*\S", words[0]) and len(words) > 1:
@@ -132,9 +132,9 @@ def test_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_run_in_the_state_of_the_reader(page: Path) -> None:
-    """Commands of the environment come with its path, or after a line that activates it."""
+    """Commands of the environment have its path, or follow a line that activates it."""
     for block in shell_blocks(page):
-        is_active = "source .venv/bin/activate" in block or "pip install -r" in block
+        is_active = "source .venv/bin/activate" in block or "pip install" in block
         for words in commands(block):
             assert words[0] not in ENVIRONMENT_TOOLS or is_active, " ".join(words)
 
@@ -172,7 +172,7 @@ def test_named_paths_exist(page: Path) -> None:
 
 
 def test_readme_names_every_room() -> None:
-    """A newcomer finds the rooms, and the files of three frequent questions, in the tree."""
+    """The tree contains every room, and three files that readers often look for."""
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (tree,) = (code for language, code in CODE_BLOCK.findall(readme) if language == "text")
     rooms = {path.parent.name for path in (APP / "lib").glob("*/__init__.py")}
@@ -190,13 +190,13 @@ def test_readme_names_every_room() -> None:
 
 
 def tables(title: str) -> list[list[list[str]]]:
-    """Cells of the rows of each table of the reference that is marked with a title."""
+    """Return the cells of each table with this title in the reference."""
     text = REFERENCE.read_text(encoding="utf-8")
-    found = re.findall(rf"<!-- table: {title} -->\n((?:\|.*\n)+)", text)
-    assert found, f"no table {title}"
+    marked = re.findall(rf"<!-- table: {title} -->\n((?:\|.*\n)+)", text)
+    assert marked, f"no table {title}"
     return [
         [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()[2:]]
-        for table in found
+        for table in marked
     ]
 
 
@@ -206,7 +206,7 @@ def table(title: str) -> list[list[str]]:
 
 
 def check_default(cell: str, default: object) -> None:
-    """Compare a default in code font; a default in words stands for an empty one."""
+    """Compare a default in code font; a default in words means an empty value in the code."""
     span = CODE_SPAN.fullmatch(cell)
     if span is None:
         assert cell and not default
@@ -246,16 +246,16 @@ def test_train_options_of_clients_are_marked() -> None:
 
 
 def routes_of(routes: list) -> set[str]:
-    """`METHOD path` of each API route, those of included routers too."""
-    found = set()
+    """Return `METHOD path` of each API route, included routers too."""
+    names = set()
     for route in routes:
         if hasattr(route, "effective_candidates"):  # a router that is included, in newer FastAPI
-            found |= routes_of(route.effective_candidates())
+            names |= routes_of(route.effective_candidates())
         elif isinstance(route, APIRoute) or isinstance(
             getattr(route, "original_route", None), APIRoute
         ):
-            found |= {f"{method} {route.path}" for method in route.methods}
-    return found
+            names |= {f"{method} {route.path}" for method in route.methods}
+    return names
 
 
 def test_routes_are_those_of_the_code() -> None:
@@ -273,7 +273,7 @@ def test_status_codes_are_those_of_the_code() -> None:
 
 
 def code_strings() -> list[str]:
-    """Every string of the app's code; values in f-strings are left out."""
+    """Return every string in the app's code, without the values in f-strings."""
     strings = []
     for path in APP.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -286,7 +286,7 @@ def code_strings() -> list[str]:
 
 
 def messages() -> list[str]:
-    """Messages in the tables of the reference and in the page on OHIF; … stands for a value."""
+    """Return the messages in the reference and in the page on OHIF; … stands for a value."""
     cells = [row[0] for rows in tables("messages") for row in rows]
     ohif = (REPOSITORY / "docs" / "ohif.md").read_text(encoding="utf-8")
     spans = [span for cell in cells for span in CODE_SPAN.findall(cell)]

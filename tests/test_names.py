@@ -1,4 +1,4 @@
-"""Modules and classes have unique names; benchmarks and training import without cycles."""
+"""Modules and classes have unique names; the code imports without cycles."""
 
 import ast
 from collections import defaultdict
@@ -12,18 +12,22 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("apps", "benchmarks", "training", "sample-data", "tools", "docs")
 NOT_COUNTED = ("__init__", "conftest")
 
-# SHARED_MODULES: modules that may share a name; a command may be called as what it runs.
+# SHARED_MODULES: modules that may share a name, with the reason.
 SHARED_MODULES = {
+    # the command line for what the module of the library does
     "checkpoint": {"apps/fastsam3d/checkpoint.py", "apps/fastsam3d/lib/networks/checkpoint.py"},
+    # each room's part of the model FastSAM3D; MONAI Label finds a model by the name of its config
     "fastsam3d": {
         "apps/fastsam3d/lib/configs/fastsam3d.py",
         "apps/fastsam3d/lib/infers/fastsam3d.py",
         "apps/fastsam3d/lib/networks/fastsam3d.py",
     },
+    # the two ways to start a training: the command line, and the routes below /train
     "train": {"apps/fastsam3d/train.py", "apps/fastsam3d/lib/server/train.py"},
 }
-# SHARED_CLASSES: MONAI Label's TaskConfig and the network both have the model's name.
+# SHARED_CLASSES: classes that may share a name, with the reason.
 SHARED_CLASSES = {
+    # MONAI Label names a model after its TaskConfig; the network has the name of the paper
     "FastSAM3D": {
         "apps/fastsam3d/lib/configs/fastsam3d.py",
         "apps/fastsam3d/lib/networks/fastsam3d.py",
@@ -66,23 +70,40 @@ def test_class_names_are_unique() -> None:
     assert shared(places) == SHARED_CLASSES
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Return the modules of benchmarks and training that a file imports, also in functions."""
-    package = path.parent.name
+# ROOTS: the folders whose imports are checked, with the folder that their module names start at.
+ROOTS = {"benchmarks": "", "training": "", "apps/fastsam3d/lib": "apps/fastsam3d"}
+
+
+def module_name(path: Path, root: str) -> str:
+    """Return a module's dotted name; a package has the name of its folder."""
+    parts = path.relative_to(REPOSITORY / root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path, root: str) -> set[str]:
+    """Return the absolute names that a file imports, also in functions."""
+    package = path.relative_to(REPOSITORY / root).parent.parts
     names = set()
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = package if node.level else ""
-            module = ".".join(filter(None, (base, node.module)))
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
             names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
     return names
 
 
 def import_graph(folder: str) -> dict[str, set[str]]:
-    modules = {f"{folder}.{path.stem}": path for path in python_files([folder])}
-    return {name: imported_modules(path) & modules.keys() for name, path in modules.items()}
+    """Return the imported modules of each module of a folder.
+
+    A package itself is left out as a target: its `__init__` imports its modules, and `from package
+    import module` imports the module.
+    """
+    root = ROOTS[folder]
+    modules = {module_name(path, root): path for path in python_files([folder])}
+    targets = {name for name, path in modules.items() if path.stem != "__init__"}
+    return {name: imported_modules(path, root) & targets for name, path in modules.items()}
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
@@ -94,7 +115,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("folder", ["benchmarks", "training"])
+@pytest.mark.parametrize("folder", ROOTS)
 def test_imports_have_no_cycle(folder: str) -> None:
     graph = import_graph(folder)
     assert sum(map(len, graph.values())) > 5, "no imports found"

@@ -1,7 +1,7 @@
-"""Training samples: a normalised ROI as served, and structures in it with a first click each.
+"""Training samples: a ROI normalised as in serving, and structures in it with their first clicks.
 
-Sample n is a pure function of (seed, n), whichever process makes it, so that training resumes
-exactly and needs no state of the data.
+Sample n is a pure function of (seed, n) in every process, so that a resumed training gets the same
+samples without a stored state.
 """
 
 from __future__ import annotations
@@ -23,30 +23,36 @@ from torch.utils.data import Dataset
 from lib.errors import InputError
 from lib.imaging.intensity import normalize
 from lib.imaging.roi import Roi, crop_labels
+from lib.trainers.data.roi_pool import POOLING
 
 from . import synthesis
 from .fields import log_uniform
 from .scenes import clutter_scene, lesion
 from .sources import Case
 
-POOLING = 2
-"""ROI voxels along the side of a target's cell."""
-
 MIN_TARGET_VOXELS = 96
+"""MIN_TARGET_VOXELS: smallest structure in a ROI that can be a target."""
+
 THICKEST_SLICE_MM = 12.0
+"""THICKEST_SLICE_MM: largest thickness of the simulated slices."""
+
 LESION = 255
+"""LESION: number of the added lesion in a label map."""
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What samples are like. Probabilities are of each sample, lengths in mm.
+    """The distribution of the samples.
 
-    targets: structures per ROI. synthetic: images painted from a label map. scene: label maps of
-    shapes. lesion: a blob is added and is the first target. merge: the first target is joined with
-    structures that touch it. field_of_view: the image ends inside the ROI.
+    roi_size: voxels along each side of the ROI. spacings_mm: range of the ROI's voxel size.
+    shares: range of the structure's extent relative to the ROI's; a share is drawn for each
+    sample, and the voxel size follows from it within `spacings_mm`. targets: structures per ROI.
+    scenes: number of different label maps of shapes.
 
-    Structures keep about their own size. The ROI's voxel is drawn so that the structure's extent is
-    one of `shares` of the ROI's, as far as `spacings_mm` allow.
+    The rest are probabilities for each sample. scene: the label map is made of shapes. synthetic:
+    the image is painted from a label map. lesion: a blob is added and is the first target. merge:
+    the first target is joined with structures that touch it. field_of_view: the image ends inside
+    the ROI.
     """
 
     roi_size: int = 128
@@ -62,9 +68,10 @@ class SampleOptions:
 
 
 class ClickSamples(Dataset):
-    """Samples n = 0, 1, …: image (1, S, S, S) float32, targets (T, c, c, c), clicks_roi (T, 3).
+    """Samples 0, 1, …, without end.
 
-    A target holds the share of each cell of `POOLING`³ voxels that belongs to it, c = S / POOLING.
+    A sample is a dictionary. image: (1, S, S, S) float32. targets: (T, c, c, c), the share of each
+    cell of `POOLING`³ voxels that belongs to the target, with c = S / POOLING. clicks_roi: (T, 3).
     """
 
     def __init__(self, cases: Sequence[Case], options: SampleOptions, seed: int) -> None:
@@ -72,9 +79,9 @@ class ClickSamples(Dataset):
         self.options = options
         self.seed = seed
         structures = np.sqrt([len(case.boxes) for case in cases])
-        heads = np.array([case.image is None for case in cases])
-        self._real = np.where(heads, 0, structures)
-        self._any = np.where(heads, structures.mean() / 2, structures)
+        is_label_map = np.array([case.image is None for case in cases])
+        self._real = np.where(is_label_map, 0, structures)
+        self._any = np.where(is_label_map, structures.mean() / 2, structures)
         self._scene = lru_cache(maxsize=options.scenes)(self._make_scene)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
@@ -85,7 +92,7 @@ class ClickSamples(Dataset):
         return sample
 
     def _draw(self, generator: np.random.Generator) -> dict[str, Tensor] | None:
-        """A sample, or None where this ROI turns out to hold too little to learn from."""
+        """Return a sample, or None if the target is too small or the ROI has no contrast."""
         image, is_ct, labels, target = self.draw_roi(generator)
         if np.count_nonzero(np.isin(labels, target)) < MIN_TARGET_VOXELS:
             return None
@@ -98,10 +105,11 @@ class ClickSamples(Dataset):
     def draw_roi(
         self, generator: np.random.Generator
     ) -> tuple[np.ndarray, bool, np.ndarray, list[int]]:
-        """A ROI before it is normalised.
+        """Return a ROI before its normalisation.
 
-        -> image (S, S, S) float32, whether it is a CT, labels (S, S, S) uint8, and the numbers of
-        the first target, which holds the centre unless the image ends before.
+        The result is the image (S, S, S) float32, whether it is a CT, the labels (S, S, S) uint8,
+        and the numbers of the first target. The target contains the ROI's centre unless the image
+        ends before the centre.
         """
         options = self.options
         is_scene = generator.random() < options.scene or not self._any.any()
@@ -134,9 +142,9 @@ class ClickSamples(Dataset):
 
 
 def place(case: Case, number: int, options: SampleOptions, generator: np.random.Generator) -> Roi:
-    """The ROI around a random voxel of a structure, on a turned, mirrored, slightly scaled image.
+    """Return a ROI around a random voxel of a structure of a turned, mirrored and scaled image.
 
-    Its voxel may be much smaller than the image's: so a server sees small structures.
+    The ROI's voxel may be much smaller than the image's, as for small structures in serving.
     """
     box = case.boxes[number]
     inside = np.argwhere(case.labels[box] == number)
@@ -172,7 +180,7 @@ def make_image(
     is_synthetic: bool,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, bool]:
-    """The degraded ROI image and whether it is to be normalised as a CT."""
+    """Return the degraded image (S, S, S) of a ROI, and whether to normalise it as a CT."""
     image: Any = None if case.image is None else roi.crop(case.image)
     if is_synthetic:
         painted = labels if image is None else synthesis.split_ground(labels, image, generator)
@@ -193,9 +201,10 @@ def make_image(
 
 
 def field_of_view(roi: Roi, options: SampleOptions, generator: np.random.Generator) -> np.ndarray:
-    """(S, S, S) bool, True outside of the image, which is cropped around the ROI's centre in some.
+    """Return a mask (S, S, S) bool that is True outside of the image.
 
-    Crops made around an organ, as data sets have them, leave most of the ROI empty.
+    With the probability `field_of_view` the image is first cropped around the ROI's centre. Some
+    data sets contain crops around an organ, which leave most of the ROI empty.
     """
     index = np.arange(roi.size)
     is_cropped = generator.random() < options.field_of_view
@@ -214,7 +223,7 @@ def field_of_view(roi: Roi, options: SampleOptions, generator: np.random.Generat
 def merged(
     labels: np.ndarray, number: int, probability: float, generator: np.random.Generator
 ) -> list[int]:
-    """The numbers that make up a target: one, or some more that touch it within the ROI."""
+    """Return the numbers of a target: `number`, and in some samples others that touch it."""
     if generator.random() >= probability:
         return [number]
     coarse = labels[::2, ::2, ::2]
@@ -231,7 +240,7 @@ def to_tensors(
     options: SampleOptions,
     generator: np.random.Generator,
 ) -> dict[str, Tensor]:
-    """The first target with its click at the ROI's centre, others with clicks anywhere inside."""
+    """Return the sample; the first click is the centre, others lie anywhere in their target."""
     sizes = np.bincount(labels.ravel(), minlength=256)
     sizes[0] = 0
     others = [n for n in np.flatnonzero(sizes >= MIN_TARGET_VOXELS) if n not in target]

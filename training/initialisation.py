@@ -1,6 +1,6 @@
-"""Initial weights that start with image frequencies and with attention to the click's place.
+"""Initial weights: a patch embedding of image frequencies, and attention to the click's place.
 
-With the usual random weights, the network needs the first hour of training to learn both.
+With random weights, the network needs the first hour of training to learn both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.errors import WeightsError
 from lib.networks import FastSAM3D
 from lib.networks.mask_refiner import PROMPT_MAPS
 from lib.trainers.losses import mask_loss
@@ -119,21 +120,24 @@ def take_weights(network: FastSAM3D, earlier: Mapping[str, Tensor]) -> list[str]
     """Copy the weights of an earlier network; return the names of the tensors that it lacks.
 
     If a tensor has more inputs than before (its second axis), the new inputs get weight 0. Raises
-    ValueError for any other difference of shapes.
+    WeightsError for any other difference of shapes.
     """
     missing = []
-    for name, ours in network.state_dict().items():
+    for name, weight in network.state_dict().items():
         if name not in earlier:
             missing.append(name)
             continue
-        theirs = earlier[name].to(ours.dtype)
-        if theirs.shape != ours.shape:
-            is_longer = theirs.ndim > 1 and theirs.shape[1] < ours.shape[1]
-            if not is_longer or theirs[:, :1].shape != ours[:, :1].shape:
-                raise ValueError(f"{name} is {tuple(theirs.shape)}, not {tuple(ours.shape)}")
-            ours[:, theirs.shape[1] :] = 0
-            ours = ours[:, : theirs.shape[1]]
-        ours.copy_(theirs)
+        source = earlier[name].to(weight.dtype)
+        if source.shape != weight.shape:
+            is_longer = source.ndim > 1 and source.shape[1] < weight.shape[1]
+            if not is_longer or source[:, :1].shape != weight[:, :1].shape:
+                raise WeightsError(
+                    f"the weights to start from do not fit the network: {name} is "
+                    f"{tuple(source.shape)}, not {tuple(weight.shape)}"
+                )
+            weight[:, source.shape[1] :] = 0
+            weight = weight[:, : source.shape[1]]
+        weight.copy_(source)
     return missing
 
 

@@ -1,4 +1,4 @@
-"""One training step: encode ROIs once, then click, look at the errors and click again."""
+"""The loss of a series of simulated clicks: encode ROIs once, then click on the errors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from lib.trainers.losses import dice_loss, mask_loss, overlaps
 
 IOU_WEIGHT = 0.5
 HARM_WEIGHT = 1.0
-"""Of the Dice that a correcting click loses."""
+"""HARM_WEIGHT: weight of the Dice that a correcting click loses."""
 
 FORGET_MASK = 0.1
-"""Share of calls after the first that get zeros instead of the previous mask."""
+"""FORGET_MASK: share of calls after the first that get zeros instead of the previous mask."""
 
 OTHERS_WEIGHT = 0.1
-"""Of the masks that fit less, so that each keeps learning (relaxed winner-takes-all, Rupprecht et
-al., Learning in an Uncertain World, arXiv 1612.00197)."""
+"""OTHERS_WEIGHT: weight of the loss averaged over all masks of an ambiguous click.
+
+With it, the masks that fit less learn too (relaxed winner-takes-all, Rupprecht et al., Learning in
+an Uncertain World, arXiv 1612.00197).
+"""
 
 
 def interactive_loss(
@@ -31,11 +34,12 @@ def interactive_loss(
     graded: set[int],
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The mean loss over the clicks in `graded` (counted from 0) of a series, and what to log.
+    """Return the mean loss over the graded clicks of a series, and the values to log.
 
     batch: image (B, 1, S, S, S), targets (B, T, c, c, c), clicks_roi (B, T, 3), as ClickSamples
-    gives them. The T targets of a ROI share its embedding. Other clicks only lead to the next one.
-    A graded click that lowers the Dice of the mask before it costs that too.
+    returns them. The T targets of a ROI share its embedding. graded: numbers of the clicks that
+    have a loss, from 0. The other clicks only lead to the next one. If a graded click lowers the
+    Dice of the mask before it, `loss_of_harm` is added.
     """
     image, targets = batch["image"], batch["targets"]
     per_roi = targets.shape[1]
@@ -50,13 +54,13 @@ def interactive_loss(
     for click in range(clicks):
         is_graded = click in graded
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_graded):
-            several: Literal["all", False] = "all" if click == 0 and is_graded else False
-            masks, iou = network.decode(prepared, points_roi, labels, low_res, several)
+            multimask: Literal["all", False] = "all" if click == 0 and is_graded else False
+            masks, iou = network.decode(prepared, points_roi, labels, low_res, multimask)
             low_res = masks[:, :1]
             logits = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]
         if is_graded:
             losses.append(_loss(logits, iou[:, 0], targets))
-        if several:
+        if multimask:
             loss, facts["multimask_1"] = loss_of_best(masks[:, 1:], iou[:, 1:], targets)
             losses.append(loss)
         threshold = mask_threshold(low_res, network.policy.mask_threshold)
@@ -78,28 +82,31 @@ def interactive_loss(
 
 
 def _loss(logits: Tensor, expected_iou: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of one mask and of its predicted IoU."""
     iou, _ = overlaps(logits, targets)
     return mask_loss(logits, targets).mean() + IOU_WEIGHT * F.mse_loss(expected_iou, iou)
 
 
 def loss_of_harm(before: Tensor, after: Tensor, targets: Tensor) -> Tensor:
-    """How much of their soft Dice the masks lose from one click to the next, on average: ().
+    """Return the mean soft Dice that the masks lose from one click to the next.
 
-    All (B, c, c, c), logits positive inside. There is no gradient from the mask before.
+    before, after: logits (B, c, c, c), positive inside. targets: (B, c, c, c). The gradient does
+    not reach `before`. The result is a scalar.
     """
     lost = dice_loss(after, targets) - dice_loss(before.detach(), targets)
     return F.relu(lost).mean()
 
 
 def loss_of_best(masks: Tensor, iou: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """Of several masks of an ambiguous click: the loss of that which fits best, a little of the
-    others', and that of the IoU expected of each; and the best one's Dice.
+    """Return the loss of the masks of an ambiguous click, and the Dice of the best mask.
 
-    masks: (B, M, s, s, s) logits; iou: (B, M).
+    The loss is that of the best mask, plus `OTHERS_WEIGHT` times the mean over all masks, plus the
+    squared error of the predicted IoU. masks: logits (B, M, s, s, s). iou: predictions (B, M).
+    targets: (B, c, c, c).
     """
-    shown = F.interpolate(masks, size=targets.shape[1:], mode="trilinear").unbind(dim=1)
-    loss = torch.stack([mask_loss(logits, targets) for logits in shown], dim=1)
-    overlap = [overlaps(logits, targets) for logits in shown]
-    found, dice = (torch.stack(values, dim=1) for values in zip(*overlap, strict=True))
+    resized = F.interpolate(masks, size=targets.shape[1:], mode="trilinear").unbind(dim=1)
+    loss = torch.stack([mask_loss(logits, targets) for logits in resized], dim=1)
+    overlap = [overlaps(logits, targets) for logits in resized]
+    true_iou, dice = (torch.stack(values, dim=1) for values in zip(*overlap, strict=True))
     best = loss.amin(dim=1) + OTHERS_WEIGHT * loss.mean(dim=1)
-    return best.mean() + IOU_WEIGHT * F.mse_loss(iou, found), float(dice.amax(dim=1).mean())
+    return best.mean() + IOU_WEIGHT * F.mse_loss(iou, true_iou), float(dice.amax(dim=1).mean())

@@ -10,13 +10,14 @@ synthetic images of label maps and of scenes of shapes. They are the larger part
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from lib.errors import InputError
+from lib.errors import AppError, InputError
 from lib.imaging.intensity import normalize
 
 from .data import ClickSamples, SampleOptions
@@ -87,7 +88,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    cases = [*load_cases(options.data), *load_atlases(options.atlases)]
+    try:
+        cases = [*load_cases(options.data), *load_atlases(options.atlases)]
+    except AppError as error:
+        sys.exit(f"painted_studies: {error}")
     write_real(options.out, cases)
     write_painted(options.out, ClickSamples(cases, PAINTED, options.seed), options.painted)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from lib.errors import AppError
 from lib.networks import CONFIGS, FastSAM3D, FastSAM3DConfig, MaskPolicy, build_untrained
 from lib.networks.checkpoint import read_checkpoint
+from lib.options import find_device
 from lib.weights import save_weights
+from lib.weights.files import as_weights_errors
 
 from .data import ClickSamples, SampleOptions
 from .initialisation import (
@@ -47,7 +51,7 @@ class PretrainOptions:
     """Options of the pretraining.
 
     minutes: budget of the run, with all resumed parts; the learning rate falls over it. max_steps:
-    stop earlier, with the same schedule. rois: batch size. clicks: most clicks of a series.
+    stop earlier, with the same schedule. rois: ROIs per step. clicks: maximum clicks of a series.
     click_steps: steps of the decoder alone before the training. save_every, log_every: in steps.
     """
 
@@ -76,10 +80,10 @@ def pretrain(
 ) -> tuple[RunState, AveragedWeights]:
     """Train until the minutes are used up; resume from `state.pt` if the folder has it.
 
-    The folder gets the state, the log and its curves.
+    The folder gets the state, the log and its curves. Raises InputError for an unknown device.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    device = torch.device(options.device)
+    device = torch.device(find_device(options.device))
     network = network.to(device).train()
     average = AveragedWeights(network, options.average_decay)
     optimizer = make_optimizer(network, options)
@@ -209,21 +213,27 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def initial_network(
     samples: ClickSamples, options: PretrainOptions, start: Path | None
 ) -> FastSAM3D:
-    """Return the network before its first step; start: weights to continue from, or None."""
+    """Return the network before its first step.
+
+    start: weights to continue from, or None. Raises WeightsError if they cannot be used.
+    """
     network = build_untrained(NAME, options.seed)
     images = torch.stack([samples[number]["image"] for number in range(8)])
     initialise(network, images)
     if start is None:
         learn_to_mark_clicks(network, images, options.click_steps, options.seed)
         return network
-    new_names = take_weights(network, read_checkpoint(start).state)
+    with as_weights_errors():
+        state = read_checkpoint(start).state
+    new_names = take_weights(network, state)
     if any("refiner.key" in name for name in new_names):
         spread_keys(network, images)
     return network
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parsed = parse_arguments(arguments)
+def run_command(parsed: argparse.Namespace) -> None:
+    """Pretrain as the command line says; raises AppError if an option cannot be used."""
+    find_device(parsed.device)  # before the data is read, so that a wrong name fails at once
     torch.set_num_threads(parsed.threads)
     torch.set_flush_denormal(True)  # a tenth faster on a CPU
     names = [field.name for field in dataclasses.fields(PretrainOptions)]
@@ -241,6 +251,13 @@ def main(arguments: list[str] | None = None) -> None:
         {"steps": str(run.step), "minutes": f"{run.minutes:.1f}", "seed": str(options.seed)},
         dtype=torch.float16,
     )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    try:
+        run_command(parse_arguments(arguments))
+    except AppError as error:
+        sys.exit(f"pretrain: {error}")
 
 
 if __name__ == "__main__":

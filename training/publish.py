@@ -11,20 +11,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lib.errors import AppError, InputError
 from lib.networks.checkpoint import read_checkpoint, rebuild_network
 from lib.weights import save_weights
+from lib.weights.files import as_weights_errors
 
 LICENCE = "Apache-2.0"
 
 
 def measured(report: Mapping[str, Any], model: str) -> str:
-    """Return one line: the macro-average Dice after each number of clicks, and the sources."""
+    """Return one line: the macro-average Dice after each number of clicks, and the sources.
+
+    Raises InputError if the report has no such model.
+    """
+    if model not in report["models"]:
+        raise InputError(
+            f"the report has no model {model!r}; choose from {', '.join(report['models'])}"
+        )
     summary = report["models"][model]
     clicks = [str(count) for count in report["clicks"]]
     dice = ", ".join(f"{summary['macro'][count]:.3f}" for count in clicks)
@@ -41,14 +51,29 @@ def publish(
     report: Mapping[str, Any] | None = None,
     model: str = "fastsam3d",
 ) -> None:
-    """Write `out`; the metadata of `weights` stays, except for what the arguments replace."""
-    checkpoint = read_checkpoint(weights)
+    """Write `out`; the metadata of `weights` stays, except for what the arguments replace.
+
+    Raises WeightsError if `weights` cannot be used, InputError if the report has no such model.
+    """
+    with as_weights_errors():
+        checkpoint = read_checkpoint(weights)
     metadata = {**checkpoint.metadata, "trained": "true", "licence": LICENCE}
     if description:
         metadata["description"] = description
     if report is not None:
         metadata |= {"dice": measured(report, model), "measured_with": report["command"]}
-    save_weights(rebuild_network(checkpoint), out, metadata, dtype=torch.float16)
+    with as_weights_errors():
+        network = rebuild_network(checkpoint)
+    save_weights(network, out, metadata, dtype=torch.float16)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return a report of `benchmarks/accuracy.py`; raises InputError if it cannot be read."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"report {path} cannot be read: {error}") from error
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,8 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", type=Path, help="JSON of benchmarks/accuracy.py")
     parser.add_argument("--model", default="fastsam3d", help="the model's name in the report")
     options = parser.parse_args(arguments)
-    report = json.loads(options.report.read_text(encoding="utf-8")) if options.report else None
-    publish(options.weights, options.out, options.description, report, options.model)
+    try:
+        report = read_report(options.report) if options.report else None
+        publish(options.weights, options.out, options.description, report, options.model)
+    except AppError as error:
+        sys.exit(f"publish: {error}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Label maps without anatomy: random deformed, nested, touching shapes, and lesions.
 
-They teach the network which voxels belong to a click, not the looks of an organ.
+The network learns from them which voxels belong to a click, not what an organ looks like.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import find_objects
 
+from lib.errors import InputError
 from lib.imaging.volume import read_volume
 
 TRAINING_PARTS = ("train", "labelmaps")
@@ -19,10 +20,10 @@ DOUBTS = ("?", "not stated", "see ", "NC", "SA")
 """DOUBTS: a licence entry with one of these is rejected, whatever it begins with."""
 
 MAX_STRUCTURES = 240
-"""MAX_STRUCTURES: structures of an atlas; the largest are taken."""
+"""MAX_STRUCTURES: number of structures taken from an atlas, the largest ones."""
 
 ATLAS_FILES = ("aal.nii.gz", "inia19-NeuroMaps.nii.gz")
-"""ATLAS_FILES: of Debian's ``mricron-data``; its other files have other licences."""
+"""ATLAS_FILES: the BSD-licensed atlases of Debian's ``mricron-data``."""
 
 MIN_VOXELS = 64
 """MIN_VOXELS: smallest structure that can be a target, in stored voxels."""
@@ -53,11 +54,11 @@ class Case:
         image: np.ndarray | None = None,
         is_ct: bool = False,
     ) -> Case:
-        """Number the structures; raises ValueError unless there are 1 to 255."""
+        """Number the structures; raises InputError unless there are 1 to 255."""
         values = np.unique(labels)
         values = values[values != 0]
         if not 0 < len(values) < 256:
-            raise ValueError(f"{name} has {len(values)} structures, expected 1 to 255")
+            raise InputError(f"{name} has {len(values)} structures, expected 1 to 255")
         # searchsorted maps 0 to 0 and the structures to 1, 2, … (labels are not negative)
         numbered = np.searchsorted(np.r_[0, values], labels).astype(np.uint8)
         sizes = np.bincount(numbered.ravel())
@@ -79,13 +80,17 @@ def may_train(row: dict[str, str]) -> bool:
 def load_cases(folder: str | Path) -> list[Case]:
     """Return all cases for training of a folder with `manifest.csv`, in its order.
 
-    Raises ValueError if there are none.
+    Raises InputError if there are none.
     """
     folder = Path(folder)
+    if not (folder / "manifest.csv").is_file():
+        raise InputError(
+            f"{folder / 'manifest.csv'} does not exist; give a folder of labelled scans with it"
+        )
     with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if may_train(row)]
     if not rows:
-        raise ValueError(f"nothing in {folder / 'manifest.csv'} may be trained on")
+        raise InputError(f"{folder / 'manifest.csv'} has no row for training")
     return [_load_case(folder, row) for row in rows]
 
 
@@ -121,5 +126,5 @@ def _load_case(folder: Path, row: dict[str, str]) -> Case:
         return Case.from_labels(row["case"], label.array[box], affine_mm)
     image = read_volume(folder / row["image"])
     if image.shape_ijk != label.shape_ijk:
-        raise ValueError(f"{row['case']}: image {image.shape_ijk}, label {label.shape_ijk}")
+        raise InputError(f"{row['case']}: image {image.shape_ijk}, label {label.shape_ijk}")
     return Case.from_labels(row["case"], label.array, image.affine_mm, image.array, image.is_ct)

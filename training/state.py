@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.atomic_file import write_atomically
+from lib.errors import InputError
 
 
 @dataclass
@@ -77,11 +78,11 @@ def load_state(
     generator: torch.Generator,
     config: dict[str, Any],
 ) -> RunState:
-    """Restore the whole state; raises ValueError if it belongs to another network."""
+    """Restore the whole state; raises InputError if it belongs to another network."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     content["config"].pop("window_path", None)  # in states of earlier releases
     if content["config"] != config:
-        raise ValueError(f"{path} is the state of another network: {content['config']}")
+        raise InputError(f"{path} is the state of another network: {content['config']}")
     network.load_state_dict(content["network"])
     _copy(average.weights, content["average"])
     optimizer.load_state_dict(content["optimizer"])

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import torch
 
-from lib.networks import FastSAM3DConfig, build_untrained, load_checkpoint
+from lib.errors import AppError
+from lib.networks import FastSAM3DConfig, build_untrained
 from lib.trainers.student_start import start_student
-from lib.weights import save_weights
+from lib.weights import file_weights, save_weights
 
 
 def student_of(teacher: FastSAM3DConfig) -> FastSAM3DConfig:
@@ -33,6 +35,14 @@ def student_of(teacher: FastSAM3DConfig) -> FastSAM3DConfig:
     )
 
 
+def write_student(teacher_path: Path, out: Path, seed: int) -> None:
+    """Write the student of a teacher; raises WeightsError if the teacher cannot be read."""
+    teacher = file_weights(teacher_path).network
+    student = build_untrained(student_of(teacher.config), seed, teacher.policy)
+    start_student(student, teacher)
+    save_weights(student, out, {"trained": "false"}, dtype=torch.float16)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, required=True)
@@ -40,10 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
-    teacher = load_checkpoint(options.teacher)
-    student = build_untrained(student_of(teacher.config), options.seed, teacher.policy)
-    start_student(student, teacher)
-    save_weights(student, options.out, {"trained": "false"}, dtype=torch.float16)
+    try:
+        write_student(options.teacher, options.out, options.seed)
+    except AppError as error:
+        sys.exit(f"student: {error}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """An analytic CT torso with exact organ labels, which can be sampled on any grid."""
 
-from .sampling import LABELS, centred_affine, evaluate, sample
+from .sampling import HU_RANGE, LABELS, centred_affine, evaluate, sample
 
-__all__ = ["LABELS", "centred_affine", "evaluate", "sample"]
+__all__ = ["HU_RANGE", "LABELS", "centred_affine", "evaluate", "sample"]

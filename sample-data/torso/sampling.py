@@ -11,7 +11,7 @@ from tqdm import tqdm
 from .anatomy import LABEL_NAMES, Structure, structures, tissues
 
 LABELS = dict(enumerate(LABEL_NAMES))
-HU_RANGE = (-1024, 3071)
+HU_RANGE = (-1024, 3071)  # of twelve stored bits with the usual intercept, as in ct_series.py
 BRICK = 32
 AIR_NOISE = np.float32(0.4)  # relative to the noise in the body
 

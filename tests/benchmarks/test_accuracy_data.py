@@ -148,7 +148,7 @@ def test_the_error_lists_the_expected_layouts(tmp_path: Path, name: str) -> None
 
 def test_the_error_names_a_label_without_an_image(tmp_path: Path, make_pair) -> None:
     make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/b.nii.gz")
-    with pytest.raises(InputError, match=r"no image of b.nii.gz; expected b_0000.nii.gz"):
+    with pytest.raises(InputError, match=r"no image for b.nii.gz; expected b_0000.nii.gz"):
         find_cases(tmp_path)
 
 

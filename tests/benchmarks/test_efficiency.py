@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from benchmarks.published_networks import PublishedNetwork
 from torch.nn import functional as F
 
 from benchmarks import efficiency, efficiency_report, efficiency_rows, growth, measure, sam2d
+from lib.errors import InputError, WeightsError
 from lib.networks import CONFIGS, build_untrained, save_checkpoint
 from lib.networks.common import Conv3d
 
@@ -26,8 +28,8 @@ def test_flops_of_products_convolutions_and_attention():
     volume, kernel = torch.randn(1, 3, 8, 8, 8), torch.randn(5, 3, 2, 2, 2)
     conv = measure.count_flops(lambda: F.conv3d(volume, kernel, stride=2))
     assert conv == 2 * 4**3 * 5 * 3 * 8
-    ours = Conv3d(3, 5, kernel_size=2, stride=2)
-    assert measure.count_flops(lambda: ours(volume)) == conv
+    layer = Conv3d(3, 5, kernel_size=2, stride=2)
+    assert measure.count_flops(lambda: layer(volume)) == conv
     q, k = torch.randn(1, 2, 9, 16), torch.randn(1, 2, 11, 16)
     plain = measure.count_flops(lambda: (q @ k.mT).softmax(-1) @ k)
     assert plain == 2 * 2 * 2 * 9 * 11 * 16
@@ -84,9 +86,9 @@ def test_a_very_slow_call_runs_once(monkeypatch):
 
 
 def test_masks_are_compared_by_their_voxels():
-    ours = torch.tensor([1.0, 1.0, -1.0, -1.0]).reshape(1, 1, 4, 1, 1)
-    theirs = torch.tensor([1.0, -1.0, 0.5, -1.0]).reshape(1, 1, 4, 1, 1)
-    comparison = measure.compare_masks(ours, theirs)
+    logits = torch.tensor([1.0, 1.0, -1.0, -1.0]).reshape(1, 1, 4, 1, 1)
+    reference = torch.tensor([1.0, -1.0, 0.5, -1.0]).reshape(1, 1, 4, 1, 1)
+    comparison = measure.compare_masks(logits, reference)
     assert comparison == {"dice": 0.5, "equal_voxels": 0.5, "max_logit_difference": 2.0}
 
 
@@ -99,11 +101,11 @@ def test_published_computation_gives_the_same_numbers(config):
     efficiency_rows.fill_position_tables(network)
     published = PublishedNetwork(network)
     volume = torch.randn(1, 1, 128, 128, 128, generator=torch.Generator().manual_seed(0))
-    ours, theirs = network.encode(volume), published.encode(volume)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    embedding, reference = network.encode(volume), published.encode(volume)
+    torch.testing.assert_close(embedding, reference, rtol=1e-4, atol=1e-4)
     prompt = (CLICKS.points, CLICKS.labels, CLICKS.mask)
-    logits = network.decode(ours, *prompt)[0]
-    torch.testing.assert_close(logits, published.decode(theirs, *prompt), rtol=1e-3, atol=1e-4)
+    logits = network.decode(embedding, *prompt)[0]
+    torch.testing.assert_close(logits, published.decode(reference, *prompt), rtol=1e-3, atol=1e-4)
 
 
 def test_position_tables_of_random_networks_are_not_zero():
@@ -154,8 +156,8 @@ def test_command_writes_its_rows(small_rows, tmp_path, capsys):
         "fastsam3d_published",
     }
     # windows of 14³ on a grid of 8³: the closed form skips the padding
-    published, ours = rows["sam_med3d_published"], rows["sam_med3d"]
-    assert published["encoder_gflops"] > ours["encoder_gflops"]
+    published, fast = rows["sam_med3d_published"], rows["sam_med3d"]
+    assert published["encoder_gflops"] > fast["encoder_gflops"]
     text = files["markdown"].read_text()
     assert all(f"`{name}`" in text for name in small_rows)
     assert "Table 3" in capsys.readouterr().out
@@ -173,6 +175,26 @@ def test_command_refuses_unknown_rows(capsys):
     with pytest.raises(SystemExit):
         efficiency.main(["--rows", "sam_med4d"])
     assert "unknown rows sam_med4d; choose from sam_med3d_published" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "there is no device 'tpu'"),
+        (["--rows", "fastsam3d", "--weights", "fastsam3d=README.md"], r"README\.md: "),
+        (["--rows", "fastsam3d", "--weights", "fastsam3d=no.pth"], r"no\.pth: there is no such"),
+    ],
+)
+def test_invalid_options_end_with_one_sentence(arguments, message, monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    with pytest.raises(SystemExit, match=f"^efficiency: {message}"):
+        efficiency.main(arguments)
+
+
+def test_2d_weights_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "sam.pth").write_text("no weights")
+    with pytest.raises(WeightsError, match=r"sam\.pth cannot be read as PyTorch weights"):
+        sam2d._load(None, tmp_path / "sam.pth")
 
 
 def test_rows_without_their_packages_are_skipped(monkeypatch, tmp_path):
@@ -251,10 +273,10 @@ def test_published_names_are_mapped_to_tensors(name, published):
     pytest.importorskip("transformers")
     pytest.importorskip("timm")
     network = sam2d.build(name)
-    ours = network.sam.state_dict()
-    for theirs, expected in published.items():
-        assert sam2d._module_name(theirs, network) == expected
-        assert expected in ours
+    names = network.sam.state_dict()
+    for name, expected in published.items():
+        assert sam2d._module_name(name, network) == expected
+        assert expected in names
 
 
 @torch.inference_mode()
@@ -275,5 +297,5 @@ def test_2d_networks_segment_slices():
 
 
 def test_unknown_2d_network():
-    with pytest.raises(ValueError, match="unknown 2D network 'sam9'"):
+    with pytest.raises(InputError, match="unknown 2D network 'sam9'"):
         sam2d.build("sam9")

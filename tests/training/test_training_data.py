@@ -20,6 +20,7 @@ from training.data import (
 )
 from training.sources import Case, load_cases, may_train
 
+from lib.errors import InputError
 from lib.imaging.roi import Roi
 
 SMALL = SampleOptions(roi_size=32, scenes=2)
@@ -71,7 +72,7 @@ def test_cases_are_cropped_and_numbered_and_eval_is_not_read(tmp_path: Path) -> 
 
 def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
     write_manifest(tmp_path, [{"part": "eval", "case": "a", "licence": "MIT"}])
-    with pytest.raises(ValueError, match="manifest.csv"):
+    with pytest.raises(InputError, match="manifest.csv"):
         load_cases(tmp_path)
 
 
@@ -88,7 +89,7 @@ def test_the_shared_data_gives_no_case_for_measuring(shared_dir: Path) -> None:
 def test_structures_are_limited(make_case: Callable[..., Case]) -> None:
     case = make_case()
     assert case.labels.dtype == np.uint8 and set(np.unique(case.labels)) == {0, 1, 2}
-    with pytest.raises(ValueError, match="0 structures"):
+    with pytest.raises(InputError, match="0 structures"):
         Case.from_labels("empty", np.zeros((4, 5, 6), dtype=int), np.eye(4))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,14 @@ from training.initialisation import (
 )
 from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best, loss_of_harm
 from training.pretrain import PretrainOptions, averaged_network, make_optimizer, pretrain
+from training.pretrain import main as pretrain_main
+from training.sources import Case
 from training.state import AveragedWeights, learning_rate
 
+from lib.errors import InputError, WeightsError
 from lib.networks import FastSAM3D, FastSAM3DConfig
 from lib.networks.fastsam3d import build_untrained
+from training import painted_studies, student
 
 ENDLESS = 1e9
 """ENDLESS: minutes with which the learning rate depends on the step alone."""
@@ -122,7 +127,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 def test_the_state_of_another_network_is_refused(tiny_network: FastSAM3D, tmp_path: Path) -> None:
     pretrain(tiny_network, BallSamples(), tmp_path, options(max_steps=1))
     wider = build_untrained(dataclasses.replace(tiny_network.config, width=48), seed=0)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(InputError, match="another network"):
         pretrain(wider, BallSamples(), tmp_path, options(max_steps=2))
 
 
@@ -300,7 +305,7 @@ def test_weights_of_an_earlier_network_are_copied() -> None:
 
 def test_weights_of_another_width_are_refused() -> None:
     wider = FastSAM3D(dataclasses.replace(DETAILED, width=32)).state_dict()
-    with pytest.raises(ValueError, match=r"image_encoder\.pos_embed is \(1, 4, 4, 4, 32\)"):
+    with pytest.raises(WeightsError, match=r"image_encoder\.pos_embed is \(1, 4, 4, 4, 32\)"):
         take_weights(FastSAM3D(DETAILED), wider)
 
 
@@ -311,3 +316,41 @@ def test_keys_are_spread_over_the_images() -> None:
     with torch.no_grad():
         keys = network.mask_decoder.refiner.key(network.detail_stem(images))
     torch.testing.assert_close(keys.std(dim=(0, 2, 3, 4)), torch.full((8,), 0.7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/nonexist"], r"/nonexist/manifest\.csv does not exist"),
+        (["--data", "/nonexist", "--device", "tpu"], "there is no device 'tpu'"),
+    ],
+)
+def test_invalid_options_end_with_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=f"^pretrain: {message}"):
+        pretrain_main([*arguments, "--out", str(tmp_path)])
+
+
+def test_a_start_without_weights_ends_with_one_sentence(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("training.pretrain.load_cases", lambda folder: [make_case()])
+    monkeypatch.setattr("training.pretrain.build_untrained", lambda name, seed: FastSAM3D(DETAILED))
+    monkeypatch.setattr("training.pretrain.initialise", lambda network, images: None)
+    readme = tmp_path / "README.md"
+    readme.write_text("no weights")
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path), "--start", str(readme)]
+    with pytest.raises(SystemExit, match=r"^pretrain: .*README\.md: "):
+        pretrain_main(arguments)
+
+
+def test_a_teacher_without_weights_ends_with_one_sentence(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.pth")
+    with pytest.raises(SystemExit, match=r"^student: .*missing\.pth: there is no such file"):
+        student.main(["--teacher", missing, "--out", str(tmp_path / "student.safetensors")])
+
+
+def test_painted_studies_without_data_end_with_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^painted_studies: .*manifest\.csv does not exist"):
+        painted_studies.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])

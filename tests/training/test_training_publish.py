@@ -1,7 +1,9 @@
 """Publishing adds a description to a file and changes no weight."""
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from training.publish import main, measured, publish
 
@@ -35,3 +37,26 @@ def test_publishing_changes_no_weight(tiny_network: FastSAM3D, tmp_path: Path) -
     assert (metadata["description"], metadata["steps"]) == ("all CC0", "7")
     before, after = (load_checkpoint(path).state_dict() for path in (half, final))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--weights", "missing.safetensors", "missing.safetensors: there is no such file"),
+        ("--report", "missing.json", "report .*missing.json cannot be read"),
+        ("--model", "sam9", "the report has no model 'sam9'; choose from fastsam3d"),
+    ],
+)
+def test_invalid_options_end_with_one_sentence(
+    option: str, value: str, message: str, tiny_network: FastSAM3D, tmp_path: Path
+) -> None:
+    save_checkpoint(tiny_network, tmp_path / "run.safetensors", {})
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    options = {
+        "--weights": str(tmp_path / "run.safetensors"),
+        "--report": str(tmp_path / "report.json"),
+        "--out": str(tmp_path / "out.safetensors"),
+        option: value,
+    }
+    with pytest.raises(SystemExit, match=f"^publish: .*{message}"):
+        main([word for pair in options.items() for word in pair])

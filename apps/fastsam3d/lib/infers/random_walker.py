@@ -52,7 +52,7 @@ SURE = 1e-4
 """SURE: probabilities are clamped to [SURE, 1 - SURE] before their logits are taken."""
 
 ITERATIONS, RESIDUAL = 60, 1e-3
-"""ITERATIONS, RESIDUAL: limits of the conjugate gradient: iterations, and squared residual to stop."""
+"""ITERATIONS, RESIDUAL: limits of the conjugate gradient: iterations, squared residual."""
 
 
 def make_guide(roi_image: np.ndarray) -> np.ndarray:

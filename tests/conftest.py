@@ -31,7 +31,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_temporary] = folder
     os.environ["MONAI_LABEL_SESSION_PATH"] = str(Path(folder, "sessions"))
     os.environ["MONAI_LABEL_DATASTORE_CACHE_PATH"] = str(Path(folder, "datastore"))
-    os.environ["MONAI_LABEL_TRACKING_ENABLED"] = "false"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -77,14 +77,14 @@ def all_imports(path: Path) -> list[str]:
 
 
 def foreign(names: list[str]) -> set[str]:
-    """Top-level packages among `names` that are neither ours nor the standard library's."""
+    """Top-level packages among `names` that are neither of this project nor the standard library's."""
     return {name.split(".")[0] for name in names} - {"lib"} - sys.stdlib_module_names
 
 
 def rooms_used_by(path: Path) -> set[str]:
     """Other rooms that a file imports from."""
-    ours = {name.split(".")[1] for name in all_imports(path) if name.startswith("lib.")}
-    return ours - {room_of(path)}
+    rooms = {name.split(".")[1] for name in all_imports(path) if name.startswith("lib.")}
+    return rooms - {room_of(path)}
 
 
 def test_every_file_lies_in_a_room() -> None:

@@ -1,30 +1,24 @@
 """The self-test passes with a correct server and fails with one that misplaces its masks."""
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 import selftest
-from serving import running_server
 
-WEIGHTS = Path(__file__).parent / "data" / "click_ball.safetensors"  # balls of 20 mm at clicks
 AFFINE_MM = np.array([[0, 0, 4.0, -20], [-3.0, 0, 0, 60], [0, -2.5, 0, 50], [0, 0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "studies").mkdir()
+def server(ball_server, tmp_path_factory):
+    """The shared server with two more studies, one of which has too few slices."""
+    folder = tmp_path_factory.mktemp("selftest")
     image = np.random.default_rng(0).normal(40, 10, (40, 52, 30)).astype(np.int16)
-    nib.save(nib.Nifti1Image(image, AFFINE_MM), folder / "studies" / "knee.nii.gz")
-    nib.save(nib.Nifti1Image(image[:, :, :2], AFFINE_MM), folder / "studies" / "thin.nii.gz")
-    with running_server(
-        folder / "studies", folder / "server.log", "--conf", "weights", str(WEIGHTS)
-    ) as running:
-        yield running
+    for name, voxels in (("knee", image), ("thin", image[:, :, :2])):
+        nib.save(nib.Nifti1Image(voxels, AFFINE_MM), folder / f"{name}.nii.gz")
+        ball_server.add_study(folder / f"{name}.nii.gz", name)
+    return ball_server
 
 
 def test_a_correct_server_passes(server, capsys):

@@ -17,6 +17,7 @@ from ohif_page import PLANES, PointPromptsRun, Viewer
 from playwright.sync_api import Route
 from series import SERIES, SampleSeries
 
+from lib.imaging.mask import dice
 from orthanc import Orthanc
 from serving import RunningServer
 
@@ -119,8 +120,8 @@ def test_a_second_label_keeps_the_first(
     assert run.params["foreground"] == [list(second)]
     bone = server_mask(server, series, run)
     assert (organ & bone).any()  # otherwise the first label has nothing to lose
-    wanted = np.where(organ, viewer.segment("organ"), bone * viewer.segment("bone"))
-    np.testing.assert_array_equal(viewer.labelmap(), wanted)
+    expected = np.where(organ, viewer.segment("organ"), bone * viewer.segment("bone"))
+    np.testing.assert_array_equal(viewer.labelmap(), expected)
 
 
 @ONE
@@ -180,8 +181,8 @@ def test_a_label_is_saved(
     names = [segment.SegmentLabel for segment in segmentation.SegmentSequence]
     assert sorted(names) == ["bone", "organ"]
     for number, name in enumerate(names, start=1):
-        wanted = viewer.labelmap() == viewer.segment(name)
-        np.testing.assert_array_equal(segment_ijk(segmentation, number, series), wanted)
+        expected = viewer.labelmap() == viewer.segment(name)
+        np.testing.assert_array_equal(segment_ijk(segmentation, number, series), expected)
 
 
 @on(fast=SERIES[:1])
@@ -211,10 +212,10 @@ def test_the_viewer_shows_the_messages_of_the_server(viewer: Viewer, series: Sam
 
 def check_ball(viewer: Viewer, series: SampleSeries, voxel: Voxel) -> None:
     """Check that the labelmap is the ball around the voxel."""
-    found = viewer.labelmap() == viewer.segment("organ")
+    mask = viewer.labelmap() == viewer.segment("organ")
     ball = series.distance_mm(voxel) < RADIUS_MM
-    assert found[voxel]
-    assert 2 * (found & ball).sum() / (found.sum() + ball.sum()) > 0.9
+    assert mask[voxel]
+    assert dice(mask, ball) > 0.9
 
 
 def check_drawn(viewer: Viewer, series: SampleSeries, voxel: Voxel) -> None:

@@ -1,4 +1,4 @@
-"""Makes click_ball.safetensors: test weights that draw a ball at each click, whatever the image.
+"""Make click_ball.safetensors: test weights that draw a ball at each click, whatever the image.
 
     PYTHONPATH=apps/fastsam3d python tests/data/make_click_ball.py [--steps 2500] [--out FILE]
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
+from lib.imaging.mask import dice
 from lib.networks import (
     FastSAM3D,
     FastSAM3DConfig,
@@ -69,8 +70,10 @@ def main() -> None:
 
 @torch.no_grad()
 def prepare(network: FastSAM3D) -> None:
-    """Silence the image, and let attention start from nearness: without that, training does not
-    leave the plateau of the mean mask.
+    """Set the weights that training starts from.
+
+    The patch embedding is zero and stays so. Attention starts with a preference for near cells;
+    without it, training does not leave the plateau of the mean mask.
     """
     for parameter in network.image_encoder.patch_embed.proj.parameters():
         parameter.zero_().requires_grad_(False)
@@ -86,7 +89,7 @@ def prepare(network: FastSAM3D) -> None:
 
 
 def train(network: FastSAM3D, steps: int, batch: int = 8, clicks: int = 3) -> None:
-    """Adam on random interactions of ``clicks`` clicks each."""
+    """Train with Adam on random interactions of ``clicks`` clicks each."""
     generator = torch.Generator().manual_seed(0)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, betas=(0.9, 0.98))
@@ -105,29 +108,34 @@ def train(network: FastSAM3D, steps: int, batch: int = 8, clicks: int = 3) -> No
 def interaction_loss(
     network: FastSAM3D, generator: torch.Generator, batch: int, clicks: int
 ) -> Tensor:
-    """Cross-entropy with the wanted probabilities, the mean over the clicks of an interaction."""
+    """Return the cross-entropy with the target, averaged over the clicks of an interaction."""
     embedding = network.encode(torch.zeros(1, 1, *(CONFIG.roi_size,) * 3))
-    mask, wanted = empty_masks(batch)
+    mask, target = empty_masks(batch)
     total = mask.new_zeros(())
     for number in range(clicks):
         points, labels = random_clicks(batch, number, generator)
-        wanted = apply_click(wanted, points, labels)
+        target = apply_click(target, points, labels)
         logits, _ = network.decode(embedding, points, labels, mask)
-        weight = 1 + 9.0 * (wanted > -MAX_LOGIT)  # most of the ROI is far from any click
-        total = total + F.binary_cross_entropy_with_logits(logits, wanted.sigmoid(), weight)
+        weight = 1 + 9.0 * (target > -MAX_LOGIT)  # most of the ROI is far from any click
+        total = total + F.binary_cross_entropy_with_logits(logits, target.sigmoid(), weight)
         mask = logits.detach()
     return total / clicks
 
 
 def empty_masks(batch: int) -> tuple[Tensor, Tensor]:
-    """What the first step gets as the previous mask, zeros, and what it stands for: nowhere."""
+    """Return the masks before the first click: the network's input, and the target logits.
+
+    Both are [B, 1, s, s, s]. The input is zeros, and the target is empty.
+    """
     mask = torch.zeros(batch, 1, *(CONFIG.low_res_size,) * 3)
     return mask, torch.full_like(mask, -MAX_LOGIT)
 
 
 def random_clicks(batch: int, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points [B, 1, 3] in ROI voxels and labels [B, 1]. The first is foreground and, in every
-    second interaction, where the server puts it: in the middle.
+    """Return points [B, 1, 3] in ROI voxels, and their labels [B, 1].
+
+    The first click is a foreground click. In every second interaction, it lies in the middle of
+    the ROI, where the server puts it.
     """
     points = torch.rand(batch, 1, 3, generator=generator) * (CONFIG.roi_size - 1)
     if number == 0:
@@ -139,7 +147,7 @@ def random_clicks(batch: int, number: int, generator: torch.Generator) -> tuple[
 
 
 def apply_click(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
-    """The wanted logits [B, 1, s, s, s] after a click: with the ball, or without it."""
+    """Return the target logits [B, 1, s, s, s] after a click adds or removes a ball."""
     size, cell = CONFIG.low_res_size, CONFIG.roi_size // CONFIG.low_res_size
     centre = torch.arange(size) * cell + (cell - 1) / 2  # of the cells, in ROI voxels
     cells = torch.stack(torch.meshgrid(centre, centre, centre, indexing="ij"), dim=-1)
@@ -152,17 +160,16 @@ def apply_click(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(network: FastSAM3D, clicks: int, batch: int = 32) -> float:
-    """Mean Dice after ``clicks`` clicks on interactions and an image that were not trained on."""
+    """Return the mean Dice after ``clicks`` clicks of new interactions on an image of noise."""
     generator = torch.Generator().manual_seed(1)
     embedding = network.encode(torch.randn(1, 1, *(CONFIG.roi_size,) * 3, generator=generator))
-    mask, wanted = empty_masks(batch)
+    mask, target = empty_masks(batch)
     for number in range(clicks):
         points, labels = random_clicks(batch, number, generator)
-        wanted = apply_click(wanted, points, labels)
+        target = apply_click(target, points, labels)
         mask, _ = network.decode(embedding, points, labels, mask)
-    found, target = (mask > 0).flatten(1), (wanted > 0).flatten(1)
-    overlap = 2 * (found & target).sum(dim=1) / (found.sum(dim=1) + target.sum(dim=1))
-    return overlap.nanmean().item()
+    pairs = zip((mask > 0).numpy(), (target > 0).numpy(), strict=True)
+    return sum(dice(*pair) for pair in pairs) / batch
 
 
 if __name__ == "__main__":

@@ -127,8 +127,8 @@ def remove_labels(pacs):
     """Remove the DICOM-SEG objects that a test stored: a later training would download them."""
     yield
     query = {"Level": "Series", "Query": {"Modality": "SEG"}, "Expand": True}
-    for found in requests.post(f"{pacs.url}/tools/find", json=query, timeout=30).json():
-        delete_series(pacs, found["MainDicomTags"]["SeriesInstanceUID"])
+    for label in requests.post(f"{pacs.url}/tools/find", json=query, timeout=30).json():
+        delete_series(pacs, label["MainDicomTags"]["SeriesInstanceUID"])
 
 
 def cached_image(server, uid):
@@ -272,7 +272,7 @@ def test_a_saved_label_reads_back_from_the_dicom_server(server, pacs, series, na
     assert segmentation.FrameOfReferenceUID == next(iter(source.values())).FrameOfReferenceUID
     segments = {item.SegmentNumber: item.SegmentLabel for item in segmentation.SegmentSequence}
     assert segments == {1: "liver", 2: "spleen"}
-    found = np.zeros_like(expected)
+    stored = np.zeros_like(expected)
     for frame, groups in zip(
         segmentation.pixel_array, segmentation.PerFrameFunctionalGroupsSequence, strict=True
     ):
@@ -280,8 +280,8 @@ def test_a_saved_label_reads_back_from_the_dicom_server(server, pacs, series, na
         i, j, k = label.TransformPhysicalPointToIndex(position)
         assert (i, j) == (0, 0)
         value = {1: 1, 2: 3}[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber]
-        found[:, :, k][frame.transpose() > 0] = value
-    np.testing.assert_array_equal(found, expected)
+        stored[:, :, k][frame.transpose() > 0] = value
+    np.testing.assert_array_equal(stored, expected)
 
 
 def test_a_mask_can_be_asked_for_as_dicom_seg(server, series):
@@ -317,8 +317,8 @@ def test_highdicom_reads_the_same(server, pacs, series):
         assert_missing_frames_are_empty=True,
         ignore_spatial_locations=True,  # the writer does not flag them as those of the slices
     )
-    found = kji.transpose(2, 1, 0)
-    np.testing.assert_array_equal(np.array([0, 1, 3])[found], expected)
+    numbers = kji.transpose(2, 1, 0)
+    np.testing.assert_array_equal(np.array([0, 1, 3])[numbers], expected)
 
 
 def moved(label):
@@ -350,10 +350,25 @@ def test_a_label_that_cannot_be_sent_is_kept(server, series, case):
 
 
 @pytest.fixture
-def datastore(pacs, tmp_path):
-    """The datastore in this process, with a cache of its own."""
-    client = DICOMwebClientX(pacs.dicomweb_url)
-    return CheckedDICOMWebDatastore(client, {"Modality": "CT"}, str(tmp_path / "cache"))
+def open_datastore(pacs):
+    """Open datastores in this process; stop MONAI Label's watchers of their caches at the end."""
+    opened = []
+
+    def open_one(cache):
+        client = DICOMwebClientX(pacs.dicomweb_url)
+        opened.append(CheckedDICOMWebDatastore(client, {"Modality": "CT"}, str(cache)))
+        return opened[-1]
+
+    yield open_one
+    for datastore in opened:
+        datastore._observer.stop()
+        datastore._observer.join()
+
+
+@pytest.fixture
+def datastore(open_datastore, tmp_path):
+    """A datastore with a cache of its own."""
+    return open_datastore(tmp_path / "cache")
 
 
 def test_a_series_is_fetched_once_for_all_who_ask(datastore, series, monkeypatch):
@@ -438,18 +453,18 @@ def test_no_failure_loses_a_label(datastore, series, tmp_path, monkeypatch, case
 
 @pytest.mark.usefixtures("remove_labels")
 def test_a_label_of_the_dicom_server_comes_back_for_training(
-    datastore, series, tmp_path, monkeypatch
+    datastore, open_datastore, series, tmp_path, monkeypatch
 ):
     use_the_tool(monkeypatch)
     image = sitk.ReadImage(datastore.get_image_uri(series["oblique MR"]))
     label, expected = label_on(image)
     sitk.WriteImage(label, str(tmp_path / "label.nii.gz"))
     datastore.save_label(series["oblique MR"], str(tmp_path / "label.nii.gz"), "final", {})
-    elsewhere = CheckedDICOMWebDatastore(datastore._client, {}, str(tmp_path / "another"))
-    pairs = {Path(pair["image"]).name: pair["label"] for pair in elsewhere.datalist()}
-    found = sitk.ReadImage(pairs[f"{series['oblique MR']}.nii.gz"])
-    np.testing.assert_allclose(found.GetOrigin(), image.GetOrigin(), atol=1e-3)
-    values = np.array([0, 1, 3])[voxels(found)]  # a DICOM-SEG numbers its segments 1, 2, …
+    another = open_datastore(tmp_path / "another")
+    pairs = {Path(pair["image"]).name: pair["label"] for pair in another.datalist()}
+    fetched = sitk.ReadImage(pairs[f"{series['oblique MR']}.nii.gz"])
+    np.testing.assert_allclose(fetched.GetOrigin(), image.GetOrigin(), atol=1e-3)
+    values = np.array([0, 1, 3])[voxels(fetched)]  # a DICOM-SEG numbers its segments 1, 2, …
     np.testing.assert_array_equal(values, expected)
 
 

@@ -56,8 +56,8 @@ def test_replayed_network_equals_the_network(device, detail):
             expected = network.decode(network.encode(volume), points, labels, mask)
         prepared = captured.prepare(captured.encode(volume))
         results.append((captured.decode(prepared, points, labels, mask), expected))
-    for ours, expected in results:
-        for a, b in zip(ours, expected, strict=True):
+    for outputs, expected in results:
+        for a, b in zip(outputs, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

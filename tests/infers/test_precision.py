@@ -15,6 +15,7 @@ from lib.infers.precision import (
     synthetic_clicks,
 )
 from lib.networks import CONFIGS, build_untrained
+from lib.networks.torch_private import has_vnni
 
 CPU = torch.device("cpu")
 TINY = replace(
@@ -28,10 +29,7 @@ TINY = replace(
     iou_head_width=32,
 )
 
-needs_int8 = pytest.mark.skipif(
-    not torch.cpu._is_vnni_supported(),
-    reason="this CPU has no 8-bit dot products",
-)
+needs_int8 = pytest.mark.skipif(not has_vnni(), reason="this CPU has no 8-bit dot products")
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +45,11 @@ def test_int8_linear_is_close_and_keeps_small_outputs():
     with torch.no_grad():
         linear.weight.normal_(generator=generator)
         linear.weight[3] *= 1e-3  # a single scale for all outputs would lose this one
-        ours, expected = Int8Linear(linear)(x), linear(x)
-    assert ours.shape == expected.shape
-    difference = (ours - expected).flatten(0, 1).norm(dim=0) / expected.flatten(0, 1).norm(dim=0)
+        lowered_output, expected = Int8Linear(linear)(x), linear(x)
+    assert lowered_output.shape == expected.shape
+    difference = (lowered_output - expected).flatten(0, 1).norm(dim=0) / expected.flatten(
+        0, 1
+    ).norm(dim=0)
     assert difference.max() < 0.03
 
 

@@ -38,10 +38,10 @@ def vague_logits(radius: float) -> np.ndarray:
 
 def coarse(logits: np.ndarray) -> np.ndarray:
     """Return the mask without the random walker, on its cells."""
-    shown = torch.nn.functional.interpolate(
+    upsampled = torch.nn.functional.interpolate(
         torch.from_numpy(logits)[None, None], size=(CELLS,) * 3, mode="trilinear"
     )
-    return (shown[0, 0] > 0).numpy()
+    return (upsampled[0, 0] > 0).numpy()
 
 
 def mask_of(logits: np.ndarray, image: np.ndarray, *clicks: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ def value_and_gradients(out, inputs):
     return [out, *torch.autograd.grad((out * weights).sum(), inputs)]
 
 
-def assert_all_close(ours, expected):
-    for a, b in zip(ours, expected, strict=True):
+def assert_all_close(result, expected):
+    for a, b in zip(result, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -83,15 +83,15 @@ def test_patterns_refuse_empty_sizes(make):
 def test_sparse_is_dense_under_its_mask(name, backend):
     groups = GROUPS[name]
     inputs = random_qkv(groups.length)
-    ours = sparse_attention(*inputs, groups, backend=backend)
+    result = sparse_attention(*inputs, groups, backend=backend)
     dense = attention(*inputs, groups.same_group(), backend="reference")
-    assert_all_close(value_and_gradients(ours, inputs), value_and_gradients(dense, inputs))
+    assert_all_close(value_and_gradients(result, inputs), value_and_gradients(dense, inputs))
 
 
 def test_one_group_is_dense_attention():
     inputs = random_qkv(4 * 6 * 8)
-    ours = sparse_attention(*inputs, lattice_groups((4, 6, 8), 1))
-    assert_all_close([ours], [attention(*inputs, backend="reference")])
+    result = sparse_attention(*inputs, lattice_groups((4, 6, 8), 1))
+    assert_all_close([result], [attention(*inputs, backend="reference")])
 
 
 def test_groups_made_in_inference_serve_training():

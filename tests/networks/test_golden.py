@@ -1,4 +1,4 @@
-"""Our networks equal the published ones on weights that are filled by name."""
+"""The networks equal the published ones on weights that are filled by name."""
 
 import argparse
 import json
@@ -17,10 +17,10 @@ TOLERANCE = 1e-5
 CASES = {"one_click": (1, False), "three_clicks_mask": (3, True), "mask_only": (0, True)}
 
 
-def relative_error(ours, golden) -> float:
-    ours, golden = np.asarray(ours, dtype=np.float64), np.asarray(golden, dtype=np.float64)
-    assert ours.shape == golden.shape
-    return float(np.linalg.norm(ours - golden) / np.linalg.norm(golden))
+def relative_error(output, golden) -> float:
+    output, golden = np.asarray(output, dtype=np.float64), np.asarray(golden, dtype=np.float64)
+    assert output.shape == golden.shape
+    return float(np.linalg.norm(output - golden) / np.linalg.norm(golden))
 
 
 def golden_file(golden_dir, name):
@@ -36,7 +36,7 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def teacher_file(golden_dir, tmp_path_factory):
-    """A teacher's file as published: tensors beside training state, under DDP's prefix."""
+    """A file like the published teacher: it holds training state, and DDP's prefix in all names."""
     state, _ = golden_file(golden_dir, "sam_med3d_vit_b")
     path = tmp_path_factory.mktemp("weights") / "sam_med3d.pth"
     content = {

@@ -111,9 +111,9 @@ def test_an_embedding_in_half_precision_has_detail_too(
 ) -> None:
     """Trainers store embeddings in half precision."""
     embedding = network.encode(volume)
-    expected, ours = (network.prepare(x).detail for x in (embedding, embedding.half()))
-    assert expected is not None and ours is not None
-    torch.testing.assert_close(ours, expected, atol=5e-3, rtol=5e-3)
+    expected, half_detail = (network.prepare(x).detail for x in (embedding, embedding.half()))
+    assert expected is not None and half_detail is not None
+    torch.testing.assert_close(half_detail, expected, atol=5e-3, rtol=5e-3)
 
 
 @pytest.mark.parametrize("part", ["mask", "click"])

@@ -46,8 +46,8 @@ def test_a_block_holds_the_cells_of_its_token():
     blocks = to_blocks(volume)
     assert blocks.shape == (1, 2 * 1 * 3, 8, 8, 2)
     # token (1, 0, 2), its eighth (0, 1, 0), the eighth (1, 0, 1) of that eighth
-    at = (4 * 1 + 2 * 0 + 1, 2 * 1 + 0, 4 * 2 + 2 * 0 + 1)
-    assert torch.equal(blocks[0, 1 * 3 + 2, 0b010, 0b101], volume[0, :, *at])
+    cell = (4 * 1 + 2 * 0 + 1, 2 * 1 + 0, 4 * 2 + 2 * 0 + 1)
+    assert torch.equal(blocks[0, 1 * 3 + 2, 0b010, 0b101], volume[0, :, *cell])
     assert torch.equal(from_blocks(blocks, (2, 1, 3)), volume)
 
 
@@ -80,8 +80,8 @@ def test_preparing_and_gradients_change_nothing(network, embedding, with_mask, m
     assert expected[0].requires_grad
     with torch.inference_mode():
         for image in (embedding, network.prepare(embedding)):
-            for ours, theirs in zip(network.decode(image, *prompt), expected, strict=True):
-                torch.testing.assert_close(ours, theirs.detach())
+            for result, reference in zip(network.decode(image, *prompt), expected, strict=True):
+                torch.testing.assert_close(result, reference.detach())
 
 
 def test_several_prompts_on_one_image_do_not_mix(network, embedding):
@@ -100,9 +100,9 @@ def test_each_image_can_stand_for_several_prompts(network, embedding):
     points, labels, mask = prompts(4, with_mask=True)
     both = torch.cat([embedding[:1], embedding[:1].flip(2)])
     with torch.inference_mode():
-        ours, _ = network.decode(network.prepare(both).for_each(2), points, labels, mask)
+        logits, _ = network.decode(network.prepare(both).for_each(2), points, labels, mask)
         expected, _ = network.decode(both.repeat_interleave(2, dim=0), points, labels, mask)
-    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(logits, expected)
 
 
 def test_prepared_image_counts_its_bytes(network, embedding):
@@ -125,9 +125,9 @@ def test_images_share_the_constants_of_their_network(network, embedding):
         for n in range(2):
             prepared = network.prepare(embedding[n : n + 1], constants)
             assert prepared.constants is constants
-            ours = network.decode(prepared, *prompt)
-            theirs = network.decode(embedding[n : n + 1], *prompt)
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            logits = network.decode(prepared, *prompt)
+            expected = network.decode(embedding[n : n + 1], *prompt)
+            assert all(torch.equal(a, b) for a, b in zip(logits, expected, strict=True))
 
 
 def test_a_click_uses_the_prepared_image_only(network, embedding):
@@ -159,8 +159,8 @@ def test_prepared_in_half_precision_is_close(network, embedding):
     points, labels, mask = (x.float() for x in prompts(1, with_mask=True))
     with torch.inference_mode():
         expected = network.decode(embedding[:1].float(), points, labels, mask)[0]
-        ours = half.decode(half.prepare(embedding[:1].float()), points, labels, mask)[0]
+        logits = half.decode(half.prepare(embedding[:1].float()), points, labels, mask)[0]
     network.double()
-    assert ours.dtype == torch.bfloat16
-    error = F.mse_loss(ours.float(), expected).sqrt() / expected.std()
+    assert logits.dtype == torch.bfloat16
+    error = F.mse_loss(logits.float(), expected).sqrt() / expected.std()
     assert error < 0.05

@@ -20,12 +20,12 @@ def test_no_other_threshold_gives_a_higher_expected_dice() -> None:
     for sharpness in (1, 2, 5):
         logits = sharpness * torch.randn(400, generator=generator) - 1
         chosen = float(mask_threshold(logits[None], "expected_dice"))
-        ours = expected_dice(logits.sigmoid(), (logits > chosen).float())
+        estimate = expected_dice(logits.sigmoid(), (logits > chosen).float())
         others = [
             expected_dice(logits.sigmoid(), (logits > other).float())
             for other in torch.arange(-6, 4, 0.25)
         ]
-        assert ours > max(others) - 0.003
+        assert estimate > max(others) - 0.003
 
 
 def test_threshold_is_low_for_vague_and_near_0_for_sure_logits() -> None:

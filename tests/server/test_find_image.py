@@ -1,102 +1,91 @@
-"""Prefetching: each image once, in order, in the background; errors are only logged."""
+"""The image of a request: IDs are names, never paths, and copies of sent files are removed."""
 
-import logging
-import threading
+import io
+from pathlib import Path
+from types import SimpleNamespace
 
-import pydicom
 import pytest
-import requests
+from fastapi import UploadFile
 
-import torso
-from ct_series import write_ct_series
-from lib.errors import InputError
-from lib.server.read_ahead import Prefetcher
-from pacs import delete_series
-
-WAIT_SECONDS = 30
+from lib.errors import InputError, NotFoundError
+from lib.server.find_image import image_file
 
 
-class RecordingLoader:
-    """Records the paths that it is asked to load; waits while ``may_go_on`` is not set."""
+class FakeApp:
+    """An app whose datastore and sessions open any path, as MONAI Label's do."""
 
-    def __init__(self):
-        self.loaded = []
-        self.may_go_on = threading.Event()
-        self.may_go_on.set()
+    def __init__(self, folder):
+        self.folder = folder
 
-    def __call__(self, data):
-        assert self.may_go_on.wait(WAIT_SECONDS)
-        self.loaded.append(data["image_path"])
+    def datastore(self):
+        return SimpleNamespace(get_image_uri=lambda image: str(self.folder / image))
+
+    def sessions(self):
+        def get_session(session_id):
+            path = self.folder / session_id
+            return SimpleNamespace(image=str(path)) if path.exists() else None
+
+        return SimpleNamespace(get_session=get_session)
 
 
 @pytest.fixture
-def loader():
-    return RecordingLoader()
+def app(tmp_path):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "head").write_bytes(b"scan")
+    (tmp_path / "secret").write_bytes(b"not a study")
+    return FakeApp(folder)
 
 
-def finish(prefetch):
-    prefetch._executor.submit(lambda: None).result(WAIT_SECONDS)
+def sent_file(name):
+    return UploadFile(io.BytesIO(b"voxels"), filename=name)
 
 
-def test_opened_images_are_read(loader):
-    prefetch = Prefetcher(loader)
-    for name in "ab":
-        prefetch(name, lambda name=name: f"/studies/{name}.nii.gz")
-    finish(prefetch)
-    assert loader.loaded == ["/studies/a.nii.gz", "/studies/b.nii.gz"]
+def test_a_study_is_found_by_its_name(app):
+    with image_file(app, "head", "", None) as path:
+        assert path == str(app.folder / "head")
 
 
-def test_hundreds_of_requests_for_one_series_are_one_read(loader):
-    prefetch, calls = Prefetcher(loader), []
-
-    def find():
-        calls.append(1)
-        return "/cache/series"
-
-    for _ in range(300):
-        prefetch("1.2.3", find)
-    finish(prefetch)
-    assert len(calls) == len(loader.loaded) == 1
+@pytest.mark.parametrize("path", ["../secret", "/secret", "./head"])
+def test_an_id_is_never_a_path(app, tmp_path, path):
+    path = str(tmp_path / "secret") if path == "/secret" else path
+    assert (app.folder / path).exists()
+    with pytest.raises(NotFoundError, match="there is no image"), image_file(app, path, "", None):
+        pass
+    with pytest.raises(NotFoundError, match="has expired"), image_file(app, "head", path, None):
+        pass
 
 
-def test_requests_do_not_wait_and_the_queue_is_short(loader):
-    loader.may_go_on.clear()
-    prefetch = Prefetcher(loader)
-    for number in range(20):
-        prefetch(str(number), lambda number=number: f"/{number}")
-    loader.may_go_on.set()
-    finish(prefetch)
-    assert loader.loaded == [f"/{number}" for number in range(Prefetcher.MAX_QUEUED)]
-    prefetch("19", lambda: "/19")
-    finish(prefetch)
-    assert loader.loaded[-1] == "/19"
+def test_an_unknown_session_is_an_error_despite_an_image(app):
+    with (
+        pytest.raises(NotFoundError, match="session 'gone' has expired"),
+        image_file(app, "head", "gone", None),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("error", [InputError("too thin"), OSError("gone"), KeyError("a bug")])
-def test_a_failure_is_logged_and_the_next_is_read(loader, caplog, error):
-    def fail():
-        raise error
-
-    prefetch = Prefetcher(loader)
-    with caplog.at_level(logging.INFO):
-        prefetch("bad", fail)
-        prefetch("good", lambda: "/good")
-        finish(prefetch)
-    assert "could not prefetch bad" in caplog.text
-    assert loader.loaded == ["/good"]
+def test_a_server_without_sessions_has_no_session(app):
+    app.sessions = lambda: None
+    with pytest.raises(NotFoundError, match="has expired"), image_file(app, "", "head", None):
+        pass
 
 
-def test_a_series_that_a_viewer_loads_is_prefetched(pacs, dicom_server, tmp_path):
-    """OHIF fetches each slice through this server; requests for headers alone do not count."""
-    affine_mm = torso.centred_affine((30, 26, 12), (10.0, 11.0, 20.0), "LPS")
-    hu, _ = torso.sample((30, 26, 12), affine_mm, seed=1)
-    slices = write_ct_series(hu, affine_mm, tmp_path / "series", seed=51)
-    header = pydicom.dcmread(slices[0])
-    pacs.upload(tmp_path / "series")
-    uid = header.SeriesInstanceUID
-    url = f"{dicom_server.url}/proxy/dicom/wado/studies/{header.StudyInstanceUID}/series/{uid}"
-    for path in ("metadata", f"instances/{header.SOPInstanceUID}/frames/1"):
-        assert f"prefetched {uid}" not in dicom_server.log_text()
-        assert requests.get(f"{url}/{path}", timeout=60).status_code == 200
-    dicom_server.wait_for_log(f"prefetched {uid}", WAIT_SECONDS)
-    delete_series(pacs, uid)
+@pytest.mark.parametrize(
+    ("name", "extension"), [("a.nrrd", ".nrrd"), ("a.nii.gz", ".nii.gz"), ("a", ".nii.gz")]
+)
+def test_the_copy_of_a_sent_file_is_removed(app, name, extension):
+    with image_file(app, "", "", sent_file(name)) as path:
+        assert Path(path).read_bytes() == b"voxels"
+        assert path.endswith(f"image{extension}")
+    assert not Path(path).parent.exists()
+
+
+def test_the_copy_is_removed_after_an_error(app):
+    with pytest.raises(OSError, match="disk"), image_file(app, "", "", sent_file("a.nrrd")) as path:
+        raise OSError("disk")
+    assert not Path(path).parent.exists()
+
+
+def test_a_request_without_an_image(app):
+    with pytest.raises(InputError, match="there is no image"), image_file(app, "", "", None):
+        pass

@@ -33,7 +33,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def client():
-    """A client of an app whose routes raise the errors, and whose handlers are ours."""
+    """A client of an app whose routes raise the errors of CASES."""
     app = FastAPI()
 
     def add_route(number, error):
@@ -55,8 +55,8 @@ def test_status_and_reason(client, number):
     assert re.search(reason, reply.json()["detail"])
 
 
-def test_every_error_of_ours_has_a_status():
-    """Its own entry or that of a base of ours: never the message that hides the reason."""
+def test_every_error_class_of_the_app_has_a_status():
+    """No error of the app falls back to the entry of Exception, which hides the reason."""
     for _, kind in inspect.getmembers(errors, inspect.isclass):
         assert next(base for base in kind.__mro__ if base in ERRORS) is not Exception, kind
 

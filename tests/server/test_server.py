@@ -1,9 +1,13 @@
 """The running server over HTTP: a click becomes a mask, an invalid request gets a reason."""
 
+import errno
 import json
+import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 
 import nibabel as nib
 import numpy as np
@@ -386,19 +390,50 @@ def test_many_clients_at_once_get_their_own_masks(server):
             assert reply == mask
 
 
-def test_the_server_answers_while_it_reads_and_computes(server, tmp_path):
-    """A click on a large scan; the order of the answers counts, not the time."""
-    noise = np.random.default_rng(0).integers(-1000, 1000, (400, 400, 200), dtype=np.int16)
-    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "slow.nii.gz")
-    server.add_study(tmp_path / "slow.nii.gz", "slow")
+def test_the_server_answers_while_it_reads(server, studies):
+    """The image is a named pipe, so that the click cannot go on before the test closes it."""
+    path = studies / "pipe.nrrd"
+    server.add_study(studies / "stored.nrrd", "pipe")
+    shutil.copy(path, server.folder / "whole")
+    os.mkfifo(server.folder / "pipe")
+    (server.folder / "pipe").rename(path)
     with ThreadPoolExecutor() as pool:
-        click = pool.submit(server.infer, "sam_med3d", "slow", {"foreground": [[200, 200, 100]]})
-        answers = 0
-        while not click.done():
-            server.info()
-            answers += 1
-    assert click.result().status_code == 200
-    assert answers >= 3
+        click = pool.submit(server.infer, "fastsam3d", "pipe", CLICKS)
+        with open_pipe(path):
+            assert server.info()["labels"] == ["liver", "tumour"]
+            assert not click.done()
+            (server.folder / "whole").rename(path)  # for a reader that opens it again
+        assert click.result().status_code in (200, 400)
+
+
+@contextmanager
+def open_pipe(path, seconds=60):
+    """Open a named pipe for writing as soon as the server reads it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError as error:  # nobody reads
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    try:
+        yield
+    finally:
+        os.close(pipe)
+
+
+def test_the_server_answers_while_it_computes(server, studies):
+    """Four clicks need four encodings, one after the other; the order counts, not the time."""
+    server.add_study(studies / "head.nii.gz", "busy")
+    requested = [{"foreground": [[10 + 15 * n, 45, 20]]} for n in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        clicks = [pool.submit(server.infer, "sam_med3d", "busy", params) for params in requested]
+        wait(clicks, return_when=FIRST_COMPLETED)
+        server.info()
+        assert not all(click.done() for click in clicks)
+    assert [click.result().status_code for click in clicks] == [200] * 4
 
 
 def test_the_next_sample_is_prefetched(fresh_server):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -10,13 +9,21 @@ import psutil
 from lib.trainers import processes
 
 CHILD = """
-import sys, time
+import sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from lib.trainers.processes import end_with_parent
+rounds, sleep = [], time.sleep
+def counted(seconds):
+    sleep(seconds)
+    rounds.append(seconds)
+    if len(rounds) == 3:
+        print("ready", flush=True)
+time.sleep = counted
 end_with_parent(interval=0.1)
-print("ready", flush=True)
-time.sleep(300)
+threading.Event().wait(300)
 """
+"""CHILD: says "ready" after the watch has seen its parent alive three times."""
+
 PARENT = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=subprocess.PIPE)
@@ -31,7 +38,6 @@ def test_a_training_ends_with_the_process_that_started_it() -> None:
     command = [sys.executable, "-c", PARENT, CHILD, app]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
-        time.sleep(0.5)
         assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
         parent.kill()
     child.wait(timeout=30)

@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_names_the_options(
 ) -> None:
     loss = Updater._loss
     monkeypatch.setattr(
-        Updater, "_loss", lambda *a: {**(parts := loss(*a)), "loss": parts["loss"] * float("inf")}
+        Updater, "_loss", lambda *a: {**(losses := loss(*a)), "loss": losses["loss"] * float("inf")}
     )
     with pytest.raises(InputError, match=r"the loss is inf in update 3; lower lr \(now 0.005\)"):
         make_updater(features)(make_batch(), 2)

@@ -242,10 +242,10 @@ def test_checkpoint_command_shows_and_converts(tmp_path, capsys):
     network = build_untrained(STUDENT, 3)
     torch.save(network.state_dict(), source)
     assert checkpoint_command.main(["show", str(source)]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["holds"] == "whole network"
-    assert shown["config"]["attention_free_blocks"] == [0]
-    assert shown["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    report = json.loads(capsys.readouterr().out)
+    assert report["holds"] == "whole network"
+    assert report["config"]["attention_free_blocks"] == [0]
+    assert report["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
 
     assert checkpoint_command.main(["convert", str(source), str(target)]) == 0
     assert load_checkpoint(target).config == network.config

@@ -63,8 +63,8 @@ def test_the_base_is_served_until_something_is_published(served, base, published
     weights = served()
     assert weights.network_id == version.sha256
     assert weights.info()["licence"] == "mine"
-    for ours, theirs in zip(weights.network.parameters(), network(1).parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for weight, expected in zip(weights.network.parameters(), network(1).parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
     assert served() is weights, "nothing is read again while nothing changes"
 
 

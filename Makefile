@@ -222,13 +222,13 @@ install-dev: .venv/.installed-dev
 .venv/bin/pip:
 	@for python in $(or $(PYTHON),python3.11 python3 python3.12); do \
 	    if "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; \
-	    then found=$$python; break; fi; \
+	    then interpreter=$$python; break; fi; \
 	done; \
-	if [[ -z "$${found:-}" ]]; then \
+	if [[ -z "$${interpreter:-}" ]]; then \
 	    echo '$(or $(PYTHON),python3) is missing or not Python 3.11 or 3.12:' \
 	        'use make PYTHON=/path/to/python3.11' >&2; exit 1; fi; \
-	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
-	    echo "$$found cannot make environments: on Debian and Ubuntu, apt install" \
-	        "$$("$$found" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; fi; \
-	echo "Making .venv with $$found ($$("$$found" --version))"; \
-	"$$found" -m venv --clear .venv
+	if ! "$$interpreter" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "$$interpreter cannot make environments: on Debian and Ubuntu, apt install" \
+	        "$$("$$interpreter" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; fi; \
+	echo "Making .venv with $$interpreter ($$("$$interpreter" --version))"; \
+	"$$interpreter" -m venv --clear .venv

@@ -139,7 +139,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
     scores, skipped = collect(bench, cases, options.jobs)
     about = {
-        "command": shlex.join(["python", "benchmarks/accuracy.py", *_shown_arguments(options)]),
+        "command": shlex.join(["python", "benchmarks/accuracy.py", *_arguments_of_report(options)]),
         "date": date.today().isoformat(),
         "minutes": round((time.monotonic() - start) / 60, 1),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
@@ -161,16 +161,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _shown_arguments(options: argparse.Namespace) -> list[str]:
+def _arguments_of_report(options: argparse.Namespace) -> list[str]:
     """Return the options that affect the numbers; paths are shortened to their last part."""
-    shown = ["--data", options.data.resolve().name]
+    words = ["--data", options.data.resolve().name]
     for name in ("part", "models", "protocol", "clicks", "per_source", "seed", "repeats"):
         if (value := getattr(options, name)) is not None:
-            shown += [f"--{name.replace('_', '-')}", str(value)]
+            words += [f"--{name.replace('_', '-')}", str(value)]
     for text in options.weights:
         name, file = _split_weights(text)
-        shown += ["--weights", f"{name}={Path(file).name}"]
-    return shown
+        words += ["--weights", f"{name}={Path(file).name}"]
+    return words
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

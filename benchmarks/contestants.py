@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lib.cache import ByteCache, array_nbytes
-from lib.configs import CONFIGS
+from lib.configs import MODELS
 from lib.errors import InputError, WeightsError
 from lib.imaging.volume import Volume
 from lib.infers import Caches
@@ -63,7 +63,7 @@ class Served:
             embeddings=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
             masks=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
         )
-        config: Any = CONFIGS[kind]()
+        config: Any = MODELS[kind]()
         options = Options.from_conf(conf)
         config.init(kind, str(MODEL_FOLDER), conf, planner=None, options=options, caches=caches)
         self._task: Any = config.infer()

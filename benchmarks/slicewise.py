@@ -111,7 +111,7 @@ class Slicewise:
 
 
 def _window(volume: Volume) -> tuple[float, float]:
-    """Return the lowest and highest intensity that is shown to the network."""
+    """Return the lowest and highest intensity of the network's input."""
     if volume.is_ct:
         return SOFT_TISSUE_HU
     low, high = np.percentile(volume.array, PERCENTILES)

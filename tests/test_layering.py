@@ -77,7 +77,7 @@ def all_imports(path: Path) -> list[str]:
 
 
 def foreign(names: list[str]) -> set[str]:
-    """Top-level packages among `names` that are neither of this project nor the standard library's."""
+    """Return the third-party packages among `names`, neither ours nor of the standard library."""
     return {name.split(".")[0] for name in names} - {"lib"} - sys.stdlib_module_names
 
 

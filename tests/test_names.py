@@ -25,14 +25,6 @@ SHARED_MODULES = {
     # the two ways to start a training: the command line, and the routes below /train
     "train": {"apps/fastsam3d/train.py", "apps/fastsam3d/lib/server/train.py"},
 }
-# SHARED_CLASSES: classes that may share a name, with the reason.
-SHARED_CLASSES = {
-    # MONAI Label names a model after its TaskConfig; the network has the name of the paper
-    "FastSAM3D": {
-        "apps/fastsam3d/lib/configs/fastsam3d.py",
-        "apps/fastsam3d/lib/networks/fastsam3d.py",
-    },
-}
 
 
 def python_files(folders: Iterable[str]) -> list[Path]:
@@ -67,7 +59,7 @@ def test_class_names_are_unique() -> None:
             if isinstance(node, ast.ClassDef):
                 places[node.name].add(relative_name(path))
     assert len(places) > 50
-    assert shared(places) == SHARED_CLASSES
+    assert shared(places) == {}
 
 
 # ROOTS: the folders whose imports are checked, with the folder that their module names start at.

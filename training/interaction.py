@@ -91,7 +91,7 @@ def loss_of_harm(before: Tensor, after: Tensor, targets: Tensor) -> Tensor:
     """Return the mean soft Dice that the masks lose from one click to the next.
 
     before, after: logits (B, c, c, c), positive inside. targets: (B, c, c, c). The gradient does
-    not reach `before`. The result is a scalar.
+    not reach `before`. Masks that gain count as 0. The result is a scalar.
     """
     lost = dice_loss(after, targets) - dice_loss(before.detach(), targets)
     return F.relu(lost).mean()

@@ -17,7 +17,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.cache import ByteCache, array_nbytes
-from lib.configs import CONFIGS
+from lib.configs import MODELS
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
 from lib.errors import AppError, NotFoundError
 from lib.infers import Caches
@@ -63,7 +63,7 @@ class MyApp(MONAILabelApp):
         self.is_server = False
         self.prefetch = Prefetcher(LoadVolumed(caches.volumes))
         self.configs = {}
-        for name, config_class in CONFIGS.items():
+        for name, config_class in MODELS.items():
             config = config_class()
             model_dir = options.model_dir or os.path.join(app_dir, "model")
             config.init(name, model_dir, conf, planner=None, options=options, caches=caches)

@@ -22,11 +22,11 @@ from typing import Any
 # MONAI Label reads its settings at import
 os.environ.setdefault("MONAI_LABEL_DATASTORE_AUTO_RELOAD", "false")
 
-from lib.configs import FastSAM3D
+from lib.configs import FastSAM3DModel
 from lib.errors import AppError, InputError
 from lib.options import Options
 from lib.trainers.train_options import TrainOptions
-from lib.weights import published_facts
+from lib.weights import describe_versions
 
 APP = Path(__file__).resolve().parent
 MODEL = "fastsam3d"
@@ -75,11 +75,11 @@ def train(studies: str, conf: dict[str, str], options: dict[str, str]) -> dict[s
 def versions(conf: dict[str, str], rollback: int | None) -> dict[str, Any]:
     """Roll back unless `rollback` is None; return the served version and all others."""
     options = Options.from_conf(conf)
-    config = FastSAM3D()
+    config = FastSAM3DModel()
     config.init(MODEL, options.model_dir or str(APP / "model"), conf, None, options=options)
     if rollback is not None:
         config.served.published.rollback(None if rollback == PREVIOUS else rollback)
-    return published_facts(config.served(), config.served.published)
+    return describe_versions(config.served(), config.served.published)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from lib.trainers import run as run_module
 from lib.trainers.run import Run
 from lib.weights.files import file_weights
 from lib.weights.served import ServedWeights
-from lib.weights.versions import PublishedVersions
+from lib.weights.versions import StudentVersions
 
 TEACHER = FastSAM3DConfig(
     roi_size=16,
@@ -113,7 +113,7 @@ class Site:
     def task(self, model_dir: str = "model", student: Path | None = None) -> DistillationTask:
         folder = self.folder / model_dir / "fastsam3d"
         base = file_weights(student or self.student)
-        served = ServedWeights(base, PublishedVersions(folder / "published", base.network_id))
+        served = ServedWeights(base, StudentVersions(folder / "published", base.network_id))
         return DistillationTask(folder, served, file_weights(self.teacher), spacing_mm=SPACING_MM)
 
     def train(self, model_dir: str = "model", **options: object) -> dict:

@@ -19,7 +19,7 @@ from lib.networks import FastSAM3DConfig, build_untrained, save_checkpoint
 from lib.weights import versions as published_module
 from lib.weights.files import file_weights
 from lib.weights.served import ServedWeights
-from lib.weights.versions import PublishedVersions, published_facts
+from lib.weights.versions import StudentVersions, describe_versions
 
 TINY = FastSAM3DConfig(
     roi_size=32,
@@ -48,7 +48,7 @@ def base(tmp_path):
 
 @pytest.fixture
 def published(tmp_path, base):
-    return PublishedVersions(tmp_path / "published", base.network_id)
+    return StudentVersions(tmp_path / "published", base.network_id)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_base_is_served_until_something_is_published(served, base, published
 
 def test_versions_belong_to_the_weights_that_they_were_trained_from(tmp_path, published):
     published.publish(network(1), {}, keep=3)
-    others = PublishedVersions(tmp_path / "published", "another base")
+    others = StudentVersions(tmp_path / "published", "another base")
     assert others.read().served == 0
 
 
@@ -157,8 +157,8 @@ import sys
 from pathlib import Path
 sys.path[:0] = [sys.argv[1], sys.argv[2]]
 from test_versions import network
-from lib.weights.versions import PublishedVersions
-published = PublishedVersions(Path(sys.argv[3]), "base")
+from lib.weights.versions import StudentVersions
+published = StudentVersions(Path(sys.argv[3]), "base")
 print("ready", flush=True)
 for seed in range(10**6):
     published.publish(network(seed % 7), {}, keep=2)
@@ -172,7 +172,7 @@ def test_a_kill_leaves_a_served_version(tmp_path, base, milliseconds):
     command += [str(app), str(Path(__file__).parent), str(tmp_path / "versions")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
-    published = PublishedVersions(tmp_path / "versions", "base")
+    published = StudentVersions(tmp_path / "versions", "base")
     while published.stamp() is None:
         assert process.poll() is None
     with pytest.raises(subprocess.TimeoutExpired):
@@ -207,7 +207,7 @@ def test_a_broken_manifest_is_an_error(published):
 
 def test_clients_see_the_served_and_the_kept_versions(served, published):
     published.publish(network(1), {"dice": "0.5"}, keep=3)
-    facts = published_facts(served(), published)
+    facts = describe_versions(served(), published)
     assert facts["served"] == 1
     assert facts["versions"][0]["facts"] == {"dice": "0.5"}
     assert facts["weights"]["sha256"] == facts["versions"][0]["sha256"]

@@ -1,8 +1,11 @@
-"""The app's models: each file has one task configuration, ``CONFIGS`` maps names to them."""
+"""The app's models: each file has one task configuration, ``MODELS`` maps names to them."""
 
-from .fastsam3d import FastSAM3D
-from .sam_med3d import SAMMed3D
+from .fastsam3d import FastSAM3DModel
+from .sam_med3d import SAMMed3DModel
 
-CONFIGS: dict[str, type[FastSAM3D | SAMMed3D]] = {"fastsam3d": FastSAM3D, "sam_med3d": SAMMed3D}
+MODELS: dict[str, type[FastSAM3DModel | SAMMed3DModel]] = {
+    "fastsam3d": FastSAM3DModel,
+    "sam_med3d": SAMMed3DModel,
+}
 
-__all__ = ["CONFIGS", "FastSAM3D", "SAMMed3D"]
+__all__ = ["MODELS", "FastSAM3DModel", "SAMMed3DModel"]

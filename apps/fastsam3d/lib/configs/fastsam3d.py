@@ -11,7 +11,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.infers import FastSAM3DInfer
 from lib.options import Options
 from lib.trainers import DistillationTask
-from lib.weights import PublishedVersions, ServedWeights, Weights, choose_weights
+from lib.weights import ServedWeights, StudentVersions, Weights, choose_weights
 from lib.weights.files import check_default
 
 from .sam_med3d import teacher_weights
@@ -19,7 +19,7 @@ from .sam_med3d import teacher_weights
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "weights" / "fastsam3d_default.safetensors"
 
 
-class FastSAM3D(TaskConfig):
+class FastSAM3DModel(TaskConfig):
     """Serves and trains the file that ``--conf weights`` names.
 
     A file with an image encoder alone is completed from ``teacher_weights``. A version that was
@@ -35,7 +35,7 @@ class FastSAM3D(TaskConfig):
             Path(self.model_dir),
             teacher=self._teacher() if chosen.teacher_weights else None,
         )
-        published = PublishedVersions(self._folder / "published", base.network_id)
+        published = StudentVersions(self._folder / "published", base.network_id)
         self.served = ServedWeights(base, published)
 
     @property

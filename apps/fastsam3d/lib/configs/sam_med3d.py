@@ -26,7 +26,7 @@ def teacher_weights(name: str, model_dir: str) -> Weights:
     return choose_weights(name, Path(model_dir))
 
 
-class SAMMed3D(TaskConfig):
+class SAMMed3DModel(TaskConfig):
     """Serves the file that ``--conf teacher_weights`` names; it is not trained here."""
 
     def infer(self) -> InferTask:

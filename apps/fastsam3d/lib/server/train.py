@@ -24,7 +24,7 @@ from monailabel.utils.async_tasks.utils import processes, tasks
 from lib.errors import ConflictError, NotFoundError
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
-from lib.weights.versions import published_facts
+from lib.weights.versions import describe_versions
 
 router = APIRouter()
 
@@ -96,7 +96,7 @@ def train_curves(model: str, user: UserRole) -> FileResponse:
 def versions(model: str, user: UserRole) -> Any:
     """The version that is served, and the versions to which one can roll back."""
     served = _served(model)
-    return published_facts(served(), served.published)
+    return describe_versions(served(), served.published)
 
 
 @router.post("/weights/{model}/rollback", summary="Serve an older version", tags=["Train"])
@@ -107,7 +107,7 @@ def rollback(model: str, user: AdminRole, version: int | None = None) -> Any:
     """
     served = _served(model)
     served.published.rollback(version)
-    return published_facts(served(), served.published)
+    return describe_versions(served(), served.published)
 
 
 # --- what the routes are about --------------------------------------------------------------------

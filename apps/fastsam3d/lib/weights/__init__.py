@@ -7,16 +7,16 @@
 
 from .files import Weights, choose_weights, file_sha256, file_weights, find_weights, save_weights
 from .served import ServedWeights
-from .versions import PublishedVersions, published_facts
+from .versions import StudentVersions, describe_versions
 
 __all__ = [
-    "PublishedVersions",
+    "StudentVersions",
     "ServedWeights",
     "Weights",
     "choose_weights",
     "file_sha256",
     "file_weights",
     "find_weights",
-    "published_facts",
+    "describe_versions",
     "save_weights",
 ]

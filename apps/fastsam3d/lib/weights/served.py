@@ -7,7 +7,7 @@ import threading
 
 from lib.errors import AppError, InputError
 from lib.weights.files import Weights, file_weights
-from lib.weights.versions import PublishedVersions
+from lib.weights.versions import StudentVersions
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class ServedWeights:
     from its next request on. If that version cannot be read, the previous weights stay.
     """
 
-    def __init__(self, base: Weights, published: PublishedVersions) -> None:
+    def __init__(self, base: Weights, published: StudentVersions) -> None:
         self.base = base
         self.published = published
         self._weights = base
@@ -35,7 +35,7 @@ class ServedWeights:
                     self._stamp = stamp
         return self._weights
 
-    def __reduce__(self) -> tuple[type[ServedWeights], tuple[Weights, PublishedVersions]]:
+    def __reduce__(self) -> tuple[type[ServedWeights], tuple[Weights, StudentVersions]]:
         """Pickle the base and the folder; the other process reads the served version itself."""
         return ServedWeights, (self.base, self.published)
 

@@ -56,7 +56,7 @@ class Manifest:
         return next((version for version in self.versions if version.number == number), None)
 
 
-class PublishedVersions:
+class StudentVersions:
     """The versions of one model that were trained from the weights ``base_id``."""
 
     def __init__(self, folder: Path, base_id: str) -> None:
@@ -171,7 +171,7 @@ def _newest(manifest: Manifest, count: int) -> tuple[Version, ...]:
     return tuple(sorted(kept, key=lambda each: each.number))
 
 
-def published_facts(weights: Weights, published: PublishedVersions) -> dict[str, Any]:
+def describe_versions(weights: Weights, published: StudentVersions) -> dict[str, Any]:
     """Return for clients: the served version's number, its weights, and all kept versions."""
     manifest = published.read()
     versions = [asdict(version) for version in manifest.versions]

@@ -97,6 +97,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="click series per structure")
     parser.add_argument("--radius-mm", type=float, default=10.0, help="radius of the ball baseline")
+    parser.add_argument("--zoom", default="fixed", help="option zoom of the app: fixed, auto or mm")
     parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -121,6 +122,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         options.radius_mm,
         options.repeats,
         max(1, (os.cpu_count() or 1) // options.jobs),
+        options.zoom,
     )
 
 

@@ -30,7 +30,7 @@ class Plan:
 
     models: names, see `contestants.py`. weights: file of a model, by its name. radius_mm: radius of
     the ball baseline. repeats: click series per structure; their mean is scored. threads: threads
-    of each process when there are several.
+    of each process when there are several. zoom: the app's option of this name.
     """
 
     models: tuple[str, ...]
@@ -39,6 +39,7 @@ class Plan:
     radius_mm: float
     repeats: int = 1
     threads: int = 1
+    zoom: str = "fixed"
 
 
 class Bench:
@@ -47,7 +48,7 @@ class Bench:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.contestants: dict[str, Contestant] = make_contestants(
-            plan.models, plan.weights, plan.radius_mm
+            plan.models, plan.weights, plan.radius_mm, plan.zoom
         )
 
     def weights(self) -> dict[str, dict[str, Any]]:

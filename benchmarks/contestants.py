@@ -54,10 +54,13 @@ class Served:
     written to a file.
     """
 
-    def __init__(self, kind: str, weights: str) -> None:
-        """Load the app's model `kind`; weights: a file, or "" for the default weights."""
+    def __init__(self, kind: str, weights: str, zoom: str = "fixed") -> None:
+        """Load the app's model `kind`.
+
+        weights: a file, or "" for the default weights. zoom: the app's option of this name.
+        """
         option = {"fastsam3d": "weights", "sam_med3d": "teacher_weights"}[kind]
-        conf = {option: weights} if weights else {}
+        conf = {"zoom": zoom, **({option: weights} if weights else {})}
         caches = Caches(
             volumes=ByteCache(VOLUME_CACHE_BYTES, array_nbytes),
             embeddings=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
@@ -108,20 +111,23 @@ def available_models(weights: Mapping[str, str]) -> list[str]:
 
 
 def make_contestants(
-    names: Sequence[str], weights: Mapping[str, str], radius_mm: float = 10.0
+    names: Sequence[str],
+    weights: Mapping[str, str],
+    radius_mm: float = 10.0,
+    zoom: str = "fixed",
 ) -> dict[str, Contestant]:
     """Load the models.
 
     weights: file of a model, by its name; a name that is not in `SERVED` becomes a FastSAM3D with
-    these weights. Raises InputError for an unknown name and for missing weights.
+    these weights. zoom: the app's option of this name, for the models that it serves. Raises InputError for an unknown name and for missing weights.
     """
     unused = sorted(set(weights) - set(names))
     if unused:
         raise InputError(f"--weights {unused[0]}=…: {unused[0]} is not in --models")
-    return {name: _make(name, weights.get(name, ""), radius_mm) for name in names}
+    return {name: _make(name, weights.get(name, ""), radius_mm, zoom) for name in names}
 
 
-def _make(name: str, weights: str, radius_mm: float) -> Contestant:
+def _make(name: str, weights: str, radius_mm: float, zoom: str) -> Contestant:
     if name == "ball":
         return Classical(lambda volume: Ball(volume, radius_mm))
     if name in BASELINES:
@@ -138,7 +144,7 @@ def _make(name: str, weights: str, radius_mm: float) -> Contestant:
     if published and not weights and not (MODEL_FOLDER / published).is_file():
         raise InputError(f"{name} needs {published} in {MODEL_FOLDER}, or --weights {name}=FILE")
     try:
-        return Served(kind, weights or published)
+        return Served(kind, weights or published, zoom)
     except WeightsError as error:
         raise InputError(f"{name}: {error}") from error
 

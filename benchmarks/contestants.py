@@ -119,7 +119,8 @@ def make_contestants(
     """Load the models.
 
     weights: file of a model, by its name; a name that is not in `SERVED` becomes a FastSAM3D with
-    these weights. zoom: the app's option of this name, for the models that it serves. Raises InputError for an unknown name and for missing weights.
+    these weights. zoom: the app's option of this name, for the models that it serves. Raises
+    InputError for an unknown name and for missing weights.
     """
     unused = sorted(set(weights) - set(names))
     if unused:

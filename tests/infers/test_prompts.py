@@ -1,11 +1,13 @@
 """Clicks and box of a request are parsed, or give an error message that names the value."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.errors import InputError
+from lib.imaging.affine import RAS_TO_LPS
 from lib.infers.prompts import parse_prompts
 
 SHAPE = (512, 400, 90)
@@ -201,3 +203,32 @@ def test_any_request_gives_clicks_inside_the_image_or_an_input_error(request_):
     assert len(prompts.points_ijk) == len(prompts.labels) >= 1
     assert np.all(np.rint(prompts.points_ijk) >= 0)
     assert np.all(prompts.points_ijk < np.array([9, 7, 5]) - 0.5)
+
+
+AFFINE_MM = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.3, -0.2, 0.1) @ np.diag([-0.7, 0.9, 2.5]), [10, -20, 30]
+)
+
+
+def to_lps(points_ijk):
+    return (nib.affines.apply_affine(AFFINE_MM, points_ijk) @ RAS_TO_LPS).tolist()
+
+
+def test_clicks_in_lps_mm_are_those_voxels():
+    request = {"foreground": to_lps(INSIDE), "background": to_lps([[9, 9, 9]])}
+    prompts = parse_prompts({**request, "coordinates": "lps_mm"}, SHAPE, AFFINE_MM)
+    np.testing.assert_allclose(prompts.points_ijk, [*INSIDE, [9, 9, 9]], atol=1e-9)
+    assert prompts.voxels_ijk.tolist() == [*INSIDE, [9, 9, 9]]
+
+
+def test_a_click_in_mm_outside_of_the_image_is_named_as_it_was_sent():
+    ((x, y, z),) = to_lps([[600, 2, 3]])
+    request = {"foreground": [[x, y, z]], "coordinates": "lps_mm"}
+    with pytest.raises(InputError, match=rf"click \({x:.6g}, {y:.6g}, {z:.6g}\) mm lies outside"):
+        parse_prompts(request, SHAPE, AFFINE_MM)
+
+
+@pytest.mark.parametrize("coordinates", ["ras_mm", 1, ["ijk"]])
+def test_an_unknown_frame_is_named(coordinates):
+    with pytest.raises(InputError, match="coordinates is .*; choose one of ijk, lps_mm"):
+        parse_prompts({"foreground": INSIDE, "coordinates": coordinates}, SHAPE)

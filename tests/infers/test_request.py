@@ -9,7 +9,13 @@ from lib.cache import ByteCache, array_nbytes
 from lib.errors import InputError
 from lib.infers import Caches, FastSAM3DInfer
 from lib.infers.device_queue import DeviceQueue
-from lib.infers.request import check_options, check_reply_form, requested_device, requested_size
+from lib.infers.request import (
+    check_options,
+    check_reply_form,
+    requested_device,
+    requested_size,
+    shown_box_corners,
+)
 from lib.networks import FastSAM3DConfig, build_untrained
 from lib.weights.files import Weights
 
@@ -101,3 +107,28 @@ def test_sizes(request_, size):
 def test_an_unknown_size_is_named(size):
     with pytest.raises(InputError, match=r"size is .*; choose one of -2, -1, 0, 1, 2"):
         requested_size({"size": size})
+
+
+def test_the_shown_box_is_given_by_its_corners():
+    box = {"offset_ijk": [1, 2, 3], "size_ijk": [4, 1, 2], "affine_lps": []}
+    assert shown_box_corners({"shown_box": box}, (5, 9, 9)).tolist() == [[1, 2, 3], [4, 2, 4]]
+    empty = {**box, "size_ijk": [0, 0, 0]}
+    for request in ({}, {"shown_box": None}, {"shown_box": empty}):
+        assert shown_box_corners(request, (5, 9, 9)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        {"offset_ijk": [1, 2, 3], "size_ijk": [5, 1, 2]},  # ends outside of the image
+        {"offset_ijk": [-1, 2, 3], "size_ijk": [4, 1, 2]},
+        {"offset_ijk": [1, 2], "size_ijk": [4, 1]},
+        {"offset_ijk": [1.5, 2, 3], "size_ijk": [4, 1, 2]},
+        {"offset_ijk": [1, 2, 3]},
+        [1, 2, 3],
+        "all",
+    ],
+)
+def test_another_box_is_an_error(box):
+    with pytest.raises(InputError, match="shown_box is .*; send the header X-Mask-Box"):
+        shown_box_corners({"shown_box": box}, (5, 9, 9))

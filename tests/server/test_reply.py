@@ -16,7 +16,7 @@ from fastapi import BackgroundTasks, Request
 
 from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import Body, MaskForm
-from lib.server.reply import image_reply, multipart_reply, stream
+from lib.server.reply import box_reply, image_reply, multipart_reply, stream
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.3, -0.2, 0.1) @ np.diag([-0.7, 0.9, 2.5]), [10, -20, 30]
@@ -99,6 +99,21 @@ def test_a_browser_on_another_machine_gets_gzip():
     assert gzip.decompress(content) == raw
     without_gzip = request_from("10.3.2.1", accept="")
     assert sent(image_reply(box_mask(), MaskForm(".nrrd"), without_gzip))[1] == raw
+
+
+def test_a_box_lies_where_its_header_says():
+    headers, content = sent(box_reply(box_mask(), NEAR))
+    place = json.loads(headers["x-mask-box"])
+    values = np.frombuffer(content, np.uint8).reshape(place["size_ijk"], order="F")
+    start = place["offset_ijk"]
+    whole = np.zeros_like(box_mask().whole())
+    slices = tuple(slice(a, a + n) for a, n in zip(start, values.shape, strict=True))
+    whole[slices] = values
+    np.testing.assert_array_equal(whole, box_mask().whole())
+    for index in ((0, 0, 0), (3, 1, 2)):
+        lps = nib.affines.apply_affine(np.array(place["affine_lps"]), index)
+        ras = nib.affines.apply_affine(OBLIQUE, np.add(start, index))
+        np.testing.assert_allclose(lps * [-1, -1, 1], ras)
 
 
 @pytest.mark.parametrize(

@@ -492,6 +492,27 @@ def test_the_app_refuses_an_unknown_image(tmp_path):
         app.infer({"model": "fastsam3d", "image": "nobody", **CLICKS})
 
 
+def test_a_box_with_clicks_in_mm_is_the_same_mask(server):
+    """The reply covers the box that the client shows, so that the client can clear it."""
+    whole = voxels(server.mask("fastsam3d", "head", CLICKS))
+    lps = {
+        name: (nib.affines.apply_affine(AFFINE_MM, clicks) * [-1, -1, 1]).tolist()
+        for name, clicks in CLICKS.items()
+    }
+    shown = {"offset_ijk": [65, 0, 0], "size_ijk": [5, 3, 2]}
+    request = {**lps, "coordinates": "lps_mm", "shown_box": shown}
+    reply = server.infer("fastsam3d", "head", request, output="box")
+    place = json.loads(reply.headers["X-Mask-Box"])
+    mask = np.zeros_like(whole)
+    box = tuple(
+        slice(start, start + size)
+        for start, size in zip(place["offset_ijk"], place["size_ijk"], strict=True)
+    )
+    mask[box] = np.frombuffer(reply.content, np.uint8).reshape(place["size_ijk"], order="F")
+    np.testing.assert_array_equal(mask, whole)
+    assert place["offset_ijk"][1:] == [0, 0] and box[0].stop == 70
+
+
 def test_json_is_complete(server):
     """All parameters beside the mask can be sent as JSON."""
     reply = server.infer("fastsam3d", "head", CLICKS, output="json")

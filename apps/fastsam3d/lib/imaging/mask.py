@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from nibabel.affines import from_matvec
 
 from lib.imaging.box import Box, box_slices, hull
 
@@ -49,6 +50,12 @@ class BoxMask:
         starts = (start for start, _ in self.box_ijk)
         index = tuple(place - start for place, start in zip((i, j, k), starts, strict=True))
         self.values[index] = value
+
+    @property
+    def box_affine_mm(self) -> np.ndarray:
+        """The affine of ``values``: (4, 4), index in the box -> RAS mm."""
+        offset_ijk = [start for start, _ in self.box_ijk]
+        return self.affine_mm @ from_matvec(np.eye(3), offset_ijk)
 
     def whole(self, dtype: npt.DTypeLike = np.uint8) -> np.ndarray:
         """Return the mask of the whole image, (I, J, K) in Fortran order as in a file."""

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from lib.errors import InputError
+from lib.imaging.affine import RAS_TO_LPS
 from lib.imaging.box import Box, contains
 
 FOREGROUND, BACKGROUND = 1, 0
 MAX_CLICKS = 100
+
+COORDINATES = ("ijk", "lps_mm")
+"""COORDINATES: values of the request key ``coordinates``, the frame of its clicks; the first is the
+default. ``lps_mm`` is the patient's frame of DICOM, in which viewers know a click."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +48,17 @@ class Prompts:
         return self.within_ijk is None or contains(self.within_ijk, i, j, k)
 
 
-def parse_prompts(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> Prompts:
+def parse_prompts(
+    request: Mapping[str, Any], shape_ijk: Sequence[int], affine_mm: np.ndarray | None = None
+) -> Prompts:
     """Parse the clicks in `request["foreground"]` and `["background"]` and the box in `["roi"]`.
 
-    shape_ijk: the shape of the stored image. A missing, None or empty entry means no clicks. Clicks
-    outside the image are left out with a warning while others remain. Raises InputError if an entry
-    is not a list of [i, j, k] clicks, if there is no click, none inside the image or more than
-    MAX_CLICKS, and if the box is not six numbers or lies outside the image.
+    shape_ijk: the shape of the stored image. affine_mm: (4, 4), stored index -> RAS mm; identity by
+    default. The clicks are in the frame that `request["coordinates"]` names. A missing, None or
+    empty entry means no clicks. Clicks outside the image are left out with a warning while others
+    remain. Raises InputError if an entry is not a list of [i, j, k] clicks, if there is no click,
+    none inside the image or more than MAX_CLICKS, if the frame is unknown, and if the box is not
+    six numbers or lies outside the image.
     """
     warnings = []
     foreground = _parse_clicks(request, "foreground")
@@ -67,19 +77,33 @@ def parse_prompts(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> Promp
     clicks = foreground + background
     if len(clicks) > MAX_CLICKS:
         raise InputError(f"{len(clicks)} clicks are too many; send at most {MAX_CLICKS}")
-    points_ijk = np.array(clicks, dtype=np.float64)
+    points = np.array(clicks, dtype=np.float64)
+    unit, points_ijk = _to_stored_index(points, request.get("coordinates"), affine_mm)
     labels = np.array(
         [FOREGROUND] * len(foreground) + [BACKGROUND] * len(background), dtype=np.int64
     )
 
     inside = np.all((points_ijk >= -0.5) & (points_ijk < np.array(shape_ijk) - 0.5), axis=1)
     if not inside.all():
-        outside = _describe_outside(points_ijk[~inside], shape_ijk)
+        outside = _describe_outside(points[~inside], unit, shape_ijk)
         if not inside.any():
             raise InputError(f"{outside}; click inside the image")
         warnings.append(f"{outside}; left out")
     within_ijk = _parse_box(request.get("roi"), shape_ijk)
     return Prompts(points_ijk[inside], labels[inside], within_ijk, tuple(warnings))
+
+
+def _to_stored_index(
+    points: np.ndarray, coordinates: Any, affine_mm: np.ndarray | None
+) -> tuple[str, np.ndarray]:
+    """Return the unit of points (N, 3) in a frame, for messages, and their stored indices."""
+    if coordinates in (None, "ijk"):
+        return "", points
+    if coordinates != "lps_mm":
+        choices = ", ".join(COORDINATES)
+        raise InputError(f"coordinates is {_shorten(coordinates)}; choose one of {choices}")
+    affine_mm = np.eye(4) if affine_mm is None else affine_mm
+    return " mm", apply_affine(np.linalg.inv(affine_mm), points @ RAS_TO_LPS)
 
 
 def _parse_clicks(request: Mapping[str, Any], key: str) -> list[tuple[float, ...]]:
@@ -140,13 +164,13 @@ def _parse_numbers(values: Any, count: int) -> tuple[float, ...] | None:
     return numbers if all(math.isfinite(number) for number in numbers) else None
 
 
-def _describe_outside(points_ijk: np.ndarray, shape_ijk: Sequence[int]) -> str:
-    """Return the start of a message about clicks (N, 3) outside the image."""
-    first = f"({', '.join(f'{value:.6g}' for value in points_ijk[0])})"
+def _describe_outside(points: np.ndarray, unit: str, shape_ijk: Sequence[int]) -> str:
+    """Return the start of a message about clicks (N, 3), as sent, outside the image."""
+    first = f"({', '.join(f'{value:.6g}' for value in points[0])}){unit}"
     image = f"outside the image of {_format_shape(shape_ijk)} voxels"
-    if len(points_ijk) == 1:
+    if len(points) == 1:
         return f"click {first} lies {image}"
-    return f"{len(points_ijk)} clicks, the first at {first}, lie {image}"
+    return f"{len(points)} clicks, the first at {first}, lie {image}"
 
 
 def _format_shape(shape_ijk: Sequence[int]) -> str:

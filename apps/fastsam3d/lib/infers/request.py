@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from lib.errors import InputError
 from lib.imaging.mask_file import DTYPES, EXTENSIONS, MaskForm, own_extension
 from lib.options import find_device
 
-CLICKS = ("foreground", "background", "roi", "size")
-REPLY = ("result_extension", "result_dtype", "result_compress", "restore_label_idx")
+CLICKS = ("foreground", "background", "roi", "coordinates", "size")
+REPLY = (
+    "result_extension",
+    "result_dtype",
+    "result_compress",
+    "restore_label_idx",
+    "shown_box",
+)
 CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
 OPTIONS = (*CLICKS, *REPLY, *CLIENT)
 """OPTIONS: keys that a client may send.
@@ -68,6 +76,28 @@ def requested_size(request: Mapping[str, Any]) -> int:
     if isinstance(size, bool) or size not in SIZES:
         raise InputError(f"size is {size!r}; choose one of {', '.join(map(str, SIZES))}")
     return int(size)
+
+
+def shown_box_corners(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> np.ndarray:
+    """Return two corner voxels (2, 3) of the box that the client shows; (0, 3) if it shows none.
+
+    The option ``shown_box`` is the header X-Mask-Box of an earlier reply. The next reply covers
+    that box too, so that the client clears what is no longer part of the mask. Raises InputError
+    for anything else, and for a box outside the image of shape_ijk.
+    """
+    box = request.get("shown_box")
+    if box is None:
+        return np.empty((0, 3), dtype=np.intp)
+    try:
+        offset, size = (np.array(box[key]) for key in ("offset_ijk", "size_ijk"))
+        is_box = all(x.shape == (3,) and x.dtype.kind == "i" for x in (offset, size))
+    except (KeyError, TypeError, ValueError):
+        is_box = False
+    if not is_box or (offset < 0).any() or (size < 0).any() or (offset + size > shape_ijk).any():
+        raise InputError(
+            f"shown_box is {str(box)[:60]}; send the header X-Mask-Box of an earlier reply"
+        )
+    return np.stack([offset, offset + size - 1]) if size.all() else np.empty((0, 3), dtype=np.intp)
 
 
 def requested_device(value: Any) -> str:

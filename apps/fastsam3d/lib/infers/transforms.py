@@ -50,7 +50,8 @@ class ParsePromptsd:
     """Parse ``foreground``, ``background`` and ``roi`` of the request into ``prompts``."""
 
     def __call__(self, data: Data) -> Data:
-        data["prompts"] = parse_prompts(data, data["volume"].shape_ijk)
+        volume: Volume = data["volume"]
+        data["prompts"] = parse_prompts(data, volume.shape_ijk, volume.affine_mm)
         return data
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.background import BackgroundTasks
@@ -21,12 +21,12 @@ from monailabel.endpoints.infer import ResultType
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
 from lib.imaging.mask_file import MaskForm, write_temporary
-from lib.infers.request import MASK, check_options, requested_form
+from lib.infers.request import MASK, check_options, requested_form, shown_box_corners
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import AnnotatorRole, UserRole
 from lib.server.find_image import find_image, image_file
 from lib.server.form_json import parse_object
-from lib.server.reply import image_reply, multipart_reply
+from lib.server.reply import box_reply, image_reply, multipart_reply
 
 router = APIRouter()
 
@@ -47,7 +47,7 @@ def infer(
     session_id: str = "",
     params: Annotated[str, Form()] = "{}",
     file: Annotated[UploadFile | None, File()] = None,
-    output: ResultType | None = None,
+    output: ResultType | Literal["box"] | None = None,
 ) -> Any:
     """Compute a mask on the image of the session, the sent file, or a study, in this order."""
     app = app_instance()
@@ -65,6 +65,9 @@ def infer(
             return _segmentation_reply(background_tasks, path, mask_path, label_info)
     if output == ResultType.json:
         return result
+    if output == "box":
+        mask = mask.including(shown_box_corners(request, mask.shape_ijk))
+        return _add_warnings(box_reply(mask, http), result["warnings"])
     if output == ResultType.image:
         return _add_warnings(image_reply(mask, form, http), result["warnings"])
     return _add_warnings(multipart_reply(mask, form, result, http), result["warnings"])

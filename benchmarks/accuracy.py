@@ -169,6 +169,8 @@ def _arguments_of_report(options: argparse.Namespace) -> list[str]:
     for name in ("part", "models", "protocol", "clicks", "per_source", "seed", "repeats"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
+    if options.zoom != "fixed":
+        words += ["--zoom", options.zoom]
     for text in options.weights:
         name, file = _split_weights(text)
         words += ["--weights", f"{name}={Path(file).name}"]

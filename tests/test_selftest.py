@@ -30,6 +30,7 @@ def test_a_correct_server_passes(server, capsys):
     assert lines[-1].startswith("passed; least Dice 0.9") or "1.000" in lines[-1]
 
 
+@pytest.mark.slow  # the whole self-test twice more, on an image of the server
 def test_with_an_image_of_the_server(server, capsys):
     clicks = ["--click", "12,20,9", "--click", "20,30,14"]
     assert selftest.main(["--server", server.url, "--image", "knee", *clicks]) == 0

@@ -129,6 +129,8 @@ class Viewer:
         page = self.page
         page.goto(f"{server_url}/ohif/monai-label?StudyInstanceUIDs={study_uid}")
         page.wait_for_function(READY, timeout=TIMEOUT_MS)
+        # messages stay for up to 15 s and would keep the buttons below them from being clicked
+        page.add_style_tag(content="[data-sonner-toaster] * { pointer-events: none !important; }")
         hide = page.get_by_text("Confirm and Hide")
         if hide.count():
             hide.click()

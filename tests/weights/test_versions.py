@@ -165,7 +165,15 @@ for seed in range(10**6):
 """
 
 
-@pytest.mark.parametrize("milliseconds", [5, 35, 80, 170])
+@pytest.mark.parametrize(
+    "milliseconds",
+    [
+        pytest.param(5, marks=pytest.mark.slow),
+        35,
+        80,
+        pytest.param(170, marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_leaves_a_served_version(tmp_path, base, milliseconds):
     app = Path(published_module.__file__).parents[2]
     command = [sys.executable, "-c", PUBLISH_FOREVER]

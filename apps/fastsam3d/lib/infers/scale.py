@@ -39,9 +39,9 @@ SHELL_CELLS = np.array([1.5, 2.5, 4, 6, 9, 14, 20, 32])
 BRIGHTEST = 3.0
 """BRIGHTEST: limit of the guide image's absolute values, in standard deviations."""
 
-# Ridge regression, fitted on 3,150 simulated first clicks on the data of the pretraining. Inputs:
-# eight log gradients, the share of blank cells, the value at the click. Output: the logarithm of
-# diameter of the ball / side of the ROI.
+# Ridge regression, fitted by training/fit_scale.py on 3,150 simulated first clicks on the data of
+# the pretraining. Inputs: `click_features`, eight log gradients, the share of blank cells, and the
+# value at the click. Output: the logarithm of diameter of the ball / side of the ROI.
 MEANS = np.array(
     [-1.2930, -1.2169, -1.1806, -1.1821, -1.2518, -1.4462, -1.7578, -2.2567, 0.5804, -0.0420]
 )
@@ -104,8 +104,17 @@ class RoiScale:
 def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:
     """Estimate the size of the structure at a click from the image around it.
 
+    guide, place: see :func:`click_features`. Returns the diameter of a ball of the structure's
+    volume, as a share of the ROI's side.
+    """
+    inputs = (click_features(guide, place) - MEANS) / DEVIATIONS
+    return float(np.exp(inputs @ COEFFICIENTS + INTERCEPT))
+
+
+def click_features(guide: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Return what the estimate is made from, (10,) float64.
+
     guide: (c, c, c) of :func:`make_guide`. place: (3,), the click as a share of the ROI's sides.
-    Returns the diameter of a ball of the structure's volume, as a share of the ROI's side.
     """
     image = np.clip(guide, -BRIGHTEST, BRIGHTEST)
     cells = len(guide)
@@ -120,5 +129,4 @@ def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:
     means = sums / np.maximum(np.bincount(shells, minlength=count + 1)[:count], 1)
     blank = np.mean(np.abs(guide - np.median(guide)) < 1e-3)
     at_click = image[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2].mean()
-    features = np.array([*np.log(means + 0.02), blank, at_click])
-    return float(np.exp((features - MEANS) / DEVIATIONS @ COEFFICIENTS + INTERCEPT))
+    return np.array([*np.log(means + 0.02), blank, at_click])

@@ -23,9 +23,10 @@ def test_defaults_and_values():
     ("conf", "message"),
     [
         ({"weigths": "x.pth"}, "unknown --conf weigths; there are weights, teacher_weights"),
-        ({"labels": " , "}, "--conf labels ' , ' cannot be used: holds no name"),
+        ({"labels": " , "}, "--conf labels ' , ' cannot be used: it holds no name"),
         ({"spacing_mm": "nan"}, "--conf spacing_mm 'nan'"),
-        ({"zoom": "-1"}, "--conf zoom '-1'"),
+        ({"zoom": "-1"}, "--conf zoom '-1' cannot be used: give auto, fixed, or the voxel size"),
+        ({"volume_cache_mb": "1.5"}, "it is not a whole number"),
         ({"volume_cache_mb": "-1"}, "must be positive"),
         ({"device": "tpu"}, "--conf device 'tpu' cannot be used: there is no device 'tpu'"),
     ],

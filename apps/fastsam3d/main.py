@@ -19,7 +19,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import MODELS
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
-from lib.errors import AppError, NotFoundError
+from lib.errors import AppError, InputError, NotFoundError
 from lib.infers import Caches
 from lib.infers.transforms import LoadVolumed
 from lib.options import Options
@@ -87,7 +87,9 @@ class MyApp(MONAILabelApp):
         request: ``model``, ``image`` (an id of the datastore or a path), and what a client sends.
         Raises NotFoundError for an image that does not exist, InputError for an invalid request.
         """
-        image, studies = request["image"], datastore or self.datastore()
+        image, studies = request.get("image"), datastore or self.datastore()
+        if not image:
+            raise InputError("there is no image in the request; give the id of a study or a path")
         is_id = isinstance(image, str) and not os.path.exists(image)
         if is_id and not studies.get_image_uri(image):
             raise NotFoundError(f"there is no image {image!r} among the studies of this server")

@@ -96,12 +96,12 @@ def test_a_value_that_is_no_click_is_an_error(key, click):
     with pytest.raises(InputError) as caught:
         parse_prompts({key: [[1, 2, 3], click]}, SHAPE)
     assert str(caught.value).startswith(f"{key} click {repr(click)[:50]}")
-    assert str(caught.value).endswith("expected three finite numbers [i, j, k] for each click")
+    assert str(caught.value).endswith("[i, j, k] or [x, y, z] in mm, for each click")
     assert len(str(caught.value)) < 200
 
 
 def test_one_click_without_a_list_around_it_is_an_error():
-    with pytest.raises(InputError, match="foreground click 10 is not a voxel index"):
+    with pytest.raises(InputError, match="foreground click 10 is not a place"):
         parse_prompts({"foreground": [10, 20, 30]}, SHAPE)
 
 
@@ -217,7 +217,10 @@ def to_lps(points_ijk):
 def test_clicks_in_lps_mm_are_those_voxels():
     request = {"foreground": to_lps(INSIDE), "background": to_lps([[9, 9, 9]])}
     prompts = parse_prompts({**request, "coordinates": "lps_mm"}, SHAPE, AFFINE_MM)
-    np.testing.assert_allclose(prompts.points_ijk, [*INSIDE, [9, 9, 9]], atol=1e-9)
+    assert prompts.points_ijk.tolist() == [*INSIDE, [9, 9, 9]]
+    rounded = {key: np.round(clicks, 3).tolist() for key, clicks in request.items()}
+    again = parse_prompts({**rounded, "coordinates": "lps_mm"}, SHAPE, AFFINE_MM)
+    assert again.points_ijk.tolist() == prompts.points_ijk.tolist()
     assert prompts.voxels_ijk.tolist() == [*INSIDE, [9, 9, 9]]
 
 

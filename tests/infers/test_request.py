@@ -125,6 +125,8 @@ def test_the_shown_box_is_given_by_its_corners():
         {"offset_ijk": [1, 2], "size_ijk": [4, 1]},
         {"offset_ijk": [1.5, 2, 3], "size_ijk": [4, 1, 2]},
         {"offset_ijk": [1, 2, 3]},
+        {"offset_ijk": [2**63 - 1] * 3, "size_ijk": [1, 1, 1]},
+        {"offset_ijk": [1, 1, 1], "size_ijk": [2**80] * 3},
         [1, 2, 3],
         "all",
     ],
@@ -132,3 +134,8 @@ def test_the_shown_box_is_given_by_its_corners():
 def test_another_box_is_an_error(box):
     with pytest.raises(InputError, match="shown_box is .*; send the header X-Mask-Box"):
         shown_box_corners({"shown_box": box}, (5, 9, 9))
+
+
+def test_a_shown_box_is_checked_before_any_work():
+    with pytest.raises(InputError, match="shown_box is 'x'"):
+        check_reply_form({"shown_box": "x"})

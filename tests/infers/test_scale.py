@@ -60,6 +60,13 @@ def test_sizes_stay_within_the_limits():
     assert scale(auto=False, default_mm=0.5).spacing_mm(volume, "a", CENTRE_IJK, -2) == SMALLEST_MM
 
 
+@pytest.mark.parametrize("default_mm", [0.3, 1.5, 5.0])
+def test_a_larger_size_is_never_a_smaller_voxel(default_mm):
+    rule, volume = scale(auto=False, default_mm=default_mm), ball_volume(6)
+    sizes = [rule.spacing_mm(volume, "a", CENTRE_IJK, step) for step in (-2, -1, 0, 1, 2)]
+    assert sizes == sorted(sizes)
+
+
 def test_each_image_and_click_has_its_own_choice():
     """The cache is keyed by both; a choice does not depend on what was asked before."""
     rule, small, large = scale(), ball_volume(6), ball_volume(45)

@@ -79,9 +79,13 @@ class Options:
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError as error:
+            whole = "whole " if kind is int else ""
+            raise ValueError(f"it is not a {whole}number") from error
         if not 0 < value < float("inf"):
-            raise ValueError("must be positive")
+            raise ValueError("it must be positive")
         return value
 
     return parse
@@ -90,7 +94,7 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise ValueError("holds no name")
+        raise ValueError("it holds no name")
     return names
 
 
@@ -118,7 +122,12 @@ def _device(text: str) -> str:
 
 
 def _zoom(text: str) -> str | float:
-    return text if text in ("auto", "fixed") else _positive(float)(text)
+    if text in ("auto", "fixed"):
+        return text
+    try:
+        return float(_positive(float)(text))
+    except ValueError as error:
+        raise ValueError("give auto, fixed, or the voxel size in mm") from error
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {

@@ -17,6 +17,9 @@ from lib.imaging.box import Box, contains
 FOREGROUND, BACKGROUND = 1, 0
 MAX_CLICKS = 100
 
+DECIMALS = 2
+"""DECIMALS: clicks in mm are rounded to this many decimals of a voxel."""
+
 COORDINATES = ("ijk", "lps_mm")
 """COORDINATES: values of the request key ``coordinates``, the frame of its clicks; the first is the
 default. ``lps_mm`` is the patient's frame of DICOM, in which viewers know a click."""
@@ -103,7 +106,9 @@ def _to_stored_index(
         choices = ", ".join(COORDINATES)
         raise InputError(f"coordinates is {_shorten(coordinates)}; choose one of {choices}")
     affine_mm = np.eye(4) if affine_mm is None else affine_mm
-    return " mm", apply_affine(np.linalg.inv(affine_mm), points @ RAS_TO_LPS)
+    points_ijk = apply_affine(np.linalg.inv(affine_mm), points @ RAS_TO_LPS)
+    # the mask must not depend on the rounding of the conversion or on the digits that were sent
+    return " mm", np.round(points_ijk, DECIMALS)
 
 
 def _parse_clicks(request: Mapping[str, Any], key: str) -> list[tuple[float, ...]]:
@@ -120,8 +125,8 @@ def _parse_click(click: Any, key: str) -> tuple[float, ...]:
     numbers = _parse_numbers(click, 3)
     if numbers is None:
         raise InputError(
-            f"{key} click {_shorten(click)} is not a voxel index; "
-            "expected three finite numbers [i, j, k] for each click"
+            f"{key} click {_shorten(click)} is not a place; "
+            "expected three finite numbers, [i, j, k] or [x, y, z] in mm, for each click"
         )
     return numbers
 

@@ -52,6 +52,7 @@ def check_reply_form(request: Mapping[str, Any]) -> None:
         value = request.get(key)
         if value is not None and value not in choices:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
+    _parse_shown_box(request)
     if request.get("result_compress") not in (None, True, False):
         raise InputError(f"result_compress is {request['result_compress']!r}; send true or false")
 
@@ -85,19 +86,42 @@ def shown_box_corners(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> n
     that box too, so that the client clears what is no longer part of the mask. Raises InputError
     for anything else, and for a box outside the image of shape_ijk.
     """
-    box = request.get("shown_box")
+    box = _parse_shown_box(request)
     if box is None:
         return np.empty((0, 3), dtype=np.intp)
-    try:
-        offset, size = (np.array(box[key]) for key in ("offset_ijk", "size_ijk"))
-        is_box = all(x.shape == (3,) and x.dtype.kind == "i" for x in (offset, size))
-    except (KeyError, TypeError, ValueError):
-        is_box = False
-    if not is_box or (offset < 0).any() or (size < 0).any() or (offset + size > shape_ijk).any():
-        raise InputError(
-            f"shown_box is {str(box)[:60]}; send the header X-Mask-Box of an earlier reply"
-        )
-    return np.stack([offset, offset + size - 1]) if size.all() else np.empty((0, 3), dtype=np.intp)
+    offset, size = box
+    ends = [start + count for start, count in zip(offset, size, strict=True)]
+    if any(end > length for end, length in zip(ends, shape_ijk, strict=True)):
+        raise _shown_box_error(request)
+    if not all(size):
+        return np.empty((0, 3), dtype=np.intp)
+    return np.array([offset, [end - 1 for end in ends]], dtype=np.intp)
+
+
+def _parse_shown_box(request: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
+    """Return offset and size of the box in ``shown_box``; raise InputError if it is not a box."""
+    box = request.get("shown_box")
+    if box is None:
+        return None
+    if not isinstance(box, Mapping):
+        raise _shown_box_error(request)
+    offset, size = (_parse_sizes(box.get(key)) for key in ("offset_ijk", "size_ijk"))
+    if offset is None or size is None:
+        raise _shown_box_error(request)
+    return offset, size
+
+
+def _parse_sizes(numbers: Any) -> list[int] | None:
+    """Return three integers from 0 up; None for anything else."""
+    is_triple = isinstance(numbers, list) and len(numbers) == 3
+    if not is_triple or not all(type(number) is int and number >= 0 for number in numbers):
+        return None
+    return list(numbers)
+
+
+def _shown_box_error(request: Mapping[str, Any]) -> InputError:
+    box = repr(request["shown_box"])[:60]
+    return InputError(f"shown_box is {box}; send the header X-Mask-Box of an earlier reply")
 
 
 def requested_device(value: Any) -> str:

@@ -78,9 +78,11 @@ class RoiScale:
         if self.auto:
             key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)
             spacing_mm = self.choices.get_or_make(key, lambda: self._choose(volume, first_ijk))
-        if step:
-            spacing_mm = float(np.clip(spacing_mm * SIZE_STEP**step, SMALLEST_MM, LARGEST_MM))
-        return spacing_mm
+        if not step:
+            return spacing_mm
+        # a site may have chosen a default outside of the limits: steps never turn back
+        limits = min(SMALLEST_MM, spacing_mm), max(LARGEST_MM, spacing_mm)
+        return float(np.clip(spacing_mm * SIZE_STEP**step, *limits))
 
     def _choose(self, volume: Volume, first_ijk: np.ndarray) -> float:
         roi = Roi.place(

@@ -16,7 +16,6 @@ from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import datastore
-from monailabel.endpoints.infer import ResultType
 
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
@@ -29,6 +28,9 @@ from lib.server.form_json import parse_object
 from lib.server.reply import box_reply, image_reply, multipart_reply
 
 router = APIRouter()
+
+OutputKind = Literal["image", "json", "all", "dicom_seg", "box"]
+"""OutputKind: what a reply holds; ``all``, the default, is the mask file and the facts."""
 
 LABEL_FILES = (".nii.gz", ".nii", ".nrrd", ".bin")
 """LABEL_FILES: extensions of a saved label; .bin holds the image's voxels without a header."""
@@ -47,28 +49,28 @@ def infer(
     session_id: str = "",
     params: Annotated[str, Form()] = "{}",
     file: Annotated[UploadFile | None, File()] = None,
-    output: ResultType | Literal["box"] | None = None,
+    output: OutputKind | None = None,
 ) -> Any:
     """Compute a mask on the image of the session, the sent file, or a study, in this order."""
     app = app_instance()
     request = parse_object(params, "params")
     check_options(request)
     _check_model(app, model)
-    if output == ResultType.dicom_seg:
+    if output == "dicom_seg":
         _check_has_series(app, is_uploaded=bool(session_id) or file is not None)
     with image_file(app, image, session_id, file) as path:
         result = app.infer({**request, "model": model, "image": path, MASK: True})["params"]
         mask, form = result.pop(MASK), requested_form(request, path)
-        if output == ResultType.dicom_seg:
+        if output == "dicom_seg":
             label_info = request.get("label_info") or []
             mask_path = write_temporary(mask, MaskForm(".nii.gz"))
             return _segmentation_reply(background_tasks, path, mask_path, label_info)
-    if output == ResultType.json:
+    if output == "json":
         return result
     if output == "box":
         mask = mask.including(shown_box_corners(request, mask.shape_ijk))
         return _add_warnings(box_reply(mask, http), result["warnings"])
-    if output == ResultType.image:
+    if output == "image":
         return _add_warnings(image_reply(mask, form, http), result["warnings"])
     return _add_warnings(multipart_reply(mask, form, result, http), result["warnings"])
 

@@ -114,7 +114,7 @@ def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:
 
 
 def click_features(guide: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Return what the estimate is made from, (10,) float64.
+    """Return the inputs of the regression, (10,) float64.
 
     guide: (c, c, c) of :func:`make_guide`. place: (3,), the click as a share of the ROI's sides.
     """

@@ -64,7 +64,8 @@ class Served:
         caches = Caches(
             volumes=ByteCache(VOLUME_CACHE_BYTES, array_nbytes),
             embeddings=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
-            masks=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
+            states=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
+            initial_masks=ByteCache(RESULT_CACHE_BYTES, lambda mask: mask.values.nbytes),
         )
         config: Any = MODELS[kind]()
         options = Options.from_conf(conf)

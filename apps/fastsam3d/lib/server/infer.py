@@ -20,10 +20,16 @@ from monailabel.endpoints import datastore
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
 from lib.imaging.mask_file import MaskForm, write_temporary
-from lib.infers.request import MASK, check_options, requested_form, shown_box_corners
+from lib.infers.request import (
+    INITIAL_MASK,
+    MASK,
+    check_options,
+    requested_form,
+    shown_box_corners,
+)
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import AnnotatorRole, UserRole
-from lib.server.find_image import find_image, image_file
+from lib.server.find_image import find_image, image_file, start_mask
 from lib.server.form_json import parse_object
 from lib.server.reply import box_reply, image_reply, multipart_reply
 
@@ -49,6 +55,7 @@ def infer(
     session_id: str = "",
     params: Annotated[str, Form()] = "{}",
     file: Annotated[UploadFile | None, File()] = None,
+    initial_mask: Annotated[UploadFile | None, File()] = None,
     output: OutputKind | None = None,
 ) -> Any:
     """Compute a mask on the image of the session, the sent file, or a study, in this order."""
@@ -58,8 +65,13 @@ def infer(
     _check_model(app, model)
     if output == "dicom_seg":
         _check_has_series(app, is_uploaded=bool(session_id) or file is not None)
-    with image_file(app, image, session_id, file) as path:
-        result = app.infer({**request, "model": model, "image": path, MASK: True})["params"]
+    studies_image = "" if session_id or file else image
+    with (
+        image_file(app, image, session_id, file) as path,
+        start_mask(app, studies_image, request.get("start_from"), initial_mask) as start,
+    ):
+        own = {"model": model, "image": path, MASK: True, INITIAL_MASK: start}
+        result = app.infer({**request, **own})["params"]
         mask, form = result.pop(MASK), requested_form(request, path)
         if output == "dicom_seg":
             label_info = request.get("label_info") or []

@@ -46,7 +46,7 @@ TRUST = {"box": 0.02, "flat_box": 0.01, "lasso": 0.01, "scribble": 0.01}
 # Logistic regressions on the cells of 40 structures of the training data, each source with the same
 # weight. The constant, the terms of the shape, the intensity, and the network where it is used.
 COEFFICIENTS: dict[str, np.ndarray] = {
-    "box": np.array([1.98, -2.98, -0.99, 0.75]),
+    "box": np.array([1.85, -3.02, -0.88, 0.83]),
     "flat_box": np.array([2.33, -3.61, -2.96, -0.09, 1.66, -0.38, 1.18]),
     "lasso": np.array([3.13, -3.54, -2.92, -0.28, 1.63, 0.77]),
     "scribble": np.array([0.92, -0.66, -0.87, 0.30, 0.53]),

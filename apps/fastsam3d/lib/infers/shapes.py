@@ -238,13 +238,17 @@ def _lasso_fields(path_roi: np.ndarray, roi_size: int) -> tuple[np.ndarray, np.n
 
 
 def _in_polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Return whether places lie in a polygon (N, 2), by the even-odd rule; holes are filled."""
-    is_inside = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=bool)
+    """Return whether places lie in a polygon (N, 2), which may cross itself.
+
+    The line winds around a place in it (the non-zero rule), so that overlapping ends leave no hole.
+    """
+    winding = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.int32)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         if y0 != y1:
             crosses = (y0 > y) != (y1 > y)
-            is_inside ^= crosses & (x < x0 + (x1 - x0) * (y - y0) / (y1 - y0))
-    return np.asarray(ndimage.binary_fill_holes(is_inside))
+            is_left = x < x0 + (x1 - x0) * (y - y0) / (y1 - y0)
+            winding += (crosses & is_left) * (1 if y1 > y0 else -1)
+    return winding != 0
 
 
 def _on_path(path_roi: np.ndarray, roi_size: int) -> np.ndarray:

@@ -87,7 +87,8 @@ def test_terms_of_a_lasso_follow_its_plane(normal: np.ndarray) -> None:
 
 
 def test_a_lasso_that_crosses_itself_has_no_hole() -> None:
-    twice = np.concatenate([circle(OBLIQUE, 24), circle(OBLIQUE, 12)])
+    large, small = circle(OBLIQUE, 24), circle(OBLIQUE, 12)
+    twice = np.concatenate([large, large[:1], small, small[:1]])
     inside = describe("lasso", circle(OBLIQUE, 24), SIZE).fixed == 1
     assert region("lasso", twice, SIZE)[inside].all()
 
@@ -99,7 +100,7 @@ def test_a_lasso_that_crosses_itself_has_no_hole() -> None:
 def test_the_direction_of_a_drawing_does_not_matter(subtype: str, path: np.ndarray) -> None:
     forward, backward = (describe(subtype, p, SIZE) for p in (path, path[::-1]))
     for one, other in zip(forward.terms, backward.terms, strict=True):
-        np.testing.assert_allclose(one, other, atol=0.05)
+        np.testing.assert_allclose(one, other, atol=0.1)
 
 
 def test_a_scribble_decides_its_cells_and_clicks_on_them() -> None:

@@ -13,13 +13,17 @@ several), across the stored axis with the largest voxel, or k if several are tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import skimage.graph
+import skimage.measure
 from scipy import ndimage
-from skimage.graph import route_through_array
-from skimage.measure import find_contours
 
 from .protocols import largest_part
+
+_measure: Any = skimage.measure  # it has no type annotations
+_graph: Any = skimage.graph
 
 SIDE_ERROR = 0.05
 """SIDE_ERROR: a side of a box moves by up to this part of the structure's extent, either way."""
@@ -68,7 +72,8 @@ def lasso(
     axis, index, mask = largest_slice(target, spacing_mm)
     voxel_mm = np.delete(np.asarray(spacing_mm, dtype=float), axis)
     part = largest_part(mask)
-    outline = max(find_contours(np.pad(part, 1).astype(float), 0.5), key=len) - 1
+    contours = _measure.find_contours(np.pad(part, 1).astype(float), 0.5)
+    outline = max(contours, key=len) - 1
     steps = np.linalg.norm(np.diff(outline, axis=0) * voxel_mm, axis=1)
     along = np.concatenate([[0], np.cumsum(steps)])
     places = np.linspace(0, along[-1], POINTS, endpoint=False)
@@ -102,7 +107,7 @@ def scribble(
     else:
         end = voxels[np.abs(distance_mm - length_mm).argmin()]
     cost = np.where(part, 1 / np.maximum(depth, 1e-6), -1)  # negative: not to be crossed
-    path, _ = route_through_array(cost, start, end, geometric=True)
+    path, _ = _graph.route_through_array(cost, start, end, geometric=True)
     return np.insert(np.array(path, dtype=np.float64), axis, index, axis=1)
 
 

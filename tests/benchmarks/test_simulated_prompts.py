@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from benchmarks.simulated_prompts import DRAWINGS, POINTS, box, lasso, largest_slice, scribble
+from benchmarks.simulated_prompts import DRAWINGS, POINTS, box, largest_slice, lasso, scribble
 
 SPACING_MM = (0.7, 2.5, 1.1)
 

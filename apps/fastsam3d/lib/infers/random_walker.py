@@ -78,9 +78,9 @@ def random_walk(
 
     logits: (s, s, s) float32 of the network or of a drawing. guide: see :func:`make_guide`.
     points_roi: (N, 3) ROI voxel indices. labels: (N,), 1 foreground, 0 background; the last click
-    in a cell counts. roi_size: ROI voxels along each axis. fixed: (CELLS,)*3 float32, probabilities of 0 or 1 of the
-    cells that a drawing decides, NaN elsewhere; clicks count more. base_trust: g of all other
-    cells.
+    in a cell counts. roi_size: ROI voxels along each axis. fixed: (CELLS,)*3 float32, the
+    probabilities, 0 or 1, of the cells that a drawing decides, NaN elsewhere; clicks count more.
+    base_trust: g of all other cells.
     """
     low_res = torch.from_numpy(logits)[None, None]
     prior = F.interpolate(low_res, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()

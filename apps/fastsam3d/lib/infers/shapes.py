@@ -19,6 +19,18 @@ import numpy as np
 from scipy import ndimage
 
 from lib.infers.random_walker import CELLS
+from lib.infers.roi_cells import (
+    cell_side,
+    distance_along,
+    farthest_of,
+    in_polygon,
+    middle_and_half,
+    path_cells,
+    places_along,
+    radius_of,
+    relative_lines,
+    spread,
+)
 
 FLAT = 0.02
 """FLAT: a box lies in a plane if its shortest side is below this part of its longest one."""
@@ -118,19 +130,19 @@ def region(subtype: str, path_roi: np.ndarray, roi_size: int) -> np.ndarray:
     path_roi = np.asarray(path_roi, dtype=np.float64)
     kind = kind_of(subtype, path_roi)
     if kind == "scribble":
-        return _on_path(path_roi, roi_size)
+        return path_cells(path_roi, roi_size)
     if kind == "lasso":
         across, depth, _ = _lasso_fields(path_roi, roi_size)
-        return np.asarray((np.abs(across) < PLANE_CELLS * _cell(roi_size)) & (depth > 0))
-    middle, half = _middle_and_half(path_roi, PLANE_CELLS * _cell(roi_size))
-    i, j, k = (np.abs(line) <= 1 for line in _relative_lines(middle, half, roi_size))
+        return np.asarray((np.abs(across) < PLANE_CELLS * cell_side(roi_size)) & (depth > 0))
+    middle, half = middle_and_half(path_roi, PLANE_CELLS * cell_side(roi_size))
+    i, j, k = (np.abs(line) <= 1 for line in relative_lines(middle, half, roi_size))
     return i[:, None, None] & j[:, None] & k
 
 
 def _box(corners_roi: np.ndarray, roi_size: int) -> Shape:
-    middle, half = _middle_and_half(corners_roi, 1.0)
-    lines = [np.abs(line) for line in _relative_lines(middle, half, roi_size)]
-    radius, farthest = _radius(lines), _farthest(lines)
+    middle, half = middle_and_half(corners_roi, 1.0)
+    lines = [np.abs(line) for line in relative_lines(middle, half, roi_size)]
+    radius, farthest = radius_of(lines), farthest_of(lines)
     near = farthest <= 1.15
     inside = _sigmoid(2 - 3.5 * radius) * (farthest <= 1)
     shell = (farthest > 1.05) & (farthest < 1.6)
@@ -142,15 +154,19 @@ def _box(corners_roi: np.ndarray, roi_size: int) -> Shape:
 def _flat_box(corners_roi: np.ndarray, roi_size: int) -> Shape:
     sides = np.ptp(corners_roi, axis=0)
     normal = int(sides.argmin())
-    middle, half = _middle_and_half(corners_roi, 1.0)
+    middle, half = middle_and_half(corners_roi, 1.0)
     flat = np.delete(half, normal)
     half[normal] = np.sqrt(flat.prod())  # a structure is as thick as it is wide, on the average
-    lines = [np.abs(line) for line in _relative_lines(middle, half, roi_size)]
+    lines = [np.abs(line) for line in relative_lines(middle, half, roi_size)]
     height = lines[normal]
     flat_lines = [np.zeros(CELLS, np.float32) if a == normal else lines[a] for a in range(3)]
-    radius, farthest, height = _radius(flat_lines), _farthest(flat_lines), _spread(height, normal)
-    in_plane = height * half[normal] < PLANE_CELLS * _cell(roi_size)
-    thick = height * half[normal] < max(_cell(roi_size), 0.1 * half[normal])
+    radius, farthest, height = (
+        radius_of(flat_lines),
+        farthest_of(flat_lines),
+        spread(height, normal),
+    )
+    in_plane = height * half[normal] < PLANE_CELLS * cell_side(roi_size)
+    thick = height * half[normal] < max(cell_side(roi_size), 0.1 * half[normal])
     inside = thick * _sigmoid(2.3 - 4 * radius)
     ring = (farthest > 1.05) & (farthest < 1.8)
     outside = thick * (ring + (farthest <= 1) * (1 - inside))
@@ -166,8 +182,8 @@ def _lasso(path_roi: np.ndarray, roi_size: int) -> Shape:
     radius = np.sqrt(area / np.pi)  # of a disk of the same area
     deepest = max(float(depth.max()), 1e-6)
     edge, height = 1 - depth / deepest, np.abs(across) / radius
-    in_plane = np.abs(across) < PLANE_CELLS * _cell(roi_size)
-    thick = np.abs(across) < max(_cell(roi_size), 0.1 * radius)
+    in_plane = np.abs(across) < PLANE_CELLS * cell_side(roi_size)
+    thick = np.abs(across) < max(cell_side(roi_size), 0.1 * radius)
     inside = (thick & (edge < 1)).astype(np.float32)
     outside = (thick & (edge > 1.1) & (edge < 2.5)).astype(np.float32)
     near = (edge < 2) & (height < REACH)
@@ -176,21 +192,21 @@ def _lasso(path_roi: np.ndarray, roi_size: int) -> Shape:
     fixed[in_plane & (depth > SURE_DEPTH * radius)] = 1
     terms = _plane_terms(edge, height)
     deepest_cell = np.unravel_index(np.argmax(np.where(in_plane, depth, -np.inf)), depth.shape)
-    click = (np.array(deepest_cell) + 0.5) * _cell(roi_size) - 0.5
+    click = (np.array(deepest_cell) + 0.5) * cell_side(roi_size) - 0.5
     return Shape("lasso", terms, near, inside, outside, fixed, click[None])
 
 
 def _scribble(path_roi: np.ndarray, roi_size: int) -> Shape:
-    on_path = _on_path(path_roi, roi_size)
-    extent = max(float(np.ptp(path_roi, axis=0).max()), 2 * _cell(roi_size))
-    distance = ndimage.distance_transform_edt(~on_path) * (_cell(roi_size) / extent)
+    on_path = path_cells(path_roi, roi_size)
+    extent = max(float(np.ptp(path_roi, axis=0).max()), 2 * cell_side(roi_size))
+    distance = ndimage.distance_transform_edt(~on_path) * (cell_side(roi_size) / extent)
     distance = np.minimum(distance.astype(np.float32), REACH)
     inside = np.exp(-np.square(distance / 0.15))
     outside = (distance > 1).astype(np.float32)
     fixed = _undecided()
     fixed[on_path] = 1
     terms = (distance, np.sqrt(distance))
-    clicks = _along(path_roi, np.array([0, 0.5, 1]))
+    clicks = places_along(path_roi, np.array([0, 0.5, 1]))
     return Shape("scribble", terms, distance < REACH, inside, outside, fixed, clicks)
 
 
@@ -226,94 +242,15 @@ def _lasso_fields(path_roi: np.ndarray, roi_size: int) -> tuple[np.ndarray, np.n
     start = low - POLYGON_CELLS / 2 * step  # half of the longer side around it
     counts = np.ceil((high - low) / step).astype(int) + POLYGON_CELLS + 1
     x, y = (start[axis] + step * np.arange(counts[axis]) for axis in range(2))
-    is_inside = _in_polygon(x[:, None], y[None], corners)
+    is_inside = in_polygon(x[:, None], y[None], corners)
     signed = ndimage.distance_transform_edt(is_inside) - ndimage.distance_transform_edt(~is_inside)
-    places = _projected(first, middle, roi_size), _projected(second, middle, roi_size)
+    places = distance_along(first, middle, roi_size), distance_along(second, middle, roi_size)
     indices = [(place - start[axis]) / step for axis, place in enumerate(places)]
     depth = ndimage.map_coordinates(
         (signed * step).astype(np.float32), indices, order=1, mode="nearest"
     )
     area = float(np.count_nonzero(is_inside)) * step**2
-    return _projected(normal, middle, roi_size), depth, max(area, step**2)
-
-
-def _in_polygon(x: np.ndarray, y: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Return whether places lie in a polygon (N, 2), which may cross itself.
-
-    The line winds around a place in it (the non-zero rule), so that overlapping ends leave no hole.
-    """
-    winding = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=np.int32)
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        if y0 != y1:
-            crosses = (y0 > y) != (y1 > y)
-            is_left = x < x0 + (x1 - x0) * (y - y0) / (y1 - y0)
-            winding += (crosses & is_left) * (1 if y1 > y0 else -1)
-    return winding != 0
-
-
-def _on_path(path_roi: np.ndarray, roi_size: int) -> np.ndarray:
-    """Return the cells that an open path crosses, (CELLS,)*3 bool."""
-    length = np.linalg.norm(np.diff(path_roi, axis=0), axis=1).sum()
-    count = int(np.ceil(2 * length / _cell(roi_size))) + 1
-    places = (_along(path_roi, np.linspace(0, 1, count)) + 0.5) / _cell(roi_size)
-    cells = np.clip(places.astype(int), 0, CELLS - 1)
-    on_path = np.zeros((CELLS,) * 3, dtype=bool)
-    on_path[tuple(cells.T)] = True
-    return on_path
-
-
-def _along(path_roi: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Return the places (n, 3) at shares (n,) of a path's length."""
-    steps = np.linalg.norm(np.diff(path_roi, axis=0), axis=1)
-    lengths = np.concatenate([[0], np.cumsum(steps)])
-    columns = [np.interp(shares * lengths[-1], lengths, column) for column in path_roi.T]
-    return np.stack(columns, axis=1)
-
-
-def _cell(roi_size: int) -> float:
-    """Return the side of a cell in ROI voxels."""
-    return roi_size / CELLS
-
-
-def _centres(roi_size: int) -> np.ndarray:
-    """Return the ROI indices of the cells' centres along an axis, (CELLS,) float32."""
-    return ((np.arange(CELLS) + 0.5) * _cell(roi_size) - 0.5).astype(np.float32)
-
-
-def _projected(direction: np.ndarray, origin: np.ndarray, roi_size: int) -> np.ndarray:
-    """Return how far each cell's centre lies from the origin along a direction of length 1."""
-    i, j, k = ((_centres(roi_size) - origin[a]) * np.float32(direction[a]) for a in range(3))
-    return np.asarray(i[:, None, None] + j[:, None] + k, dtype=np.float32)
-
-
-def _middle_and_half(corners_roi: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the middle and half the sides of a box, each at least `least`."""
-    low, high = corners_roi.min(axis=0), corners_roi.max(axis=0)
-    return (low + high) / 2, np.maximum((high - low) / 2, least)
-
-
-def _relative_lines(middle: np.ndarray, half: np.ndarray, roi_size: int) -> list[np.ndarray]:
-    """Return the cells' places along each axis in a box: -1 and 1 are its sides."""
-    return [
-        ((_centres(roi_size) - middle[axis]) / half[axis]).astype(np.float32) for axis in range(3)
-    ]
-
-
-def _radius(lines: list[np.ndarray]) -> np.ndarray:
-    i, j, k = (np.square(line) for line in lines)
-    return np.asarray(np.sqrt(i[:, None, None] + j[:, None] + k))
-
-
-def _farthest(lines: list[np.ndarray]) -> np.ndarray:
-    i, j, k = lines
-    return np.maximum(np.maximum(i[:, None, None], j[:, None]), k)
-
-
-def _spread(line: np.ndarray, axis: int) -> np.ndarray:
-    """Return the values along one axis for all cells, (CELLS,)*3."""
-    shape = [1, 1, 1]
-    shape[axis] = CELLS
-    return np.broadcast_to(line.reshape(shape), (CELLS,) * 3)
+    return distance_along(normal, middle, roi_size), depth, max(area, step**2)
 
 
 def _undecided() -> np.ndarray:

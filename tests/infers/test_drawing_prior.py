@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lib.imaging.mask import dice
+from lib.infers.drawing_prior import IMPOSSIBLE, intensity, previous_mask, prior_logits, walk
+from lib.infers.drawings import describe
 from lib.infers.random_walker import CELLS, random_walk
-from lib.infers.shape_prior import IMPOSSIBLE, intensity, previous_mask, prior_logits, walk
-from lib.infers.shapes import describe
 from lib.networks import mask_threshold
 
 SIZE = 128

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lib.imaging.roi import Roi
+from lib.infers.drawings import LARGEST_MM, SMALLEST_MM, describe, kind_of, region, roi_rule
 from lib.infers.random_walker import CELLS
-from lib.infers.shapes import LARGEST_MM, SMALLEST_MM, describe, kind_of, region, roi_rule
 
 SIZE = 128
 SHAPE_IJK = (60, 90, 40)

@@ -1,10 +1,10 @@
 """Drawings on the ROI: what a box, a lasso or a scribble says about each of its cells.
 
 The networks know points and a previous mask only. A drawing knows more: how large the structure is,
-and where it is and is not. `describe` turns a drawing into a `Shape`: terms of a regression for the
-probability of each cell, places for the intensity model (:mod:`lib.infers.shape_prior`), and cells
-that the drawing decides. Lengths in the terms are relative to the drawing, so that they mean the
-same at each scale.
+and where it is and is not. `describe` turns the prompt into a `Drawing`: terms of a regression for
+the probability of each cell, places for the intensity model (:mod:`lib.infers.drawing_prior`), and
+cells that the drawing decides. Lengths in the terms are relative to the drawing, so that they mean
+the same at each scale.
 
 All places are ROI voxel indices (N, 3), float64; a ROI is isotropic, so a drawing may lie in any
 oblique plane. Cells divide the ROI cube, :data:`~lib.infers.random_walker.CELLS` along each side.
@@ -61,11 +61,11 @@ SURE_OUTSIDE = 1.15
 
 
 @dataclass(frozen=True, eq=False)
-class Shape:
+class Drawing:
     """What a drawing says about the ROI's cells. Arrays are (CELLS,)*3 in ROI axis order.
 
     kind: box, flat_box, lasso or scribble. terms: float32 terms of the regression, see
-    `shape_prior.COEFFICIENTS`. near: bool, where the structure may be. inside, outside: float32
+    `drawing_prior.COEFFICIENTS`. near: bool, where the structure may be. inside, outside: float32
     weights of the cells whose intensities are those of the structure and of its surroundings.
     fixed: float32, 1 or 0 where the drawing decides, NaN elsewhere. clicks_roi: (N, 3) places in
     the structure, for a network that knows points.
@@ -110,15 +110,15 @@ def roi_rule(
     return (low + high) / 2, spacing_mm
 
 
-def describe(subtype: str, path_roi: np.ndarray, roi_size: int) -> Shape:
-    """Return the shape of a drawing.
+def describe(subtype: str, path_roi: np.ndarray, roi_size: int) -> Drawing:
+    """Return what a drawing says.
 
     subtype: bounding_box (two corners), lasso (closed path, N >= 3) or scribble (open path).
     path_roi: (N, 3) ROI voxel indices. roi_size: ROI voxels along each side.
     """
     path_roi = np.asarray(path_roi, dtype=np.float64)
     kind = kind_of(subtype, path_roi)
-    return _SHAPES[kind](path_roi, roi_size)
+    return _KINDS[kind](path_roi, roi_size)
 
 
 def region(subtype: str, path_roi: np.ndarray, roi_size: int) -> np.ndarray:
@@ -139,7 +139,7 @@ def region(subtype: str, path_roi: np.ndarray, roi_size: int) -> np.ndarray:
     return i[:, None, None] & j[:, None] & k
 
 
-def _box(corners_roi: np.ndarray, roi_size: int) -> Shape:
+def _box(corners_roi: np.ndarray, roi_size: int) -> Drawing:
     middle, half = middle_and_half(corners_roi, 1.0)
     lines = [np.abs(line) for line in relative_lines(middle, half, roi_size)]
     radius, farthest = radius_of(lines), farthest_of(lines)
@@ -148,10 +148,10 @@ def _box(corners_roi: np.ndarray, roi_size: int) -> Shape:
     shell = (farthest > 1.05) & (farthest < 1.6)
     outside = shell + (1 - inside) * (farthest <= 1)
     terms = (radius, farthest)
-    return Shape("box", terms, near, inside, outside, _undecided(), middle[None])
+    return Drawing("box", terms, near, inside, outside, _undecided(), middle[None])
 
 
-def _flat_box(corners_roi: np.ndarray, roi_size: int) -> Shape:
+def _flat_box(corners_roi: np.ndarray, roi_size: int) -> Drawing:
     sides = np.ptp(corners_roi, axis=0)
     normal = int(sides.argmin())
     middle, half = middle_and_half(corners_roi, 1.0)
@@ -174,10 +174,10 @@ def _flat_box(corners_roi: np.ndarray, roi_size: int) -> Shape:
     near = (farthest < 1.5) & (height < REACH)
     fixed = _undecided()
     fixed[in_plane & (farthest > SURE_OUTSIDE)] = 0
-    return Shape("flat_box", terms, near, inside, outside, fixed, middle[None])
+    return Drawing("flat_box", terms, near, inside, outside, fixed, middle[None])
 
 
-def _lasso(path_roi: np.ndarray, roi_size: int) -> Shape:
+def _lasso(path_roi: np.ndarray, roi_size: int) -> Drawing:
     across, depth, area = _lasso_fields(path_roi, roi_size)
     radius = np.sqrt(area / np.pi)  # of a disk of the same area
     deepest = max(float(depth.max()), 1e-6)
@@ -193,10 +193,10 @@ def _lasso(path_roi: np.ndarray, roi_size: int) -> Shape:
     terms = _plane_terms(edge, height)
     deepest_cell = np.unravel_index(np.argmax(np.where(in_plane, depth, -np.inf)), depth.shape)
     click = (np.array(deepest_cell) + 0.5) * cell_side(roi_size) - 0.5
-    return Shape("lasso", terms, near, inside, outside, fixed, click[None])
+    return Drawing("lasso", terms, near, inside, outside, fixed, click[None])
 
 
-def _scribble(path_roi: np.ndarray, roi_size: int) -> Shape:
+def _scribble(path_roi: np.ndarray, roi_size: int) -> Drawing:
     on_path = path_cells(path_roi, roi_size)
     extent = max(float(np.ptp(path_roi, axis=0).max()), 2 * cell_side(roi_size))
     distance = ndimage.distance_transform_edt(~on_path) * (cell_side(roi_size) / extent)
@@ -207,10 +207,10 @@ def _scribble(path_roi: np.ndarray, roi_size: int) -> Shape:
     fixed[on_path] = 1
     terms = (distance, np.sqrt(distance))
     clicks = places_along(path_roi, np.array([0, 0.5, 1]))
-    return Shape("scribble", terms, distance < REACH, inside, outside, fixed, clicks)
+    return Drawing("scribble", terms, distance < REACH, inside, outside, fixed, clicks)
 
 
-_SHAPES: dict[str, Callable[[np.ndarray, int], Shape]] = {
+_KINDS: dict[str, Callable[[np.ndarray, int], Drawing]] = {
     "box": _box,
     "flat_box": _flat_box,
     "lasso": _lasso,

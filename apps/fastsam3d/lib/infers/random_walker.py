@@ -71,21 +71,23 @@ def random_walk(
     points_roi: np.ndarray,
     labels: np.ndarray,
     roi_size: int,
-    background: np.ndarray | None = None,
+    fixed: np.ndarray | None = None,
+    base_trust: float = TRUST,
 ) -> np.ndarray:
     """Return the logits of the random walker's probabilities on the ROI, (CELLS,)*3 float32.
 
-    logits: (s, s, s) float32 of the network. guide: see :func:`make_guide`. points_roi: (N, 3) ROI
-    voxel indices. labels: (N,), 1 foreground, 0 background; the last click in a cell counts.
-    roi_size: ROI voxels along each axis. background: (CELLS,)*3 bool, cells that are certainly
-    background, clicks apart.
+    logits: (s, s, s) float32 of the network or of a drawing. guide: see :func:`make_guide`.
+    points_roi: (N, 3) ROI voxel indices. labels: (N,), 1 foreground, 0 background; the last click
+    in a cell counts. roi_size: ROI voxels along each axis. fixed: (CELLS,)*3 float32, the
+    probabilities, 0 or 1, of the cells that are decided, NaN elsewhere; clicks count more.
+    base_trust: g of all other cells.
     """
     low_res = torch.from_numpy(logits)[None, None]
     prior = F.interpolate(low_res, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
-    trust = torch.full_like(prior, TRUST)
-    if background is not None:
-        fixed = torch.from_numpy(background)
-        prior[fixed], trust[fixed] = 0.0, CERTAIN
+    trust = torch.full_like(prior, base_trust)
+    if fixed is not None:
+        decided = torch.from_numpy(np.isfinite(fixed))
+        prior[decided], trust[decided] = torch.from_numpy(fixed)[decided], CERTAIN
     cells = ((points_roi + 0.5) * CELLS / roi_size).astype(int).clip(0, CELLS - 1)
     for cell, label in zip(cells.tolist(), labels.tolist(), strict=True):
         prior[tuple(cell)], trust[tuple(cell)] = float(label), CERTAIN

@@ -15,22 +15,21 @@ from lib.infers.prompts import Place, Prompt, Subtype
 class MaskState:
     """What is known of a structure after some prompts; its arrays must not be changed.
 
-    low_res: (s, s, s) float32, the logits that the network gets with the next prompt. values:
-    (c, c, c) float32 on the cells that divide the ROI; the mask is where they exceed `threshold`.
+    low_res: (s, s, s) float32, the logits that the network gets with the next prompt. margins:
+    (c, c, c) float32 on the cells that divide the ROI, logits minus their threshold: the mask is
+    where they are positive. threshold: logit that was subtracted last. fixed: (c, c, c) float32, 1
+    or 0 in the cells that drawings decided, NaN elsewhere; None if there are none.
     """
 
     low_res: np.ndarray
-    values: np.ndarray
+    margins: np.ndarray
     threshold: float
-
-    @property
-    def margins(self) -> np.ndarray:
-        """The values above the threshold, (c, c, c): positive inside of the mask."""
-        return self.values - np.float32(self.threshold)
+    fixed: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.low_res.nbytes + self.values.nbytes
+        fixed = 0 if self.fixed is None else self.fixed.nbytes
+        return self.low_res.nbytes + self.margins.nbytes + fixed
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Beginning:
 
     def key(self) -> str:
         """Return a key that changes with any value; "" if nothing is known."""
-        arrays = [self.state.low_res, self.state.values] if self.state else []
+        arrays = [self.state.low_res, self.state.margins] if self.state else []
         arrays += [] if self.protected is None else [self.protected]
         digest = hashlib.blake2b(digest_size=16)
         for array in arrays:

@@ -12,9 +12,22 @@ from torch import Tensor
 from lib.cache import ByteCache
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.device_queue import DeviceQueue
+from lib.infers.drawing_prior import NETWORK_KINDS, previous_mask, prior_logits
+from lib.infers.drawing_prior import TRUST as DRAWING_TRUST
+from lib.infers.drawings import describe
 from lib.infers.mask_state import Beginning, MaskState, RoiPrompt
+from lib.infers.mask_steps import (
+    clicks_of,
+    corrected,
+    fixed_cells,
+    is_satisfied_by,
+    joined,
+    only_points,
+    without_protected,
+    without_region,
+)
 from lib.infers.precision import FLOAT32, Precision
-from lib.infers.random_walker import make_guide, random_walk
+from lib.infers.random_walker import CELLS, TRUST, make_guide, random_walk
 from lib.infers.stopwatch import Stopwatch
 from lib.networks import FastSAM3D, PreparedImage, mask_threshold
 
@@ -24,26 +37,19 @@ class ImageEmbedding:
     """A ROI after encoding, prepared for the decoder.
 
     key: identifies the weights, the device and the ROI. guide: the image whose edges the random
-    walker follows (:func:`~lib.infers.random_walker.make_guide`); None if the network's masks are
-    used as they are.
+    walker follows (:func:`~lib.infers.random_walker.make_guide`).
     """
 
     key: Hashable
     prepared: PreparedImage
-    guide: np.ndarray | None = None
+    guide: np.ndarray
 
     @property
     def nbytes(self) -> int:
-        return self.prepared.nbytes + (0 if self.guide is None else self.guide.nbytes)
+        return self.prepared.nbytes + self.guide.nbytes
 
 
 NOTHING_KNOWN = Beginning()
-
-PROTECTED_LOGIT = -8.0
-"""PROTECTED_LOGIT: logit of the cells of other structures, as the network and the walk get them."""
-
-SCRIBBLE_CLICKS = 5
-"""SCRIBBLE_CLICKS: clicks, evenly along the path, that a scribble becomes for the network."""
 
 
 class FastSAM3DPredictor:
@@ -96,8 +102,7 @@ class FastSAM3DPredictor:
     def _encode(self, key: Hashable, roi_image: np.ndarray) -> ImageEmbedding:
         volume = self._on_device(roi_image)
         prepared = self._network.prepare(self._network.encode(volume))
-        has_guide = self._network.policy.mask_edges == "image"
-        return ImageEmbedding(key, prepared, make_guide(roi_image) if has_guide else None)
+        return ImageEmbedding(key, prepared, make_guide(roi_image))
 
     def replay(
         self,
@@ -117,7 +122,7 @@ class FastSAM3DPredictor:
         cached, state = self._longest_cached_prefix(base, prompts)
         state = state or beginning.state or self._blank_state()
         for count in range(cached + 1, len(prompts) + 1):
-            state = self._step(embedding, beginning, prompts[:count], state, stages)
+            state = self._step(embedding, beginning.protected, prompts[:count], state, stages)
             self._states.put((base, prompts[:count]), state)
         return state
 
@@ -134,22 +139,74 @@ class FastSAM3DPredictor:
     def _blank_state(self) -> MaskState:
         # the networks were trained with zeros in the first step, not with "no mask"
         low_res = np.zeros((self._network.config.low_res_size,) * 3, dtype=np.float32)
-        return MaskState(low_res, np.full_like(low_res, -1), 0.0)
+        return MaskState(low_res, np.full((CELLS,) * 3, -1, dtype=np.float32), 0.0)
 
     def _step(
         self,
         embedding: ImageEmbedding,
-        beginning: Beginning,
+        protected: np.ndarray | None,
         prompts: tuple[RoiPrompt, ...],
         state: MaskState,
         stages: Stopwatch,
     ) -> MaskState:
         """Return the state after the last prompt, from the one before it."""
+        policy, config = self._network.policy, self._network.config
+        prompt = prompts[-1]
+        if policy.mask_edges == "image" and is_satisfied_by(state, prompt, config.roi_size):
+            return state
+        if prompt.subtype in ("lasso", "bounding_box") and not prompt.is_foreground:
+            return without_region(state, prompt, config.roi_size)
+        if prompt.subtype == "point" or not prompt.is_foreground:
+            return self._step_clicks(embedding, protected, prompts, state, stages)
+        return self._step_drawing(embedding, protected, prompts, state, stages)
+
+    def _step_clicks(
+        self,
+        embedding: ImageEmbedding,
+        protected: np.ndarray | None,
+        prompts: tuple[RoiPrompt, ...],
+        state: MaskState,
+        stages: Stopwatch,
+    ) -> MaskState:
+        """Return the state after a point, or after a scribble on the background."""
         low_res = self._queue.run(
-            stages, "Decode", self._decode, embedding, prompts, state.low_res, beginning.protected
+            stages, "Decode", self._decode, embedding, prompts, state.low_res, protected
         )
-        return self._cpu_queue.run(
-            stages, "Outline", self._delineate, embedding, low_res, prompts, beginning.protected
+        if self._network.policy.mask_edges == "logits" and only_points(prompts):
+            threshold = self._threshold(low_res)
+            return MaskState(low_res, low_res - threshold, float(threshold))
+        fixed = fixed_cells(state.fixed, protected)
+        values = self._walk(embedding, low_res, prompts, fixed, TRUST, stages)
+        threshold = self._threshold(values)
+        margins = corrected(state, values - threshold, prompts[-1], self._network.config.roi_size)
+        return MaskState(low_res, margins, float(threshold), state.fixed)
+
+    def _step_drawing(
+        self,
+        embedding: ImageEmbedding,
+        protected: np.ndarray | None,
+        prompts: tuple[RoiPrompt, ...],
+        state: MaskState,
+        stages: Stopwatch,
+    ) -> MaskState:
+        """Return the state after a box, a lasso or a scribble on the structure."""
+        config, prompt = self._network.config, prompts[-1]
+        drawing = describe(prompt.subtype, prompt.points_roi, config.roi_size)
+        network_logits = None
+        if drawing.kind in NETWORK_KINDS:
+            blank = np.zeros_like(state.low_res)
+            network_logits = self._queue.run(
+                stages, "Decode", self._decode, embedding, prompts[-1:], blank, protected
+            )
+        logits = prior_logits(drawing, embedding.guide, network_logits)
+        decided = fixed_cells(state.fixed, None, drawing.fixed)
+        fixed = fixed_cells(decided, protected)
+        trust = DRAWING_TRUST[drawing.kind]
+        values = self._walk(embedding, logits, prompts, fixed, trust, stages)
+        threshold = float(mask_threshold(torch.from_numpy(values)[None], "expected_dice"))
+        margins = joined(state, values - np.float32(threshold), decided)
+        return MaskState(
+            previous_mask(margins, 0.0, config.low_res_size), margins, threshold, decided
         )
 
     @torch.inference_mode()
@@ -172,21 +229,26 @@ class FastSAM3DPredictor:
         # a copy, so that the cache does not keep the other masks of the output in memory
         return logits[0, 0].float().cpu().numpy().copy()
 
-    def _delineate(
+    def _walk(
         self,
         embedding: ImageEmbedding,
-        low_res: np.ndarray,
+        logits: np.ndarray,
         prompts: tuple[RoiPrompt, ...],
-        protected: np.ndarray | None,
-    ) -> MaskState:
-        """Return the state with the mask's edges: those of the image, or of the logits."""
-        config, policy, values = self._network.config, self._network.policy, low_res
-        if embedding.guide is not None:
-            points_roi, labels = clicks_of(prompts)
-            guide = embedding.guide
-            values = random_walk(low_res, guide, points_roi, labels, config.roi_size, protected)
-        threshold = mask_threshold(torch.from_numpy(values)[None], policy.mask_threshold)
-        return MaskState(low_res, values, float(threshold))
+        fixed: np.ndarray | None,
+        trust: float,
+        stages: Stopwatch,
+    ) -> np.ndarray:
+        """Return the logits (CELLS,)*3 of the random walk, which ends at the edges of the image."""
+        points_roi, labels = clicks_of(prompts)
+        arguments = (logits, embedding.guide, points_roi, labels, self._network.config.roi_size)
+        return self._cpu_queue.run(stages, "Outline", random_walk, *arguments, fixed, trust)
+
+    def _threshold(self, values: np.ndarray) -> np.float32:
+        """Return the logit above which a cell of values (c, c, c) is inside of the mask."""
+        threshold = mask_threshold(
+            torch.from_numpy(values)[None], self._network.policy.mask_threshold
+        )
+        return np.float32(threshold)
 
     def _on_device(self, array: np.ndarray) -> Tensor:
         """Return an array (s, s, s) as a tensor [1, 1, s, s, s] on the device."""
@@ -194,27 +256,3 @@ class FastSAM3DPredictor:
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()  # unpinned memory is copied twice, and synchronously
         return tensor.to(self._device, non_blocking=True)
-
-
-def clicks_of(prompts: Sequence[RoiPrompt]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the clicks (N, 3) that prompts become, ROI voxel indices, and their labels (N,)."""
-    points, labels = [], []
-    for prompt in prompts:
-        places = prompt.points_roi
-        if len(places) > SCRIBBLE_CLICKS:
-            places = places[np.linspace(0, len(places) - 1, SCRIBBLE_CLICKS).round().astype(int)]
-        points.append(places)
-        labels.append(np.full(len(places), int(prompt.is_foreground), dtype=np.int64))
-    return np.concatenate(points), np.concatenate(labels)
-
-
-def without_protected(logits: np.ndarray, protected: np.ndarray | None) -> np.ndarray:
-    """Return logits (s, s, s) that are low in the cells of other structures.
-
-    protected: (c, c, c) bool, c a multiple of s; None if there are no other structures.
-    """
-    if protected is None:
-        return logits
-    size, step = len(logits), len(protected) // len(logits)
-    shares = protected.reshape(size, step, size, step, size, step).mean(axis=(1, 3, 5))
-    return np.where(shares >= 0.5, np.float32(PROTECTED_LOGIT), logits)

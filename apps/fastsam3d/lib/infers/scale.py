@@ -78,6 +78,11 @@ class RoiScale:
         if self.auto:
             key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)
             spacing_mm = self.choices.get_or_make(key, lambda: self._choose(volume, first_ijk))
+        return self.step_from(spacing_mm, step)
+
+    @staticmethod
+    def step_from(spacing_mm: float, step: int) -> float:
+        """Return the voxel size that is `step` sizes above or below another one."""
         if not step:
             return spacing_mm
         # a site may have chosen a default outside of the limits: steps never turn back

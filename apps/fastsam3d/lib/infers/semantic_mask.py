@@ -60,7 +60,7 @@ def compose(
 def _paste(structure: RoiStructure, within_ijk: Box | None) -> tuple[np.ndarray, Box]:
     state = structure.state
     assert state is not None
-    return structure.roi.paste_box(state.values, state.threshold, within_ijk)
+    return structure.roi.paste_box(state.margins, 0.0, within_ijk)
 
 
 def _marked_voxels(prompts: Prompts) -> np.ndarray:
@@ -132,7 +132,7 @@ class _Canvas:
         given = structure.beginning.state
         assert given is not None
         whole = self._initial == structure.number
-        before, before_box_ijk = structure.roi.paste_box(given.values, given.threshold)
+        before, before_box_ijk = structure.roi.paste_box(given.margins, 0.0)
         changed = np.zeros_like(whole)
         for part, part_box_ijk in ((mask, box_ijk), (before, before_box_ijk)):
             inner = intersect(part_box_ijk, self._box_ijk)

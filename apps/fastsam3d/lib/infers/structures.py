@@ -6,12 +6,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from lib.errors import InputError
 from lib.imaging.box import Box
 from lib.imaging.mask import BoxMask
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
+from lib.infers.drawings import roi_rule
 from lib.infers.initial_mask import structures_at
 from lib.infers.mask_state import Beginning, MaskState, RoiPrompt
 from lib.infers.prompts import Prompt, Prompts
@@ -73,14 +75,11 @@ class RoiPlacer:
         start_box_ijk: half-open box of its given mask, if there is one. Background far away does
         not change the ROI.
         """
-        marked = [prompt for prompt in prompts if prompt.is_foreground] or prompts
-        points_ijk = np.concatenate([prompt.points_ijk for prompt in marked])
-        spacing_mm = self._scale.spacing_mm(
-            self._volume, self._volume_key, points_ijk[0], self._step
-        )
+        marked = [prompt for prompt in prompts if prompt.is_foreground] or list(prompts)
+        center_ijk, spacing_mm = self._center_and_spacing(marked, start_box_ijk)
+        points_ijk = np.concatenate([center_ijk[None], *(prompt.points_ijk for prompt in marked)])
         if start_box_ijk is not None:
-            corners_ijk = np.transpose(start_box_ijk) - [[0], [1]]
-            points_ijk = np.concatenate([corners_ijk.mean(axis=0)[None], points_ijk, corners_ijk])
+            points_ijk = np.concatenate([points_ijk, _corners(start_box_ijk)])
         for roi in self._placed:
             if _is_shared(roi, points_ijk, spacing_mm):
                 return roi
@@ -93,6 +92,32 @@ class RoiPlacer:
         )
         self._placed.append(roi)
         return roi
+
+    def _center_and_spacing(
+        self, marked: Sequence[Prompt], start_box_ijk: Box | None
+    ) -> tuple[np.ndarray, float]:
+        """Return the ROI's centre, (3,) stored index, and its voxel size in mm.
+
+        A given mask or a drawing shows how large the structure is; points do not.
+        """
+        drawings = [prompt for prompt in marked if prompt.subtype != "point"]
+        if start_box_ijk is not None:
+            place = "bounding_box", _corners(start_box_ijk)
+        elif drawings:
+            place = drawings[0].subtype, drawings[0].points_ijk
+        else:
+            first_ijk = marked[0].points_ijk[0]
+            return first_ijk, self._scale.spacing_mm(
+                self._volume, self._volume_key, first_ijk, self._step
+            )
+        voxel_mm = voxel_sizes(self._volume.affine_mm)
+        center_ijk, spacing_mm = roi_rule(*place, voxel_mm, self._scale.roi_size)
+        return center_ijk, self._scale.step_from(spacing_mm, self._step)
+
+
+def _corners(box_ijk: Box) -> np.ndarray:
+    """Return the first and last voxel (2, 3) of a half-open box."""
+    return np.transpose(box_ijk) - [[0], [1]]
 
 
 def _is_shared(roi: Roi, points_ijk: np.ndarray, spacing_mm: float) -> bool:

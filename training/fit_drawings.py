@@ -44,10 +44,15 @@ Structure = tuple[str, str, Volume, np.ndarray]
 """Structure: source, name, image and mask (I, J, K) bool."""
 
 
-def structures(data: Path, part: str, per_source: int) -> Iterator[Structure]:
-    """Yield up to `per_source` structures of each source, of as many scans as there are."""
+def structures(
+    data: Path, part: str, per_source: int, left_out: Sequence[str] = ()
+) -> Iterator[Structure]:
+    """Yield up to `per_source` structures of each source, of as many scans as there are.
+
+    left_out: sources that are not used.
+    """
     generator = np.random.default_rng(0)
-    cases = find_cases(data, part)
+    cases = [case for case in find_cases(data, part) if case.source not in left_out]
     for source in sorted({case.source for case in cases}):
         scans = [case for case in cases if case.source == source]
         per_scan = -(-per_source // len(scans))
@@ -133,10 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--part", default="train", help="part of the data")
     parser.add_argument("--weights", type=Path, required=True, help="weights of the network")
     parser.add_argument("--per-source", type=int, default=10, help="structures of each source")
+    parser.add_argument("--leave-out", nargs="*", default=[], help="sources that are not used")
     options = parser.parse_args(arguments)
     try:
         network = file_weights(options.weights).network.eval()
-        found = list(structures(options.data, options.part, options.per_source))
+        found = list(structures(options.data, options.part, options.per_source, options.leave_out))
         for kind in DRAWINGS:
             print(kind, np.round(fit(kind, found, network), 2).tolist())
     except AppError as error:

@@ -47,9 +47,9 @@ TRUST = {"box": 0.02, "flat_box": 0.01, "lasso": 0.01, "scribble": 0.01}
 # structures, each source with the same weight. The constant, the terms of the drawing, the
 # intensity, and the network where it is used.
 COEFFICIENTS: dict[str, np.ndarray] = {
-    "box": np.array([1.85, -3.02, -0.88, 0.83]),
-    "flat_box": np.array([2.33, -3.61, -2.96, -0.09, 1.66, -0.38, 1.18]),
-    "lasso": np.array([3.13, -3.54, -2.92, -0.28, 1.63, 0.77]),
+    "box": np.array([1.68, -3.04, -0.91, 0.95]),
+    "flat_box": np.array([2.30, -3.35, -2.86, -0.50, 1.63, -0.20, 1.15]),
+    "lasso": np.array([3.04, -4.38, -3.60, 0.48, 1.83, 0.63]),
     "scribble": np.array([0.92, -0.66, -0.87, 0.30, 0.53]),
 }
 

@@ -50,7 +50,7 @@ COEFFICIENTS: dict[str, np.ndarray] = {
     "box": np.array([1.68, -3.04, -0.91, 0.95]),
     "flat_box": np.array([2.30, -3.35, -2.86, -0.50, 1.63, -0.20, 1.15]),
     "lasso": np.array([3.04, -4.38, -3.60, 0.48, 1.83, 0.63]),
-    "scribble": np.array([0.92, -0.66, -0.87, 0.30, 0.53]),
+    "scribble": np.array([0.77, -0.97, -0.56, 0.33, 0.45]),
 }
 
 

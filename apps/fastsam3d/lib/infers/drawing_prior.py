@@ -43,13 +43,14 @@ NETWORK_KINDS = frozenset({"scribble"})
 TRUST = {"box": 0.02, "flat_box": 0.01, "lasso": 0.01, "scribble": 0.01}
 """TRUST: g of the random walk's cells for each kind of drawing."""
 
-# Logistic regressions on the cells of 40 structures of the training data, each source with the same
-# weight. The constant, the terms of the drawing, the intensity, and the network where it is used.
+# Logistic regressions, fitted by training/fit_drawings.py on one drawing of each kind on 40
+# structures, each source with the same weight. The constant, the terms of the drawing, the
+# intensity, and the network where it is used.
 COEFFICIENTS: dict[str, np.ndarray] = {
-    "box": np.array([1.85, -3.02, -0.88, 0.83]),
-    "flat_box": np.array([2.33, -3.61, -2.96, -0.09, 1.66, -0.38, 1.18]),
-    "lasso": np.array([3.13, -3.54, -2.92, -0.28, 1.63, 0.77]),
-    "scribble": np.array([0.92, -0.66, -0.87, 0.30, 0.53]),
+    "box": np.array([1.68, -3.04, -0.91, 0.95]),
+    "flat_box": np.array([2.30, -3.35, -2.86, -0.50, 1.63, -0.20, 1.15]),
+    "lasso": np.array([3.04, -4.38, -3.60, 0.48, 1.83, 0.63]),
+    "scribble": np.array([0.77, -0.97, -0.56, 0.33, 0.45]),
 }
 
 
@@ -57,6 +58,21 @@ def prior_logits(
     drawing: Drawing, guide: np.ndarray, network_logits: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the logits of the regression, (CELLS,)*3 float32, IMPOSSIBLE where not near.
+
+    Arguments and errors: see `regression_terms`.
+    """
+    first, *others = COEFFICIENTS[drawing.kind].astype(np.float32)
+    logits = np.full(guide.shape, first, dtype=np.float32)
+    terms = regression_terms(drawing, guide, network_logits)
+    for factor, term in zip(others, terms, strict=True):
+        logits += factor * term
+    return np.where(drawing.near, logits, np.float32(IMPOSSIBLE))
+
+
+def regression_terms(
+    drawing: Drawing, guide: np.ndarray, network_logits: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Return the inputs of the regression after the constant, each (CELLS,)*3 float32.
 
     guide: image of :func:`~lib.infers.random_walker.make_guide`. network_logits: (s, s, s) float32
     for the drawing's clicks, without a previous mask. Kinds in NETWORK_KINDS need them, the others
@@ -67,11 +83,7 @@ def prior_logits(
         if network_logits is None:
             raise ValueError(f"the prior of a {drawing.kind} needs the network's logits")
         terms.append(_on_cells(network_logits).clip(-STRONGEST_NETWORK, STRONGEST_NETWORK))
-    first, *others = COEFFICIENTS[drawing.kind].astype(np.float32)
-    logits = np.full(guide.shape, first, dtype=np.float32)
-    for factor, term in zip(others, terms, strict=True):
-        logits += factor * term
-    return np.where(drawing.near, logits, np.float32(IMPOSSIBLE))
+    return terms
 
 
 def walk(

@@ -12,24 +12,38 @@ from lib.infers.prompts import Place, Prompt, Subtype
 
 
 @dataclass(frozen=True, eq=False)
+class Drawn:
+    """What drawings say about a structure.
+
+    logits: (c, c, c) float32, the prior of the random walk. trust: how much the walk keeps to it.
+    """
+
+    logits: np.ndarray
+    trust: float
+
+
+@dataclass(frozen=True, eq=False)
 class MaskState:
     """What is known of a structure after some prompts; its arrays must not be changed.
 
     low_res: (s, s, s) float32, the logits that the network gets with the next prompt. margins:
     (c, c, c) float32 on the cells that divide the ROI, logits minus their threshold: the mask is
-    where they are positive. threshold: logit that was subtracted last. fixed: (c, c, c) float32, 1
-    or 0 in the cells that drawings decided, NaN elsewhere; None if there are none.
+    where they are positive. threshold: logit that was subtracted last. drawn: what drawings say
+    about the structure, None without a drawing on it. fixed: (c, c, c) float32, 1 or 0 in the cells
+    that drawings decided, NaN elsewhere; None if there are none.
     """
 
     low_res: np.ndarray
     margins: np.ndarray
     threshold: float
+    drawn: Drawn | None = None
     fixed: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
-        fixed = 0 if self.fixed is None else self.fixed.nbytes
-        return self.low_res.nbytes + self.margins.nbytes + fixed
+        optional = [self.fixed, self.drawn.logits if self.drawn else None]
+        arrays = [self.low_res, self.margins, *(array for array in optional if array is not None)]
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,6 @@ SCRIBBLE_CLICKS = 3
 """SCRIBBLE_CLICKS: clicks that a scribble becomes for the network: its ends and its middle."""
 
 
-def only_points(prompts: Sequence[RoiPrompt]) -> bool:
-    """Return whether prompts are all points, which published networks know."""
-    return all(prompt.subtype == "point" for prompt in prompts)
-
-
 def clicks_of(prompts: Sequence[RoiPrompt]) -> tuple[np.ndarray, np.ndarray]:
     """Return the clicks (N, 3) that points and scribbles become, ROI voxels, and labels (N,)."""
     points, labels = [np.empty((0, 3))], [np.empty(0, dtype=np.int64)]
@@ -87,7 +82,8 @@ def without_region(state: MaskState, prompt: RoiPrompt, roi_size: int) -> MaskSt
     margins = np.where(cells, np.minimum(on_cells(state.margins), -CLICKED), state.margins)
     outside = np.where(cells, np.float32(0), np.float32(np.nan))
     low_res = without_protected(state.low_res, cells)
-    return MaskState(low_res, margins, state.threshold, fixed_cells(state.fixed, None, outside))
+    fixed = fixed_cells(state.fixed, None, outside)
+    return MaskState(low_res, margins, state.threshold, state.drawn, fixed)
 
 
 def fixed_cells(

@@ -15,14 +15,13 @@ from lib.infers.device_queue import DeviceQueue
 from lib.infers.drawing_prior import NETWORK_KINDS, previous_mask, prior_logits
 from lib.infers.drawing_prior import TRUST as DRAWING_TRUST
 from lib.infers.drawings import describe
-from lib.infers.mask_state import Beginning, MaskState, RoiPrompt
+from lib.infers.mask_state import Beginning, Drawn, MaskState, RoiPrompt
 from lib.infers.mask_steps import (
     clicks_of,
     corrected,
     fixed_cells,
     is_satisfied_by,
     joined,
-    only_points,
     without_protected,
     without_region,
 )
@@ -168,18 +167,25 @@ class FastSAM3DPredictor:
         state: MaskState,
         stages: Stopwatch,
     ) -> MaskState:
-        """Return the state after a point, or after a scribble on the background."""
-        low_res = self._queue.run(
-            stages, "Decode", self._decode, embedding, prompts, state.low_res, protected
-        )
-        if self._network.policy.mask_edges == "logits" and only_points(prompts):
+        """Return the state after a point, or after a scribble on the background.
+
+        After a drawing the walk starts from its prior, which is better than the network's answer.
+        """
+        fixed = fixed_cells(state.fixed, protected)
+        if state.drawn is not None:
+            low_res, logits, trust = state.low_res, state.drawn.logits, state.drawn.trust
+        else:
+            low_res = self._queue.run(
+                stages, "Decode", self._decode, embedding, prompts, state.low_res, protected
+            )
+            logits, trust = low_res, TRUST
+        if self._network.policy.mask_edges == "logits" and state.drawn is None:
             threshold = self._threshold(low_res)
             return MaskState(low_res, low_res - threshold, float(threshold))
-        fixed = fixed_cells(state.fixed, protected)
-        values = self._walk(embedding, low_res, prompts, fixed, TRUST, stages)
+        values = self._walk(embedding, logits, prompts, fixed, trust, stages)
         threshold = self._threshold(values)
         margins = corrected(state, values - threshold, prompts[-1], self._network.config.roi_size)
-        return MaskState(low_res, margins, float(threshold), state.fixed)
+        return MaskState(low_res, margins, float(threshold), state.drawn, state.fixed)
 
     def _step_drawing(
         self,
@@ -205,9 +211,10 @@ class FastSAM3DPredictor:
         values = self._walk(embedding, logits, prompts, fixed, trust, stages)
         threshold = float(mask_threshold(torch.from_numpy(values)[None], "expected_dice"))
         margins = joined(state, values - np.float32(threshold), decided)
-        return MaskState(
-            previous_mask(margins, 0.0, config.low_res_size), margins, threshold, decided
-        )
+        low_res = previous_mask(margins, 0.0, config.low_res_size)
+        if state.drawn is not None:
+            logits = np.maximum(logits, state.drawn.logits)
+        return MaskState(low_res, margins, threshold, Drawn(logits, trust), decided)
 
     @torch.inference_mode()
     def _decode(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-REACH_PER_DEPTH, REACH_PER_RADIUS = 1.0, 0.7
+REACH_PER_DEPTH, REACH_PER_RADIUS = 1.0, 0.4
 """REACH_PER_DEPTH, REACH_PER_RADIUS: the standard deviation of the reach is the sum of the click's
 distance from the mask's border and of the radius of a ball of the mask's volume, times these."""
 

@@ -68,7 +68,7 @@ def features(
     points_roi: np.ndarray,
     labels: np.ndarray,
     roi_size: int,
-) -> list[np.ndarray]:
+) -> list[np.ndarray | np.floating]:
     """Return the inputs of the regression: eight arrays (c, c, c) or single numbers, float32.
 
     The parameters are those of :func:`foreground_probability`.

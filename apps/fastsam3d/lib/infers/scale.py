@@ -30,6 +30,10 @@ ROI_PER_DIAMETER = 5.0
 KEEP_RATIO = 1.3
 """KEEP_RATIO: the default voxel size stays if the chosen one differs by a smaller factor."""
 
+LARGE_MM = 2.4
+"""LARGE_MM: from this choice on, the voxel size is LARGEST_MM. The regression shrinks estimates
+towards the mean: only structures of 130 mm and more (lungs, livers) get this far."""
+
 SIZE_STEP = 1.5
 """SIZE_STEP: factor between the voxel sizes of neighbouring values of the option ``size``."""
 
@@ -99,6 +103,8 @@ class RoiScale:
         place = (roi.to_roi(first_ijk[None])[0] + 0.5) / self.roi_size
         share = estimate_diameter(make_guide(roi_image), place)
         chosen = float(np.clip(ROI_PER_DIAMETER * share * self.default_mm, SMALLEST_MM, LARGEST_MM))
+        if chosen >= max(LARGE_MM, self.default_mm):
+            return LARGEST_MM
         ratio = chosen / self.default_mm
         return self.default_mm if 1 / KEEP_RATIO < ratio < KEEP_RATIO else chosen
 

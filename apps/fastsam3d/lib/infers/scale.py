@@ -3,7 +3,8 @@
 No single voxel size suits all structures: a ROI of 192 mm shows a hippocampus in a few cells and
 does not hold a lung. A ridge regression estimates the size of the structure from the gradients of
 the image in shells around the click. The network cannot estimate it: its expected Dice is about the
-same at each voxel size.
+same at each voxel size. Where the click lies in a large region with a clear border, as in a lung,
+the region itself tells that the structure is large.
 """
 
 from __future__ import annotations
@@ -33,6 +34,18 @@ KEEP_RATIO = 1.3
 LARGE_MM = 2.4
 """LARGE_MM: from this choice on, the voxel size is LARGEST_MM. The regression shrinks estimates
 towards the mean: only structures of 130 mm and more (lungs, livers) get this far."""
+
+REGION_SMOOTHING, TOLERANCES = 0.8, (0.25, 0.5)
+"""REGION_SMOOTHING, TOLERANCES: standard deviation in cells of the filter before a region is grown,
+and how far its values may differ from that at the click, in standard deviations of the image."""
+
+LARGE_REGION, LARGEST_REGION = 0.55, 0.95
+"""LARGE_REGION, LARGEST_REGION: limits of a large region's diameter, as a share of the ROI's
+side. A ball that fills the ROI has 1; what is larger has leaked into everything."""
+
+STABLE_GROWTH = 1.08
+"""STABLE_GROWTH: a region has a clear border if the wider tolerance enlarges its diameter by no
+more than this factor."""
 
 SIZE_STEP = 1.5
 """SIZE_STEP: factor between the voxel sizes of neighbouring values of the option ``size``."""
@@ -101,7 +114,10 @@ class RoiScale:
         except InputError:  # no contrast: the encoder's crop raises it with its reason
             return self.default_mm
         place = (roi.to_roi(first_ijk[None])[0] + 0.5) / self.roi_size
-        share = estimate_diameter(make_guide(roi_image), place)
+        guide = make_guide(roi_image)
+        if self.default_mm < LARGEST_MM and is_in_large_region(guide, place):
+            return LARGEST_MM
+        share = estimate_diameter(guide, place)
         chosen = float(np.clip(ROI_PER_DIAMETER * share * self.default_mm, SMALLEST_MM, LARGEST_MM))
         if chosen >= max(LARGE_MM, self.default_mm):
             return LARGEST_MM
@@ -117,6 +133,33 @@ def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:
     """
     inputs = (click_features(guide, place) - MEANS) / DEVIATIONS
     return float(np.exp(inputs @ COEFFICIENTS + INTERCEPT))
+
+
+def is_in_large_region(guide: np.ndarray, place: np.ndarray) -> bool:
+    """Return whether a click lies in a large region whose border is clear.
+
+    The region is grown from the click with two tolerances. It is that of a structure if it hardly
+    depends on the tolerance (as maximally stable extremal regions, Matas et al., BMVC 2002).
+
+    guide, place: see :func:`click_features`.
+    """
+    smooth = ndimage.gaussian_filter(
+        np.clip(guide, -BRIGHTEST, BRIGHTEST), REGION_SMOOTHING, truncate=2
+    )
+    strict, wide = (_region_diameter(smooth, place, tolerance) for tolerance in TOLERANCES)
+    return LARGE_REGION <= strict <= LARGEST_REGION and wide <= STABLE_GROWTH * strict
+
+
+def _region_diameter(image: np.ndarray, place: np.ndarray, tolerance: float) -> float:
+    """Return the diameter of a ball of the region's volume, as a share of the image's side."""
+    cells = len(image)
+    i, j, k = np.clip(place * cells, 1, cells - 2).astype(int)
+    at_click = image[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2].mean()
+    # the opening cuts bridges of a cell
+    alike = ndimage.binary_opening(np.abs(image - at_click) < tolerance)
+    parts, _ = ndimage.label(alike)
+    volume = np.count_nonzero(parts == parts[i, j, k]) if parts[i, j, k] else 0
+    return float(np.cbrt(6 / np.pi * volume) / cells)
 
 
 def click_features(guide: np.ndarray, place: np.ndarray) -> np.ndarray:

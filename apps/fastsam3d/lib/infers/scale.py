@@ -143,23 +143,23 @@ def is_in_large_region(guide: np.ndarray, place: np.ndarray) -> bool:
 
     guide, place: see :func:`click_features`.
     """
-    smooth = ndimage.gaussian_filter(
-        np.clip(guide, -BRIGHTEST, BRIGHTEST), REGION_SMOOTHING, truncate=2
-    )
-    strict, wide = (_region_diameter(smooth, place, tolerance) for tolerance in TOLERANCES)
+    image = np.clip(guide, -BRIGHTEST, BRIGHTEST)
+    i, j, k = np.clip(place * len(image), 0, len(image) - 1).astype(int)
+    # the value at the click is not smoothed, as a click may lie close to the border
+    distance = np.abs(ndimage.gaussian_filter(image, REGION_SMOOTHING, truncate=2) - image[i, j, k])
+    strict, wide = (_region_diameter(distance < tolerance, (i, j, k)) for tolerance in TOLERANCES)
     return LARGE_REGION <= strict <= LARGEST_REGION and wide <= STABLE_GROWTH * strict
 
 
-def _region_diameter(image: np.ndarray, place: np.ndarray, tolerance: float) -> float:
-    """Return the diameter of a ball of the region's volume, as a share of the image's side."""
-    cells = len(image)
-    i, j, k = np.clip(place * cells, 1, cells - 2).astype(int)
-    at_click = image[i - 1 : i + 2, j - 1 : j + 2, k - 1 : k + 2].mean()
+def _region_diameter(alike: np.ndarray, cell: tuple[int, int, int]) -> float:
+    """Return the diameter of a ball of a region's volume, as a share of the image's side.
+
+    alike: (c, c, c) bool. cell: a cell of the region; if it is not alike, the result is 0.
+    """
     # the opening cuts bridges of a cell
-    alike = ndimage.binary_opening(np.abs(image - at_click) < tolerance)
-    parts, _ = ndimage.label(alike)
-    volume = np.count_nonzero(parts == parts[i, j, k]) if parts[i, j, k] else 0
-    return float(np.cbrt(6 / np.pi * volume) / cells)
+    parts, _ = ndimage.label(ndimage.binary_opening(alike))
+    volume = np.count_nonzero(parts == parts[cell]) if parts[cell] else 0
+    return float(np.cbrt(6 / np.pi * volume) / len(alike))
 
 
 def click_features(guide: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -119,3 +119,22 @@ def test_a_large_uniform_structure_gets_the_coarsest_roi():
     volume = ball_volume(70)
     assert scale().spacing_mm(volume, "key", CENTRE_IJK, 0) == LARGEST_MM
     assert scale(auto=False).spacing_mm(volume, "key", CENTRE_IJK, 0) == 1.5
+
+
+def test_foreground_clicks_vote_on_a_large_region(monkeypatch):
+    """Near the border of a lung a click says little; a nodule's border may look like the lung."""
+    large = {(60.0, 50.0, 45.0): False, (61.0, 50.0, 45.0): True, (62.0, 50.0, 45.0): False}
+    volume, looks = ball_volume(20), []
+
+    def is_large(self, volume, volume_key, click_ijk):
+        looks.append(tuple(click_ijk.tolist()))
+        return large[looks[-1]]
+
+    monkeypatch.setattr(RoiScale, "_is_large", is_large)
+    clicks_ijk = np.array([*large, (63.0, 50.0, 45.0)])
+    spacings = [
+        scale().spacing_mm(volume, "key", CENTRE_IJK, 0, clicks_ijk[:count])
+        for count in (1, 2, 3, 4)
+    ]
+    assert [spacing == LARGEST_MM for spacing in spacings] == [False, True, False, False]
+    assert (63.0, 50.0, 45.0) not in looks

@@ -43,6 +43,9 @@ LARGE_REGION, LARGEST_REGION = 0.55, 0.95
 """LARGE_REGION, LARGEST_REGION: limits of a large region's diameter, as a share of the ROI's
 side. A ball that fills the ROI has 1; what is larger has leaked into everything."""
 
+LOOKS = 3
+"""LOOKS: foreground clicks that vote on a large region. Each look takes a crop of the image."""
+
 STABLE_GROWTH = 1.08
 """STABLE_GROWTH: a region has a clear border if the wider tolerance enlarges its diameter by no
 more than this factor."""
@@ -85,44 +88,70 @@ class RoiScale:
     choices: ByteCache[float]
 
     def spacing_mm(
-        self, volume: Volume, volume_key: Hashable, first_ijk: np.ndarray, step: int
+        self,
+        volume: Volume,
+        volume_key: Hashable,
+        first_ijk: np.ndarray,
+        step: int,
+        foreground_ijk: np.ndarray | None = None,
     ) -> float:
-        """Return the voxel size in mm, a function of image, first click (3,) and step alone.
+        """Return the voxel size in mm, a function of image, clicks and step alone.
 
-        step: one of SIZES, for the next smaller or larger answer to the same clicks.
+        first_ijk: (3,), the first click. step: one of SIZES, for the next smaller or larger answer
+        to the same clicks. foreground_ijk: (N, 3), all foreground clicks in their order: the first
+        LOOKS of them vote on whether the structure is a large region. None: the first click does.
         """
         spacing_mm = self.default_mm
         if self.auto:
-            key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)
-            spacing_mm = self.choices.get_or_make(key, lambda: self._choose(volume, first_ijk))
+            voters_ijk = first_ijk[None] if foreground_ijk is None else foreground_ijk[:LOOKS]
+            votes = [self._is_large(volume, volume_key, click_ijk) for click_ijk in voters_ijk]
+            if any(votes) and 2 * sum(votes) >= len(votes):
+                spacing_mm = max(LARGEST_MM, self.default_mm)
+            else:
+                key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)
+                spacing_mm = self.choices.get_or_make(key, lambda: self._choose(volume, first_ijk))
         if not step:
             return spacing_mm
         # a site may have chosen a default outside of the limits: steps never turn back
         limits = min(SMALLEST_MM, spacing_mm), max(LARGEST_MM, spacing_mm)
         return float(np.clip(spacing_mm * SIZE_STEP**step, *limits))
 
+    def _is_large(self, volume: Volume, volume_key: Hashable, click_ijk: np.ndarray) -> bool:
+        def look() -> float:
+            seen = self._look(volume, click_ijk)
+            return float(seen is not None and is_in_large_region(*seen))
+
+        key = (volume_key, tuple(click_ijk.tolist()), self.roi_size, "large")
+        return bool(self.choices.get_or_make(key, look))
+
     def _choose(self, volume: Volume, first_ijk: np.ndarray) -> float:
-        roi = Roi.place(
-            volume.shape_ijk,
-            volume.affine_mm,
-            first_ijk[None],
-            size=self.roi_size,
-            spacing_mm=self.default_mm,
-        )
-        try:
-            roi_image = normalize(roi.crop(volume.array), volume.is_ct)
-        except InputError:  # no contrast: the encoder's crop raises it with its reason
+        seen = self._look(volume, first_ijk)
+        if seen is None:
             return self.default_mm
-        place = (roi.to_roi(first_ijk[None])[0] + 0.5) / self.roi_size
-        guide = make_guide(roi_image)
-        if self.default_mm < LARGEST_MM and is_in_large_region(guide, place):
-            return LARGEST_MM
-        share = estimate_diameter(guide, place)
+        share = estimate_diameter(*seen)
         chosen = float(np.clip(ROI_PER_DIAMETER * share * self.default_mm, SMALLEST_MM, LARGEST_MM))
         if chosen >= max(LARGE_MM, self.default_mm):
             return LARGEST_MM
         ratio = chosen / self.default_mm
         return self.default_mm if 1 / KEEP_RATIO < ratio < KEEP_RATIO else chosen
+
+    def _look(self, volume: Volume, click_ijk: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the guide image around a click, and the click as a share of the ROI's sides.
+
+        Return None without contrast: the encoder's crop raises the error with its reason.
+        """
+        roi = Roi.place(
+            volume.shape_ijk,
+            volume.affine_mm,
+            click_ijk[None],
+            size=self.roi_size,
+            spacing_mm=self.default_mm,
+        )
+        try:
+            roi_image = normalize(roi.crop(volume.array), volume.is_ct)
+        except InputError:
+            return None
+        return make_guide(roi_image), (roi.to_roi(click_ijk[None])[0] + 0.5) / self.roi_size
 
 
 def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:

@@ -64,8 +64,9 @@ def test_values_at_the_limits_of_the_image_are_counted() -> None:
     assert posterior.isfinite().all() and posterior.min() > 0 and posterior.max() < 1
 
 
-def test_the_weight_grows_with_clicks_and_voxels_up_to_its_limit() -> None:
-    weights = [likelihood_weight(clicks, 1.0) for clicks in (0, 1, 2, 10)]
+def test_the_weight_grows_with_clicks_in_coarse_rois_alone() -> None:
+    weights = [likelihood_weight(clicks, 2.0) for clicks in (0, 1, 2, 5)]
     assert weights[0] == weights[1] < weights[2] < weights[3]
-    assert likelihood_weight(1, 2.0) == 2 * weights[1]
-    assert likelihood_weight(100, 1.0) == LARGEST_WEIGHT
+    assert likelihood_weight(1, 3.0) == 1.5 * weights[1]
+    assert likelihood_weight(100, 2.0) == LARGEST_WEIGHT
+    assert likelihood_weight(100, 1.9) == 0

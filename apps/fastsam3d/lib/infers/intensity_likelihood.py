@@ -1,4 +1,4 @@
-"""The likelihood of the image's intensities, which corrects the network's prior before the walk.
+"""The likelihood of the image's intensities, which corrects the prior of a coarse ROI before its walk.
 
 A structure is often as bright in its missed parts as in those that the network found. The histogram
 of the image inside of the mask and the one around it tell how much more likely each intensity is
@@ -30,6 +30,9 @@ LEAST_CELLS = 30
 LARGEST_LOG_RATIO = 3.0
 """LARGEST_LOG_RATIO: limit of the logarithm of the ratio, before it is weighted."""
 
+COARSE = 2.0
+"""COARSE: from this ratio of voxel sizes on, the network finds only parts of large structures."""
+
 FIRST_WEIGHT, WEIGHT_PER_CLICK, LARGEST_WEIGHT = 1.0, 0.2, 4.0
 """FIRST_WEIGHT, WEIGHT_PER_CLICK, LARGEST_WEIGHT: weight of the log ratio at the first click, its
 growth with each further one, and its limit. The mask that the histograms come from becomes more
@@ -39,9 +42,11 @@ reliable with each click."""
 def likelihood_weight(clicks: int, coarseness: float) -> float:
     """Return the weight of the log ratio after a number of clicks.
 
-    coarseness: voxel size of the ROI as a share of the one that the network was trained with, at
-    least 1. At a coarse voxel the network itself knows less.
+    coarseness: voxel size of the ROI as a share of the one that the network was trained with. Below
+    COARSE the weight is 0: there the intensities brought nothing over series of clicks.
     """
+    if coarseness < COARSE:
+        return 0.0
     weight = FIRST_WEIGHT + WEIGHT_PER_CLICK * max(clicks - 1, 0)
     return min(weight * coarseness, LARGEST_WEIGHT)
 

@@ -53,7 +53,8 @@ def _goes_on(roi: Roi, axis: int, end: int) -> bool:
     outside = -0.5 if end == 0 else roi.size - 0.5
     position = outside * roi.steps[axis] + roi.starts[axis]
     towards = -roi.steps[axis] if end == 0 else roi.steps[axis]
-    return position < roi.shape_ijk[roi.axes[axis]] - 1 if towards > 0 else position > 0
+    last = roi.shape_ijk[roi.axes[axis]] - 1
+    return bool(position < last if towards > 0 else position > 0)
 
 
 def coarser_mm(roi: Roi) -> float | None:

@@ -8,8 +8,8 @@ Multilabel Random Walker Image Segmentation Using Prior Models, CVPR 2005, doi
     sum over neighbours of w_ij (x_i - x_j)² + sum over cells of g_i (x_i - p_i)²
 
 The weights w are small across edges of the image, p is the network's probability and g the trust in
-it. Clicked cells are fixed. So x spreads where the image is uniform and stops at edges. Before the
-walk, the intensities inside and outside of the mask correct p (:mod:`intensity_likelihood`).
+it. Clicked cells are fixed. So x spreads where the image is uniform and stops at edges. In a coarse
+ROI the intensities inside and outside of the mask first correct p (:mod:`intensity_likelihood`).
 
 This is our own code because the random walker of scikit-image takes no prior: it knows seeds only.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.infers.intensity_likelihood import likelihood_weight, with_intensities
+from lib.infers.intensity_likelihood import COARSE, likelihood_weight, with_intensities
 
 CELLS = 64
 """CELLS: cells along each side of the ROI. A cell of 3 mm keeps the walk below a tenth of a second.
@@ -40,8 +40,8 @@ LEAST_WEIGHT = 1e-3
 """LEAST_WEIGHT: lower limit of w, so that a walk can cross an edge."""
 
 TRUST = 0.02
-"""TRUST: g of all other cells. In a uniform image a click reaches about 1 / √g = 7 cells. A ROI
-that is coarser than TRAINED_MM is trusted less in proportion, so that a click reaches further."""
+"""TRUST: g of all other cells. In a uniform image a click reaches about 1 / √g = 7 cells. A coarse
+ROI is trusted less, in proportion to its voxel size, so that a click reaches further."""
 
 TRAINED_MM = 1.5
 """TRAINED_MM: voxel size of the ROIs that the networks were trained with."""
@@ -88,10 +88,10 @@ def random_walk(
     """
     low_res, image = torch.from_numpy(logits)[None, None], torch.from_numpy(guide)
     prior = F.interpolate(low_res, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
-    coarseness = max(spacing_mm / TRAINED_MM, 1.0)
+    coarseness = spacing_mm / TRAINED_MM
     weight = likelihood_weight(len(labels), coarseness)
     prior = with_intensities(prior, image, BRIGHTEST, weight)
-    trust = torch.full_like(prior, TRUST / coarseness)
+    trust = torch.full_like(prior, TRUST / coarseness if coarseness >= COARSE else TRUST)
     cells = ((points_roi + 0.5) * CELLS / roi_size).astype(int).clip(0, CELLS - 1)
     for cell, label in zip(cells.tolist(), labels.tolist(), strict=True):
         prior[tuple(cell)], trust[tuple(cell)] = float(label), CERTAIN

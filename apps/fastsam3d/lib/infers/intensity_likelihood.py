@@ -1,4 +1,4 @@
-"""The likelihood of the image's intensities, which corrects the prior of a coarse ROI before its walk.
+"""The likelihood of the intensities, which corrects the prior of a coarse ROI before its walk.
 
 A structure is often as bright in its missed parts as in those that the network found. The histogram
 of the image inside of the mask and the one around it tell how much more likely each intensity is

@@ -80,7 +80,7 @@ def fits_inside(values: np.ndarray, threshold: float, coarse: Roi, fine: Roi) ->
         for axis in range(3)
         if inside.any()
     ]
-    return sum(length_mm > LARGEST_SHARE * side_mm for length_mm in sides_mm) <= 1
+    return bool(sum(length_mm > LARGEST_SHARE * side_mm for length_mm in sides_mm) <= 1)
 
 
 def join(

@@ -116,7 +116,9 @@ def test_a_walk_without_decided_cells_is_the_same(guide: np.ndarray) -> None:
     logits = prior_logits(describe(*DRAWINGS["box"], SIZE), guide)
     undecided = np.full_like(guide, np.nan)
     plain = random_walk(logits, guide, *NO_CLICK, SIZE)
-    np.testing.assert_array_equal(random_walk(logits, guide, *NO_CLICK, SIZE, undecided), plain)
+    np.testing.assert_array_equal(
+        random_walk(logits, guide, *NO_CLICK, SIZE, fixed=undecided), plain
+    )
 
 
 def test_the_previous_mask_is_positive_where_the_mask_is(guide: np.ndarray) -> None:

@@ -77,12 +77,12 @@ def roi():
 def test_the_state_shows_the_structure_on_the_roi(write, roi):
     initial = read_initial(write(MASK), IMAGE)
     beginning = beginning_of(initial, 2, roi, 32, overwrite=False)
-    pasted = roi.paste(beginning.state.values, beginning.state.threshold)
+    pasted = roi.paste(beginning.state.margins, 0.0)
     assert (pasted != (MASK == 2)).sum() < 0.1 * (MASK == 2).sum()
     assert beginning.state.low_res.shape == (32, 32, 32)
     assert abs(beginning.state.low_res).max() <= 6
     assert roi.paste(beginning.protected.astype(np.float32), 0.5)[22, 15, 8] == 1
-    assert not (beginning.protected & (beginning.state.values > 0)).any()
+    assert not (beginning.protected & (beginning.state.margins > 0)).any()
     assert beginning_of(initial, 2, roi, 32, overwrite=True).protected is None
     assert beginning_of(initial, 9, roi, 32, overwrite=True).state is None
 

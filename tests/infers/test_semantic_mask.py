@@ -12,7 +12,7 @@ from lib.infers.initial_mask import beginning_of
 from lib.infers.mask_state import Beginning, MaskState
 from lib.infers.prompt_parser import parse_prompts
 from lib.infers.semantic_mask import compose
-from lib.infers.structures import RoiStructure
+from lib.infers.structures import RoiMask, RoiStructure
 from lib.infers.transforms import PasteStructuresd
 
 SHAPE_IJK = (40, 30, 24)
@@ -51,7 +51,13 @@ def ball(roi, center, radius_mm, cells=16):
 
 def structure(number, center, radius_mm, beginning=None):
     roi = roi_at(center)
-    return RoiStructure(number, roi, (), beginning or Beginning(), ball(roi, center, radius_mm))
+    state = ball(roi, center, radius_mm)
+    mask = RoiMask(roi, state.margins)
+    return RoiStructure(number, roi, (), beginning or Beginning(), state, mask)
+
+
+def given_structure(roi, beginning, state):
+    return RoiStructure(1, roi, (), beginning, state, RoiMask(roi, state.margins))
 
 
 def given(values):
@@ -69,7 +75,7 @@ def test_one_structure_is_the_pasted_mask_with_the_marked_voxels(within):
         [spatial("point", [20, 15, 12]), spatial("point", [20, 15, 13], 0)], roi=within
     )
     one = structure(1, [20, 15, 12], 9)
-    expected = one.roi.paste(one.state.values, 0.0, within_ijk=prompts.within_ijk)
+    expected = one.roi.paste(one.state.margins, 0.0, within_ijk=prompts.within_ijk)
     expected[20, 15, 12] = 1
     if prompts.is_within(20, 15, 13):
         expected[20, 15, 13] = 0
@@ -101,7 +107,7 @@ def test_two_structures_meet_where_their_values_are_equal():
     prompts = parsed([spatial("point", [14, 15, 12]), spatial("point", [24, 15, 12], 2)])
     mask = whole([first, second], prompts)
     np.testing.assert_array_equal(whole([second, first], prompts), mask)
-    alone = [each.roi.paste(each.state.values, 0.0) > 0 for each in (first, second)]
+    alone = [each.roi.paste(each.state.margins, 0.0) > 0 for each in (first, second)]
     assert (alone[0] & alone[1]).any(), "the balls must overlap"
     np.testing.assert_array_equal(mask > 0, alone[0] | alone[1])
     assert (mask[:19][alone[0][:19]] == 1).all() and (mask[20:][alone[1][20:]] == 2).all()
@@ -117,7 +123,7 @@ def test_other_structures_are_protected_unless_they_may_be_overwritten():
     np.testing.assert_array_equal(mask == 7, initial == 7)
     assert (mask == 1).any() and result.hidden == 1
     mask = whole([one], prompts, given(initial), overwrite=True)
-    pasted = one.roi.paste(one.state.values, 0.0) > 0
+    pasted = one.roi.paste(one.state.margins, 0.0) > 0
     assert (pasted & (initial == 7)).any()
     np.testing.assert_array_equal(mask == 1, pasted)
     np.testing.assert_array_equal(mask == 7, (initial == 7) & ~pasted)
@@ -130,15 +136,15 @@ def test_a_given_mask_stays_where_no_prompt_changed_it():
     initial[2:38, 4:26, 3:20] = generator.random((36, 22, 17)) < 0.8
     roi = roi_at([20, 15, 12], size=64, spacing_mm=0.4)
     beginning = beginning_of(given(initial), 1, roi, 32, overwrite=False)
-    unchanged = RoiStructure(1, roi, (), beginning, beginning.state)
+    unchanged = given_structure(roi, beginning, beginning.state)
     prompts = parsed([spatial("point", [20, 15, 12])])
     expected = initial.copy()
     expected[20, 15, 12] = 1
     np.testing.assert_array_equal(whole([unchanged], prompts, given(initial)), expected)
 
-    removed = beginning.state.values.copy()
+    removed = beginning.state.margins.copy()
     removed[:32] = -5  # one half of the ROI
-    changed = RoiStructure(1, roi, (), beginning, MaskState(removed[::2, ::2, ::2], removed, 0.0))
+    changed = given_structure(roi, beginning, MaskState(removed[::2, ::2, ::2], removed, 0.0))
     mask = whole([changed], prompts, given(initial))
     places = nib.affines.apply_affine(np.linalg.inv(roi.affine_mm) @ AFFINE_MM, np.argwhere(mask))
     inside = np.all((places > 2) & (places < 61), axis=1)

@@ -100,7 +100,13 @@ def walk(
     N >= 0. The threshold of the largest expected Dice turns them into a mask.
     """
     return random_walk(
-        logits, guide, points_roi, labels, roi_size, drawing.fixed, TRUST[drawing.kind]
+        logits,
+        guide,
+        points_roi,
+        labels,
+        roi_size,
+        fixed=drawing.fixed,
+        drawing_trust=TRUST[drawing.kind],
     )
 
 

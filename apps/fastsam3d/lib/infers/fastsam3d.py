@@ -40,13 +40,14 @@ from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.interactions import describe_interactions
+from lib.infers.large_mask import coarser_roi, fits_inside, join, reaches_face
 from lib.infers.mask_state import MaskState
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.infers.request import MASK, check_reply_form, requested_device, requested_form
 from lib.infers.scale import RoiScale
 from lib.infers.stopwatch import Stopwatch
-from lib.infers.structures import RoiStructure
+from lib.infers.structures import RoiMask, RoiStructure, prompts_in_roi
 from lib.infers.transforms import (
     LoadVolumed,
     ParsePromptsd,
@@ -171,22 +172,48 @@ class FastSAM3DInfer(BasicInferTask):
             Crop=0, Wait=0, Encode=0, Decode=0, Outline=0
         )
         for structure in data["structures"]:
-            embedding = self._encode(predictor, data, structure.roi, stages)
-            structure.state = predictor.replay(
-                embedding, structure.prompts, structure.beginning, stages
-            )
+            structure.state = self._replay(predictor, data, structure, structure.roi, stages)
+            structure.mask = RoiMask(structure.roi, structure.state.margins)
+            if structure.beginning.state is None:
+                self._go_on_beyond(predictor, data, structure, stages)
         return data
 
-    def _encode(
-        self, predictor: FastSAM3DPredictor, data: dict[str, Any], roi: Roi, stages: Stopwatch
-    ) -> ImageEmbedding:
-        """Return the embedding of a ROI of the request's volume, from the cache if possible."""
+    def _replay(
+        self,
+        predictor: FastSAM3DPredictor,
+        data: dict[str, Any],
+        structure: RoiStructure,
+        roi: Roi,
+        stages: Stopwatch,
+    ) -> MaskState:
+        """Return the mask that a structure's prompts lead to on a ROI."""
         volume: Volume = data["volume"]
-        return predictor.encode(
+        embedding = predictor.encode(
             roi_key=(data["volume_key"], roi),
             make_roi_image=lambda: normalize(roi.crop(volume.array), volume.is_ct),
+            spacing_mm=roi.spacing_mm,
             stages=stages,
         )
+        prompts = prompts_in_roi(structure.prompts, roi)
+        return predictor.replay(embedding, prompts, structure.beginning, stages)
+
+    def _go_on_beyond(
+        self,
+        predictor: FastSAM3DPredictor,
+        data: dict[str, Any],
+        structure: RoiStructure,
+        stages: Stopwatch,
+    ) -> None:
+        """Continue a mask that reaches the face of its ROI on a coarser one."""
+        fine = structure.mask
+        assert fine is not None
+        roi = coarser_roi(fine.roi)
+        if roi is None or not reaches_face(fine.margins, 0.0, fine.roi):
+            return
+        margins = self._replay(predictor, data, structure, roi, stages).margins
+        if fits_inside(margins, 0.0, roi, fine.roi):
+            margins, _ = join(fine.margins, 0.0, fine.roi, margins, 0.0, roi)
+        structure.mask = RoiMask(roi, margins)
 
     def post_transforms(self, data: Any = None) -> Transforms:
         """Return the steps from the masks on the ROIs to the mask of the stored image."""

@@ -26,7 +26,7 @@ from lib.infers.mask_steps import (
     without_region,
 )
 from lib.infers.precision import FLOAT32, Precision
-from lib.infers.random_walker import CELLS, TRUST, make_guide, random_walk
+from lib.infers.random_walker import CELLS, TRAINED_MM, make_guide, random_walk
 from lib.infers.stopwatch import Stopwatch
 from lib.networks import FastSAM3D, PreparedImage, mask_threshold
 
@@ -36,12 +36,14 @@ class ImageEmbedding:
     """A ROI after encoding, prepared for the decoder.
 
     key: identifies the weights, the device and the ROI. guide: the image whose edges the random
-    walker follows (:func:`~lib.infers.random_walker.make_guide`).
+    walker follows (:func:`~lib.infers.random_walker.make_guide`). spacing_mm: distance between ROI
+    voxels.
     """
 
     key: Hashable
     prepared: PreparedImage
     guide: np.ndarray
+    spacing_mm: float
 
     @property
     def nbytes(self) -> int:
@@ -80,11 +82,13 @@ class FastSAM3DPredictor:
         self,
         roi_key: Hashable,
         make_roi_image: Callable[[], np.ndarray],
+        spacing_mm: float = TRAINED_MM,
         stages: Stopwatch | None = None,
     ) -> ImageEmbedding:
         """Return the embedding of a ROI, from the cache if `roi_key` was encoded before.
 
         make_roi_image: returns the normalised ROI image, (S, S, S) float32 in RAS+ order.
+        spacing_mm: distance between ROI voxels, which `roi_key` must contain.
         stages: the times of Crop, Wait and Encode are added.
         """
         key = (self._network_id, str(self._device), roi_key)
@@ -93,15 +97,15 @@ class FastSAM3DPredictor:
         def make() -> ImageEmbedding:
             with stages.measure("Crop"):
                 roi_image = make_roi_image()
-            return self._queue.run(stages, "Encode", self._encode, key, roi_image)
+            return self._queue.run(stages, "Encode", self._encode, key, roi_image, spacing_mm)
 
         return self._embeddings.get_or_make(key, make)
 
     @torch.inference_mode()
-    def _encode(self, key: Hashable, roi_image: np.ndarray) -> ImageEmbedding:
+    def _encode(self, key: Hashable, roi_image: np.ndarray, spacing_mm: float) -> ImageEmbedding:
         volume = self._on_device(roi_image)
         prepared = self._network.prepare(self._network.encode(volume))
-        return ImageEmbedding(key, prepared, make_guide(roi_image))
+        return ImageEmbedding(key, prepared, make_guide(roi_image), spacing_mm)
 
     def replay(
         self,
@@ -173,15 +177,16 @@ class FastSAM3DPredictor:
         """
         fixed = fixed_cells(state.fixed, protected)
         if state.drawn is not None:
-            low_res, logits, trust = state.low_res, state.drawn.logits, state.drawn.trust
+            low_res, logits = state.low_res, state.drawn.logits
         else:
             low_res = self._queue.run(
                 stages, "Decode", self._decode, embedding, prompts, state.low_res, protected
             )
-            logits, trust = low_res, TRUST
+            logits = low_res
         if self._network.policy.mask_edges == "logits" and state.drawn is None:
             threshold = self._threshold(low_res)
             return MaskState(low_res, low_res - threshold, float(threshold))
+        trust = state.drawn.trust if state.drawn else None
         values = self._walk(embedding, logits, prompts, fixed, trust, stages)
         threshold = self._threshold(values)
         margins = corrected(state, values - threshold, prompts[-1], self._network.config.roi_size)
@@ -242,13 +247,24 @@ class FastSAM3DPredictor:
         logits: np.ndarray,
         prompts: tuple[RoiPrompt, ...],
         fixed: np.ndarray | None,
-        trust: float,
+        drawing_trust: float | None,
         stages: Stopwatch,
     ) -> np.ndarray:
         """Return the logits (CELLS,)*3 of the random walk, which ends at the edges of the image."""
         points_roi, labels = clicks_of(prompts)
-        arguments = (logits, embedding.guide, points_roi, labels, self._network.config.roi_size)
-        return self._cpu_queue.run(stages, "Outline", random_walk, *arguments, fixed, trust)
+        return self._cpu_queue.run(
+            stages,
+            "Outline",
+            random_walk,
+            logits,
+            embedding.guide,
+            points_roi,
+            labels,
+            self._network.config.roi_size,
+            embedding.spacing_mm,
+            fixed,
+            drawing_trust,
+        )
 
     def _threshold(self, values: np.ndarray) -> np.float32:
         """Return the logit above which a cell of values (c, c, c) is inside of the mask."""

@@ -58,9 +58,8 @@ def compose(
 
 
 def _paste(structure: RoiStructure, within_ijk: Box | None) -> tuple[np.ndarray, Box]:
-    state = structure.state
-    assert state is not None
-    return structure.roi.paste_box(state.margins, 0.0, within_ijk)
+    assert structure.mask is not None
+    return structure.mask.roi.paste_box(structure.mask.margins, 0.0, within_ijk)
 
 
 def _marked_voxels(prompts: Prompts) -> np.ndarray:
@@ -150,8 +149,8 @@ class _Canvas:
         if not taken.any():
             return taken
         own, theirs = (
-            each.roi.sample_box(each.state.margins, box_ijk)
+            each.mask.roi.sample_box(each.mask.margins, box_ijk)
             for each in (structure, other)
-            if each.state is not None
+            if each.mask is not None
         )
         return taken & (own <= theirs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -28,19 +29,28 @@ SHARED_MARGIN = 0.125
 prompt may lie."""
 
 
+class RoiMask(NamedTuple):
+    """A mask on a ROI; it is where the margins (c, c, c) on its cells are positive."""
+
+    roi: Roi
+    margins: np.ndarray
+
+
 @dataclass(eq=False)
 class RoiStructure:
     """One structure of a request on its ROI.
 
-    number: its value in the mask. prompts: those about it and the background that lie in the ROI.
-    beginning: what a given mask says about it. state: its mask, once it is computed.
+    number: its value in the mask. prompts: those about it and the background. beginning: what a
+    given mask says about it. state: its mask on the ROI, once it is computed. mask: the one to
+    paste, which may lie on a larger ROI.
     """
 
     number: int
     roi: Roi
-    prompts: tuple[RoiPrompt, ...]
+    prompts: tuple[Prompt, ...]
     beginning: Beginning
     state: MaskState | None = None
+    mask: RoiMask | None = None
 
 
 def structures_of(prompts: Prompts, initial: BoxMask | None) -> tuple[int, ...]:
@@ -106,9 +116,9 @@ class RoiPlacer:
         elif drawings:
             place = drawings[0].subtype, drawings[0].points_ijk
         else:
-            first_ijk = marked[0].points_ijk[0]
-            return first_ijk, self._scale.spacing_mm(
-                self._volume, self._volume_key, first_ijk, self._step
+            points_ijk = np.concatenate([prompt.points_ijk for prompt in marked])
+            return points_ijk[0], self._scale.spacing_mm(
+                self._volume, self._volume_key, points_ijk[0], self._step, points_ijk
             )
         voxel_mm = voxel_sizes(self._volume.affine_mm)
         center_ijk, spacing_mm = roi_rule(*place, voxel_mm, self._scale.roi_size)

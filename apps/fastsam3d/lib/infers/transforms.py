@@ -18,7 +18,7 @@ from lib.infers.prompts import Prompts
 from lib.infers.request import INITIAL_MASK, requested_overwrite, requested_size
 from lib.infers.scale import RoiScale
 from lib.infers.semantic_mask import compose
-from lib.infers.structures import RoiPlacer, RoiStructure, prompts_in_roi, structures_of
+from lib.infers.structures import RoiPlacer, RoiStructure, structures_of
 
 Data = dict[str, Any]
 
@@ -95,9 +95,7 @@ class PlaceRoisd:
             own = prompts.about(number)
             roi = placer.place(own, structure_box(initial, number) if initial else None)
             beginning = beginning_of(initial, number, roi, self._low_res_size, overwrite)
-            data["structures"].append(
-                RoiStructure(number, roi, prompts_in_roi(own, roi), beginning)
-            )
+            data["structures"].append(RoiStructure(number, roi, own, beginning))
         return data
 
 

@@ -1,8 +1,8 @@
 """Fit the uncertainty: `python -m training.fit_uncertainty --data DIR --weights FILE`.
 
-The logistic regression of `lib/infers/uncertainty.py` turns what a click computes into the
-probability of foreground. This program simulates clicks on scans that may be trained on with the
-path of the server, and prints the constants of the regression and its calibration.
+The Platt scaling of `lib/infers/uncertainty.py` turns margins, threshold and number of clicks into
+the probability of foreground. This program simulates clicks on scans that may be trained on, with
+the path of the server. It prints the constants of the regression and its calibration.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lib.imaging.intensity import normalize
 from lib.imaging.roi import Roi, crop_labels
 from lib.infers.corrections import correct
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
-from lib.infers.uncertainty import features, foreground_probability
+from lib.infers.uncertainty import foreground_probability
 from lib.networks import load_checkpoint
 
 from .sources import Case, load_cases
 
 BAND_CELLS = 5
-"""BAND_CELLS: cells that count are those of the mask and those at most this far from it."""
+"""BAND_CELLS: cells that count are those of the mask and those at most so many steps from it."""
 
 CELLS_PER_CLICK = 400
 """CELLS_PER_CLICK: number of random cells of the band that are taken after each click."""
@@ -107,12 +107,12 @@ def simulate(
         voxel = error[rng.integers(len(error))]
         points = np.vstack([points, voxel])
         labels = np.append(labels, int(target[tuple(voxel)]))
-        margins, threshold, logits = _click(predictor, embedding, margins, points, labels, size)
+        margins, threshold = _click(predictor, embedding, margins, points, labels, size)
         upsampled = F.interpolate(
             torch.from_numpy(margins)[None, None], size=target.shape, mode="trilinear"
         )
         mask = upsampled[0, 0].numpy() > 0
-        parts.append(_cells(margins, threshold, logits, points, labels, target, rng))
+        parts.append(_cells(margins, threshold, len(labels), target, rng))
     return CellSamples(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
@@ -123,32 +123,31 @@ def _click(
     points: np.ndarray,
     labels: np.ndarray,
     size: int,
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return the margins after the last click, the threshold, and the network's logits."""
+) -> tuple[np.ndarray, float]:
+    """Return the margins after the last click, and the threshold."""
     logits = predictor.decode(embedding, points, labels)
     values, threshold = predictor.delineate(embedding, logits, points, labels)
     answer = values - np.float32(threshold)
-    return correct(before, answer, points[-1], int(labels[-1]), size), threshold, logits
+    return correct(before, answer, points[-1], int(labels[-1]), size), threshold
 
 
 def _cells(
     margins: np.ndarray,
     threshold: float,
-    logits: np.ndarray,
-    points: np.ndarray,
-    labels: np.ndarray,
+    clicks: int,
     target: np.ndarray,
     rng: np.random.Generator,
 ) -> CellSamples:
     """Return random cells of the band around the mask."""
-    inputs = features(margins, threshold, logits, points, labels, len(target))
-    probability = foreground_probability(margins, threshold, logits, points, labels, len(target))
     share = F.adaptive_avg_pool3d(torch.from_numpy(target)[None, None].float(), len(margins))
-    near = ndimage.distance_transform_edt(margins <= 0) <= BAND_CELLS
+    near = ndimage.binary_dilation(margins > 0, iterations=BAND_CELLS)
     chosen = rng.permutation(np.flatnonzero(near))[:CELLS_PER_CLICK]
-    columns = [np.broadcast_to(values, margins.shape).ravel()[chosen] for values in inputs]
-    truth = share[0, 0].numpy().ravel()[chosen] >= 0.5
-    return CellSamples(np.stack(columns, axis=1), truth, probability.ravel()[chosen])
+    constant = [np.full(len(chosen), value) for value in (threshold, np.log(clicks))]
+    return CellSamples(
+        np.stack([margins.ravel()[chosen], *constant], axis=1),
+        share[0, 0].numpy().ravel()[chosen] >= 0.5,
+        foreground_probability(margins, threshold, clicks).ravel()[chosen],
+    )
 
 
 def fit_logistic(

@@ -3,13 +3,10 @@
 import time
 
 import numpy as np
-import pytest
 
 from lib.imaging.roi import Roi
 from lib.infers.uncertainty import (
-    FARTHEST,
     cells_in_image,
-    features,
     foreground_probability,
     label_error,
     next_click,
@@ -30,49 +27,32 @@ def ball(centre: np.ndarray, radius: float) -> np.ndarray:
 
 
 MARGINS = ball(np.array([32, 32, 32]), 6)
-LOGITS = MARGINS[::2, ::2, ::2].copy()
 POINTS = ROI.to_roi(FIRST_IJK)
-LABELS = np.array([1])
-
-
-def probability_of(margins: np.ndarray, points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return foreground_probability(margins, -0.8, LOGITS, points, labels, SIZE)
 
 
 def test_probability_rises_with_the_margin() -> None:
-    probability = probability_of(MARGINS, POINTS, LABELS)
+    probability = foreground_probability(MARGINS, -0.8, 1)
     assert probability.shape == (CELLS,) * 3
     assert probability.dtype == np.float32
     line = probability[32, 32, 32:]
-    assert line[0] > 0.7
-    assert line[-1] < 0.1
-    assert (np.diff(line[:12]) <= 1e-6).all()
+    assert line[0] > 0.9
+    assert line[-1] < 0.01
+    assert (np.diff(line[:12]) < 0).all()
+
+
+def test_probability_at_the_border_follows_the_threshold() -> None:
+    border = np.zeros((2, 3, 4), dtype=np.float32)
+    low, high = (foreground_probability(border, threshold, 3)[0, 0, 0] for threshold in (-2, -0.5))
+    assert low < 0.3
+    assert high > 0.5
+    later = foreground_probability(border, -2, 10)[0, 0, 0]
+    assert later < low
 
 
 def test_label_error_is_that_of_the_mask() -> None:
     probability = np.array([[[0.9, 0.9]]], dtype=np.float32)
     margins = np.array([[[1.0, -1.0]]], dtype=np.float32)
     np.testing.assert_allclose(label_error(probability, margins), [[[0.1, 0.9]]], rtol=1e-6)
-
-
-def test_features_measure_distances_in_radii_of_the_mask() -> None:
-    far = np.vstack([POINTS, POINTS + [30, 0, 0]])
-    _, _, threshold, log_count, foreground, background, inside, log_radius = features(
-        MARGINS, -0.8, LOGITS, far, np.array([1, 0]), SIZE
-    )
-    assert threshold == np.float32(-0.8)
-    assert log_count == pytest.approx(np.log(2))
-    assert np.exp(log_radius) == pytest.approx(6, abs=0.1)
-    np.testing.assert_array_equal(inside, MARGINS > 0)
-    cell = (32, 32, 32)
-    assert foreground[cell] == pytest.approx(0, abs=0.15)
-    assert background[cell] == pytest.approx(15 / 6, abs=0.15)
-    assert foreground.max() == FARTHEST
-
-
-def test_features_without_background_clicks() -> None:
-    background = features(MARGINS, -0.8, LOGITS, POINTS, LABELS, SIZE)[5]
-    assert (np.asarray(background) == FARTHEST).all()
 
 
 def test_next_click_lies_in_the_region_of_most_uncertainty() -> None:
@@ -110,11 +90,10 @@ def test_cells_in_image_agree_with_each_centre() -> None:
 
 def test_all_takes_less_than_150_ms() -> None:
     points = POINTS + np.arange(10)[:, None]
-    labels = np.arange(10) % 2
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        error = label_error(probability_of(MARGINS, points, labels), MARGINS)
+        error = label_error(foreground_probability(MARGINS, -0.8, 10), MARGINS)
         next_click(error, MARGINS, points, ROI)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.15

@@ -22,8 +22,8 @@ from lib.cache import ByteCache, array_nbytes
 from lib.errors import AppError, InputError
 from lib.imaging.intensity import normalize
 from lib.imaging.roi import Roi, crop_labels
-from lib.infers.corrections import correct
-from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
+from lib.infers.mask_state import MaskState, RoiPrompt
+from lib.infers.predictor import FastSAM3DPredictor
 from lib.infers.uncertainty import foreground_probability
 from lib.networks import load_checkpoint
 
@@ -95,50 +95,31 @@ def simulate(
 
     image: (S, S, S) float32, normalised. target: (S, S, S) bool, not empty.
     """
-    size = len(target)
     embedding = predictor.encode(rng.bytes(16), lambda: image)
-    mask, margins = np.zeros_like(target), None
-    points, labels = np.zeros((0, 3)), np.zeros(0, dtype=int)
+    mask = np.zeros_like(target)
+    prompts: list[RoiPrompt] = []
     parts = []
     for _ in range(clicks):
         error = np.argwhere(mask != target)
         if not len(error):
             break
         voxel = error[rng.integers(len(error))]
-        points = np.vstack([points, voxel])
-        labels = np.append(labels, int(target[tuple(voxel)]))
-        margins, threshold = _click(predictor, embedding, margins, points, labels, size)
+        place = tuple(float(index) for index in voxel)
+        prompts.append(RoiPrompt("point", (place,), bool(target[tuple(voxel)])))
+        state = predictor.replay(embedding, prompts)
         upsampled = F.interpolate(
-            torch.from_numpy(margins)[None, None], size=target.shape, mode="trilinear"
+            torch.from_numpy(state.margins)[None, None], size=target.shape, mode="trilinear"
         )
         mask = upsampled[0, 0].numpy() > 0
-        parts.append(_cells(margins, threshold, len(labels), target, rng))
+        parts.append(_cells(state, len(prompts), target, rng))
     return CellSamples(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
-def _click(
-    predictor: FastSAM3DPredictor,
-    embedding: ImageEmbedding,
-    before: np.ndarray | None,
-    points: np.ndarray,
-    labels: np.ndarray,
-    size: int,
-) -> tuple[np.ndarray, float]:
-    """Return the margins after the last click, and the threshold."""
-    logits = predictor.decode(embedding, points, labels)
-    values, threshold = predictor.delineate(embedding, logits, points, labels)
-    answer = values - np.float32(threshold)
-    return correct(before, answer, points[-1], int(labels[-1]), size), threshold
-
-
 def _cells(
-    margins: np.ndarray,
-    threshold: float,
-    clicks: int,
-    target: np.ndarray,
-    rng: np.random.Generator,
+    state: MaskState, clicks: int, target: np.ndarray, rng: np.random.Generator
 ) -> CellSamples:
     """Return random cells of the band around the mask."""
+    margins, threshold = state.margins, state.threshold
     share = F.adaptive_avg_pool3d(torch.from_numpy(target)[None, None].float(), len(margins))
     near = ndimage.binary_dilation(margins > 0, iterations=BAND_CELLS)
     chosen = rng.permutation(np.flatnonzero(near))[:CELLS_PER_CLICK]

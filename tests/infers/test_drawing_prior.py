@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib.imaging.mask import dice
-from lib.infers.drawing_prior import IMPOSSIBLE, intensity, previous_mask, prior_logits, walk
+from lib.infers.drawing_prior import IMPOSSIBLE, TRUST, intensity, previous_mask, prior_logits
 from lib.infers.drawings import describe
 from lib.infers.random_walker import CELLS, random_walk
 from lib.networks import mask_threshold
@@ -14,6 +14,13 @@ SIZE = 128
 CENTRE, AXES = np.array([62.0, 70, 57]), np.array([17.0, 25, 21])
 NO_CLICK = np.zeros((0, 3)), np.zeros(0, dtype=int)
 PLANE = np.array([0.4, -0.3, 1.0])
+
+
+def walk(shape, logits, guide, points_roi, labels, roi_size):
+    """Walk from a drawing's prior as the predictor does."""
+    trust = TRUST[shape.kind]
+    arguments = (logits, guide, points_roi, labels, roi_size)
+    return random_walk(*arguments, fixed=shape.fixed, drawing_trust=trust)
 
 
 def ellipsoid() -> np.ndarray:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from lib.cache import ByteCache, array_nbytes
+from lib.infers.corrections import correct
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.device_queue import DeviceQueue
 from lib.infers.mask_state import Beginning, MaskState, RoiPrompt
 from lib.infers.precision import lowered
 from lib.infers.predictor import FastSAM3DPredictor
-from lib.infers.random_walker import make_guide, random_walk
+from lib.infers.random_walker import CELLS, make_guide, random_walk
 from lib.infers.stopwatch import Stopwatch
 from lib.networks import FastSAM3DConfig, MaskPolicy, build_untrained, mask_threshold
 
@@ -66,8 +67,8 @@ def test_replay_equals_its_definition(network):
 def test_masks_of_published_networks_are_their_logits_above_zero(network):
     segmenter = predictor(network)
     state = segment(segmenter)
-    assert state.values is state.low_res and state.threshold == 0
-    assert segmenter.encode("roi", roi_image).guide is None
+    np.testing.assert_array_equal(state.margins, state.low_res)
+    assert state.threshold == 0
 
 
 def test_the_random_walker_is_used_if_the_weights_ask_for_it(network):
@@ -78,14 +79,35 @@ def test_the_random_walker_is_used_if_the_weights_ask_for_it(network):
     embedding = segmenter.encode("roi", roi_image)
     np.testing.assert_array_equal(embedding.guide, make_guide(roi_image()))
     assert embedding.nbytes == embedding.prepared.nbytes + embedding.guide.nbytes
-    state = segmenter.replay(embedding, PROMPTS, stages=stages)
+    state = segmenter.replay(embedding, PROMPTS[:1], stages=stages)
     # the thread of the queue may have another number of workers, and so round otherwise
-    walk = (random_walk, state.low_res, embedding.guide, POINTS_ROI, LABELS, 64)
+    walk = (random_walk, state.low_res, embedding.guide, POINTS_ROI[:1], LABELS[:1], 64)
     expected = DeviceQueue.on(torch.device("cpu")).run(Stopwatch(), "Outline", *walk)
-    np.testing.assert_array_equal(state.values, expected)
     threshold = float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
+    np.testing.assert_array_equal(state.margins, expected - np.float32(threshold))
     assert state.threshold == threshold
     assert set(stages) == {"Wait", "Decode", "Outline"}
+
+
+def test_later_clicks_correct_the_mask_before_them(network):
+    """The margins are those of `correct`, and a click that the mask satisfies changes nothing."""
+    network.policy = dataclasses.replace(network.policy, mask_edges="image")
+    segmenter = predictor(network)
+    embedding = segmenter.encode("roi", roi_image)
+    first = segmenter.replay(embedding, PROMPTS[:1])
+    assert (first.margins > 0).any()
+    inside = (np.argwhere(first.margins > 1)[0] + 0.5) * 64 / CELLS - 0.5
+    satisfied = RoiPrompt("point", (tuple(inside),), True)
+    stages = Stopwatch()
+    same = segmenter.replay(embedding, [*PROMPTS[:1], satisfied], stages=stages)
+    assert same is first and stages == {}
+    opposed = RoiPrompt("point", (tuple(inside),), False)
+    second = segmenter.replay(embedding, [*PROMPTS[:1], opposed])
+    points_roi, labels = np.array([POINTS_ROI[0], inside]), np.array([1, 0])
+    walk = (random_walk, second.low_res, embedding.guide, points_roi, labels, 64)
+    answer = DeviceQueue.on(torch.device("cpu")).run(Stopwatch(), "Outline", *walk)
+    expected = correct(first.margins, answer, inside, 0, 64)
+    np.testing.assert_array_equal(second.margins, expected)
 
 
 def test_random_walks_run_one_at_a_time(network, monkeypatch):
@@ -191,7 +213,7 @@ def test_the_order_of_prompts_counts(network):
 
 def test_a_given_mask_is_what_the_first_prompt_starts_from(network):
     given = np.random.default_rng(3).standard_normal((16, 16, 16)).astype(np.float32)
-    beginning = Beginning(MaskState(given, given, 0.0))
+    beginning = Beginning(MaskState(given, np.full((64, 64, 64), -1, np.float32), 0.0))
     segmenter = predictor(network)
     embedding = segmenter.encode("roi", roi_image)
     assert segmenter.replay(embedding, [], beginning) is beginning.state
@@ -213,9 +235,10 @@ def test_cells_of_other_structures_are_background_for_the_network(network):
     protected = np.zeros((64, 64, 64), dtype=bool)
     protected[:, :, 24:] = True
     given = np.full((16, 16, 16), 3, dtype=np.float32)
+    given_cells = np.full((64, 64, 64), -1, dtype=np.float32)
     states = []
     for kept in (None, protected):
-        beginning = Beginning(MaskState(given, given, 0.0), kept)
+        beginning = Beginning(MaskState(given, given_cells, 0.0), kept)
         states.append(segmenter.replay(embedding, PROMPTS[:1], beginning))
-    assert (states[1].values[protected] < -5).all() and (states[0].values[protected] > -5).any()
+    assert (states[1].margins[protected] < -5).all() and (states[0].margins[protected] > -5).any()
     assert not np.array_equal(states[0].low_res, states[1].low_res)

@@ -9,7 +9,7 @@ from lib.infers.uncertainty import (
     cells_in_image,
     foreground_probability,
     label_error,
-    next_click,
+    next_clicks,
 )
 
 CELLS, SIZE = 64, 128
@@ -58,7 +58,7 @@ def test_label_error_is_that_of_the_mask() -> None:
 def test_next_click_lies_in_the_region_of_most_uncertainty() -> None:
     error = 0.3 * (ball(np.array([32, 40, 32]), 3) > 0).astype(np.float32)
     error[28, 28, 28] = 0.9  # a higher value, but little of it
-    voxel = next_click(error, MARGINS, np.zeros((0, 3)), ROI)
+    voxel = next_clicks(error, MARGINS, np.zeros((0, 3)), ROI)[0]
     expected = ROI.to_image((np.array([[32, 40, 32]]) + 0.5) * 2 - 0.5)[0]
     np.testing.assert_allclose(voxel, expected, atol=3)
 
@@ -67,17 +67,24 @@ def test_next_click_avoids_earlier_ones() -> None:
     error = 0.3 * (ball(np.array([32, 40, 32]), 3) > 0).astype(np.float32)
     error += 0.2 * (ball(np.array([32, 24, 32]), 3) > 0)
     clicked = (np.array([[32, 40, 32]]) + 0.5) * 2 - 0.5
-    first = ROI.to_roi(next_click(error, MARGINS, np.zeros((0, 3)), ROI)[None])[0]
-    second = ROI.to_roi(next_click(error, MARGINS, clicked, ROI)[None])[0]
+    first = ROI.to_roi(next_clicks(error, MARGINS, np.zeros((0, 3)), ROI)[:1])[0]
+    second = ROI.to_roi(next_clicks(error, MARGINS, clicked, ROI)[:1])[0]
     assert np.linalg.norm(first - clicked[0]) < 8
     assert np.linalg.norm(second - clicked[0]) > 20
+
+
+def test_places_worth_a_look_lie_apart() -> None:
+    error = 0.3 * (ball(np.array([32, 40, 32]), 3) > 0).astype(np.float32)
+    error += 0.2 * (ball(np.array([32, 24, 32]), 3) > 0)
+    first, second, *_ = ROI.to_roi(next_clicks(error, MARGINS, np.zeros((0, 3)), ROI))
+    assert np.linalg.norm(first - second) > 20
 
 
 def test_next_click_stays_inside_the_image() -> None:
     inside = cells_in_image(ROI, CELLS)
     assert 0 < inside.sum() < inside.size
     error = np.where(inside, 0.01, 0.9).astype(np.float32)
-    voxel = next_click(error, MARGINS, np.zeros((0, 3)), ROI)
+    voxel = next_clicks(error, MARGINS, np.zeros((0, 3)), ROI)[0]
     assert ((voxel >= 0) & (voxel < SHAPE)).all()
 
 
@@ -94,6 +101,6 @@ def test_all_takes_less_than_150_ms() -> None:
     for _ in range(5):
         start = time.perf_counter()
         error = label_error(foreground_probability(MARGINS, -0.8, 10), MARGINS)
-        next_click(error, MARGINS, points, ROI)
+        next_clicks(error, MARGINS, points, ROI)[0]
         times.append(time.perf_counter() - start)
     assert min(times) < 0.15

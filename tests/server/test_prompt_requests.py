@@ -1,5 +1,6 @@
 """Requests with an ordered list of prompts, over HTTP: replies, structures and given masks."""
 
+import email
 import gzip
 import json
 
@@ -146,6 +147,109 @@ def test_nan_is_refused(ball_server, name):
     text = json.dumps({"prompts": [point([1, 2, 3])]}).replace("3]", "NaN]")
     reply = ball_server.infer("fastsam3d", name, text)
     assert reply.status_code == 400 and "prompt 1 (point): [1, 2, nan]" in reply.json()["detail"]
+
+
+def parts_of(reply):
+    """Return the parts of a multipart reply by name."""
+    assert reply.status_code == 200, reply.text
+    message = email.message_from_bytes(
+        b"Content-Type: " + reply.headers["content-type"].encode() + b"\r\n\r\n" + reply.content
+    )
+    return {
+        part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
+        for part in message.get_payload()
+    }
+
+
+MAPS = ["uncertainty", "probability"]
+
+
+def test_maps_come_beside_the_mask(ball_server, name):
+    reply = ask(ball_server, name, [point(CENTER)], output="all", outputs=[*MAPS, "next_click"])
+    parts = parts_of(reply)
+    assert list(parts) == ["params", "image", "probability", "uncertainty"]
+    arrays = {
+        name: np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(content)).dataobj)
+        for name, content in parts.items()
+        if name != "params"
+    }
+    assert all(array.shape == SHAPE_IJK for array in arrays.values())
+    inside = arrays["image"] == 1
+    assert arrays["probability"][inside].mean() > arrays["probability"][~inside].mean() + 50
+    both = arrays["uncertainty"][inside].astype(int) + arrays["probability"][inside]
+    assert np.median(np.abs(both - 255)) < 10  # the border's cells are interpolated
+    places = json.loads(parts["params"])["next_click"]
+    assert len(places["places_ijk"]) == len(places["places_lps_mm"]) == 5
+    back = nib.affines.apply_affine(
+        np.linalg.inv(AFFINE_MM), np.array(places["places_lps_mm"]) * [-1, -1, 1]
+    )
+    np.testing.assert_allclose(back, places["places_ijk"], atol=0.01)
+
+
+def test_the_box_holds_the_maps_too(ball_server, name):
+    reply = ask(ball_server, name, [point(CENTER)], output="box", outputs=[*MAPS, "next_click"])
+    assert reply.status_code == 200, reply.text
+    place = json.loads(reply.headers["X-Mask-Box"])
+    assert place["arrays"] == ["mask", "probability", "uncertainty"]
+    assert len(place["next_click"]["places_ijk"]) == 5
+    arrays = np.frombuffer(reply.content, np.uint8).reshape(3, -1)
+    shape = place["size_ijk"]
+    whole = mask(ask(ball_server, name, [point(CENTER)]))
+    box = tuple(
+        slice(start, start + count) for start, count in zip(place["offset_ijk"], shape, strict=True)
+    )
+    np.testing.assert_array_equal(arrays[0].reshape(shape, order="F"), whole[box])
+    assert whole[box].sum() == whole.sum()
+    assert arrays[1][arrays[0] == 1].min() > arrays[1][arrays[0] == 0].min()
+
+
+@pytest.mark.parametrize("output", ["image", "json"])
+def test_a_reply_without_room_for_maps_says_so(ball_server, name, output):
+    reply = ask(ball_server, name, [point(CENTER)], output=output, outputs=["uncertainty"])
+    assert reply.status_code == 400 and "has no room for uncertainty" in reply.text
+    places = ask(ball_server, name, [point(CENTER)], output=output, outputs=["next_click"])
+    assert places.status_code == 200
+
+
+@pytest.mark.parametrize("outputs", ["uncertainty", ["mask"], 7, [["uncertainty"]]])
+def test_unknown_outputs_are_named(ball_server, name, outputs):
+    reply = ask(ball_server, name, [point(CENTER)], output="all", outputs=outputs)
+    assert reply.status_code == 400 and "outputs is" in reply.json()["detail"]
+
+
+def spatial(subtype, places, structure=1):
+    return {**point(places, structure), "subtype": subtype}
+
+
+@pytest.mark.parametrize(
+    ("subtype", "places"),
+    [
+        ("bounding_box", [[22, 42, 14], [38, 58, 26]]),
+        ("bounding_box", [[22, 42, 20], [38, 58, 20]]),
+        ("lasso", [[22, 42, 20], [38, 42, 20], [38, 58, 20], [22, 58, 20]]),
+        ("scribble", [[24, 50, 20], [36, 50, 20]]),
+    ],
+)
+def test_each_drawing_gives_a_mask_in_its_place(ball_server, name, subtype, places):
+    drawn = mask(ask(ball_server, name, [spatial(subtype, places)]))
+    center = np.argwhere(drawn).mean(axis=0)
+    np.testing.assert_allclose(center, CENTER, atol=4)
+    removed = mask(
+        ask(
+            ball_server,
+            name,
+            [spatial(subtype, places), spatial("scribble", [[24, 50, 20], [26, 50, 20]], 0)],
+        )
+    )
+    assert removed[25, 50, 20] == 0 and removed.sum() <= drawn.sum()
+
+
+def test_a_background_box_takes_its_voxels_off(ball_server, name):
+    prompts = [point(CENTER), spatial("bounding_box", [[31, 40, 10], [45, 60, 30]], 0)]
+    left, whole = (mask(ask(ball_server, name, prompts[:count])) for count in (2, 1))
+    taken = (slice(33, 44), slice(42, 59), slice(12, 29))
+    assert whole[taken].any() and not left[taken].any()
+    np.testing.assert_array_equal(left[:28], whole[:28])
 
 
 def test_info_says_what_a_model_takes(ball_server):

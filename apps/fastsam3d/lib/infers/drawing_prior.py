@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from lib.infers.drawings import Drawing
-from lib.infers.random_walker import CELLS, random_walk
+from lib.infers.random_walker import CELLS
 
 BINS = 32
 """BINS: bins of the histograms; each holds as many of the cells that have a weight."""
@@ -39,6 +39,10 @@ STRONGEST_NETWORK = 8.0
 NETWORK_KINDS = frozenset({"scribble"})
 """NETWORK_KINDS: drawings whose prior uses the network's logits. For the others they add nothing.
 """
+
+NETWORK_SHARE = {"box": 0.0, "flat_box": 0.25, "lasso": 0.25, "scribble": 0.25}
+"""NETWORK_SHARE: share of the network's logits in the prior of a click after a drawing. After a box
+they do harm."""
 
 TRUST = {"box": 0.02, "flat_box": 0.01, "lasso": 0.01, "scribble": 0.01}
 """TRUST: g of the random walk's cells for each kind of drawing."""
@@ -86,28 +90,15 @@ def regression_terms(
     return terms
 
 
-def walk(
-    drawing: Drawing,
-    logits: np.ndarray,
-    guide: np.ndarray,
-    points_roi: np.ndarray,
-    labels: np.ndarray,
-    roi_size: int,
-) -> np.ndarray:
-    """Return the logits of the random walk from a drawing's prior, (CELLS,)*3 float32.
+def with_network(logits: np.ndarray, kind: str, network_logits: np.ndarray) -> np.ndarray:
+    """Return the prior after a click that follows a drawing, (CELLS,)*3 float32.
 
-    logits: of :func:`prior_logits`. points_roi (N, 3), labels (N,): the clicks after the drawing,
-    N >= 0. The threshold of the largest expected Dice turns them into a mask.
+    logits: of :func:`prior_logits`. kind: of the drawing. network_logits: (s, s, s) float32 of the
+    network for the click.
     """
-    return random_walk(
-        logits,
-        guide,
-        points_roi,
-        labels,
-        roi_size,
-        fixed=drawing.fixed,
-        drawing_trust=TRUST[drawing.kind],
-    )
+    share = np.float32(NETWORK_SHARE[kind])
+    network = _on_cells(network_logits).clip(-STRONGEST_NETWORK, STRONGEST_NETWORK)
+    return np.asarray(logits + share * (network - logits))
 
 
 def previous_mask(values: np.ndarray, threshold: float, low_res_size: int) -> np.ndarray:

@@ -13,6 +13,7 @@ dictionary `data` per request:
                    give the mask its edges                      random_walker.py
 `post_transforms`  paste the masks into the stored image        semantic_mask.py
                    give marked voxels their structure           semantic_mask.py
+                   probability, uncertainty, next clicks        outputs.py
 `writer`           return the mask, or write its file           lib/imaging/mask_file.py
 """
 
@@ -42,14 +43,16 @@ from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.interactions import describe_interactions
 from lib.infers.large_mask import coarser_roi, fits_inside, join, reaches_face
 from lib.infers.mask_state import MaskState
+from lib.infers.outputs import Outputs
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
-from lib.infers.request import MASK, check_reply_form, requested_device, requested_form
+from lib.infers.request import MAPS, MASK, check_reply_form, requested_device, requested_form
 from lib.infers.scale import RoiScale
 from lib.infers.stopwatch import Stopwatch
 from lib.infers.structures import RoiMask, RoiStructure, prompts_in_roi
 from lib.infers.transforms import (
     LoadVolumed,
+    MakeOutputsd,
     ParsePromptsd,
     PasteStructuresd,
     PlaceRoisd,
@@ -217,7 +220,7 @@ class FastSAM3DInfer(BasicInferTask):
 
     def post_transforms(self, data: Any = None) -> Transforms:
         """Return the steps from the masks on the ROIs to the mask of the stored image."""
-        return [PasteStructuresd()]
+        return [PasteStructuresd(), MakeOutputsd()]
 
     def writer(
         self, data: dict[str, Any], extension: Any = None, dtype: Any = None
@@ -234,8 +237,10 @@ class FastSAM3DInfer(BasicInferTask):
             "structures": {str(each.number): _describe_roi(each) for each in data["structures"]},
         }
         _log_click(data)
+        outputs: Outputs = data["outputs_made"]
+        params |= outputs.facts
         if data.get(MASK):
-            return None, {**params, MASK: data["pred"]}
+            return None, {**params, MASK: data["pred"], MAPS: outputs.maps}
         form = requested_form(data, data["image_path"])
         form = replace(form, extension=extension or form.extension, dtype=dtype or form.dtype)
         return write_temporary(data["pred"], form), params

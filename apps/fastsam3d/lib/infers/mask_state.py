@@ -15,11 +15,12 @@ from lib.infers.prompts import Place, Prompt, Subtype
 class Drawn:
     """What drawings say about a structure.
 
-    logits: (c, c, c) float32, the prior of the random walk. trust: how much the walk keeps to it.
+    kind: of the newest drawing: box, flat_box, lasso or scribble. logits: (c, c, c) float32, the
+    prior of the random walk.
     """
 
+    kind: str
     logits: np.ndarray
-    trust: float
 
 
 @dataclass(frozen=True, eq=False)

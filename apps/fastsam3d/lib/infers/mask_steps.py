@@ -79,7 +79,8 @@ def joined(state: MaskState, margins: np.ndarray, decided: np.ndarray | None) ->
 def without_region(state: MaskState, prompt: RoiPrompt, roi_size: int) -> MaskState:
     """Return the state after a box or a lasso around background: its cells are taken off."""
     cells = region(prompt.subtype, prompt.points_roi, roi_size)
-    margins = np.where(cells, np.minimum(on_cells(state.margins), -CLICKED), state.margins)
+    margins = on_cells(state.margins)
+    margins = np.where(cells, np.minimum(margins, -CLICKED), margins)
     outside = np.where(cells, np.float32(0), np.float32(np.nan))
     low_res = without_protected(state.low_res, cells)
     fixed = fixed_cells(state.fixed, None, outside)

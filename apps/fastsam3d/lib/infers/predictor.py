@@ -12,7 +12,13 @@ from torch import Tensor
 from lib.cache import ByteCache
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.device_queue import DeviceQueue
-from lib.infers.drawing_prior import NETWORK_KINDS, previous_mask, prior_logits
+from lib.infers.drawing_prior import (
+    NETWORK_KINDS,
+    NETWORK_SHARE,
+    previous_mask,
+    prior_logits,
+    with_network,
+)
 from lib.infers.drawing_prior import TRUST as DRAWING_TRUST
 from lib.infers.drawings import describe
 from lib.infers.mask_state import Beginning, Drawn, MaskState, RoiPrompt
@@ -173,24 +179,25 @@ class FastSAM3DPredictor:
     ) -> MaskState:
         """Return the state after a point, or after a scribble on the background.
 
-        After a drawing the walk starts from its prior, which is better than the network's answer.
+        After a drawing the walk starts from its prior, with a share of the network's logits.
         """
-        fixed = fixed_cells(state.fixed, protected)
-        if state.drawn is not None:
-            low_res, logits = state.low_res, state.drawn.logits
-        else:
+        low_res, drawn, trust = state.low_res, state.drawn, None
+        if drawn is None or NETWORK_SHARE[drawn.kind]:
             low_res = self._queue.run(
                 stages, "Decode", self._decode, embedding, prompts, state.low_res, protected
             )
-            logits = low_res
-        if self._network.policy.mask_edges == "logits" and state.drawn is None:
+        if self._network.policy.mask_edges == "logits" and drawn is None:
             threshold = self._threshold(low_res)
             return MaskState(low_res, low_res - threshold, float(threshold))
-        trust = state.drawn.trust if state.drawn else None
+        logits = low_res
+        if drawn is not None:
+            logits = with_network(drawn.logits, drawn.kind, low_res)
+            trust = DRAWING_TRUST[drawn.kind]
+        fixed = fixed_cells(state.fixed, protected)
         values = self._walk(embedding, logits, prompts, fixed, trust, stages)
         threshold = self._threshold(values)
         margins = corrected(state, values - threshold, prompts[-1], self._network.config.roi_size)
-        return MaskState(low_res, margins, float(threshold), state.drawn, state.fixed)
+        return MaskState(low_res, margins, float(threshold), drawn, state.fixed)
 
     def _step_drawing(
         self,
@@ -219,7 +226,7 @@ class FastSAM3DPredictor:
         low_res = previous_mask(margins, 0.0, config.low_res_size)
         if state.drawn is not None:
             logits = np.maximum(logits, state.drawn.logits)
-        return MaskState(low_res, margins, threshold, Drawn(logits, trust), decided)
+        return MaskState(low_res, margins, threshold, Drawn(drawing.kind, logits), decided)
 
     @torch.inference_mode()
     def _decode(

@@ -41,6 +41,9 @@ MASK = "mask"
 The reply then holds the `BoxMask` under the same key. Clients cannot send it.
 """
 
+MAPS = "maps"
+"""MAPS: key of the reply beside MASK: the maps that ``outputs`` asked for, each a `BoxMask`."""
+
 INITIAL_MASK = "initial_mask"
 """INITIAL_MASK: key under which the server's own route gives the path of the mask to start from.
 

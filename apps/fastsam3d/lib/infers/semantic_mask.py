@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.imaging.box import EMPTY_BOX, Box, box_slices, hull, intersect
+from lib.imaging.box import EMPTY_BOX, Box, box_slices, hull, hull_of_boxes, intersect
 from lib.imaging.mask import BoxMask
 from lib.imaging.volume import Volume
 from lib.infers.prompts import Prompts
@@ -44,7 +44,7 @@ def compose(
     voxels_ijk = _marked_voxels(prompts)
     box_ijk = initial.box_ijk if initial else EMPTY_BOX
     for _, own_box_ijk in pasted:
-        box_ijk = _hull_of_boxes(box_ijk, own_box_ijk)
+        box_ijk = hull_of_boxes(box_ijk, own_box_ijk)
     box_ijk = hull(box_ijk, voxels_ijk)
     canvas = _Canvas(box_ijk, initial, [structure.number for structure in structures], overwrite)
     found = set()
@@ -67,11 +67,6 @@ def _marked_voxels(prompts: Prompts) -> np.ndarray:
     voxels_ijk = np.concatenate([prompt.voxels_ijk for prompt in prompts.items])
     allowed = [prompts.is_within(*voxel) for voxel in voxels_ijk.tolist()]
     return voxels_ijk[allowed]
-
-
-def _hull_of_boxes(box_ijk: Box, other_ijk: Box) -> Box:
-    starts, stops = np.transpose(other_ijk)
-    return hull(box_ijk, np.stack([starts, stops - 1])) if np.all(starts < stops) else box_ijk
 
 
 class _Canvas:

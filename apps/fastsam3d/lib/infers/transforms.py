@@ -13,9 +13,10 @@ from lib.errors import InputError
 from lib.imaging.mask import BoxMask
 from lib.imaging.volume import Volume, read_volume
 from lib.infers.initial_mask import beginning_of, file_digest, read_initial, structure_box
+from lib.infers.outputs import make_outputs
 from lib.infers.prompt_parser import parse_prompts
 from lib.infers.prompts import Prompts
-from lib.infers.request import INITIAL_MASK, requested_overwrite, requested_size
+from lib.infers.request import INITIAL_MASK, requested_outputs, requested_overwrite, requested_size
 from lib.infers.scale import RoiScale
 from lib.infers.semantic_mask import compose
 from lib.infers.structures import RoiPlacer, RoiStructure, structures_of
@@ -143,6 +144,15 @@ def _explain_nothing_found(prompts: Prompts, structure: int) -> str:
     if prompts.within_ijk is not None:
         cures.append("widen the box")
     return f"nothing was found at {marks}, only the clicks are marked; {', or '.join(cures)}"
+
+
+class MakeOutputsd:
+    """Compute what the option ``outputs`` of the request asks for, as ``outputs_made``."""
+
+    def __call__(self, data: Data) -> Data:
+        names = requested_outputs(data)
+        data["outputs_made"] = make_outputs(data["structures"], data["pred"], data["volume"], names)
+        return data
 
 
 Transforms = list[Callable[[Data], Data]]

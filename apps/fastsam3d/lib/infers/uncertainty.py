@@ -43,29 +43,33 @@ def label_error(probability: np.ndarray, margins: np.ndarray) -> np.ndarray:
     return np.where(margins > 0, 1 - probability, probability)
 
 
-def next_click(
-    error: np.ndarray, margins: np.ndarray, points_roi: np.ndarray, roi: Roi
+def next_clicks(
+    error: np.ndarray, margins: np.ndarray, points_roi: np.ndarray, roi: Roi, count: int = 5
 ) -> np.ndarray:
-    """Return the stored voxel (3,) int64 whose click is expected to help most.
+    """Return stored voxels (count, 3) int64 that are worth a look, the most uncertain region first.
 
-    It is the centre of the region, of about the mask's size, that holds most uncertainty. What lies
-    near an earlier click counts less. error: see :func:`label_error`. margins: of the mask.
-    points_roi: (N, 3) ROI voxel indices of all clicks. roi: where they lie.
+    Each is the centre of a region, of about a third of the mask's size, that holds much
+    uncertainty. Regions near earlier clicks and near each other count less. error: see
+    :func:`label_error`. margins: of the mask. points_roi: (N, 3) ROI voxel indices of all clicks.
+    roi: where they lie.
     """
     cells = len(error)
     radius = max(1.0, ball_radius(margins))
     inside = cells_in_image(roi, cells)
     unknown = error * inside
+    known_radius = max(1.5, KNOWN_RADII * radius)
     for point in points_roi:
-        known = bell(cells, cell_place(point, roi.size, cells), max(1.5, KNOWN_RADII * radius))
-        unknown *= 1 - known
+        unknown *= 1 - bell(cells, cell_place(point, roi.size, cells), known_radius)
     blurred = ndimage.gaussian_filter(
         unknown, max(1.0, REGION_RADII * radius), truncate=2.5, mode="constant"
     )
-    cell = np.unravel_index(np.where(inside, blurred, -1).argmax(), error.shape)
-    place_roi = (np.array(cell) + 0.5) * roi.size / cells - 0.5
-    voxel = np.rint(roi.to_image(place_roi[None])[0]).astype(np.int64)
-    return voxel.clip(0, np.array(roi.shape_ijk) - 1)
+    places_roi = []
+    for _ in range(count):
+        cell = np.array(np.unravel_index(np.where(inside, blurred, -1).argmax(), error.shape))
+        blurred *= 1 - bell(cells, cell, known_radius)
+        places_roi.append((cell + 0.5) * roi.size / cells - 0.5)
+    voxels_ijk = np.rint(roi.to_image(np.array(places_roi))).astype(np.int64)
+    return voxels_ijk.clip(0, np.array(roi.shape_ijk) - 1)
 
 
 def cells_in_image(roi: Roi, cells: int) -> np.ndarray:

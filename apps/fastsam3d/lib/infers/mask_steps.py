@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from lib.infers.corrections import CLICKED, correct, is_satisfied
 from lib.infers.drawings import region
@@ -117,8 +119,8 @@ def without_protected(logits: np.ndarray, protected: np.ndarray | None) -> np.nd
 
 
 def on_cells(margins: np.ndarray) -> np.ndarray:
-    """Return margins (c, c, c) on the cells of the walk, (CELLS,)*3, c a divisor of CELLS."""
-    repeats = CELLS // len(margins)
-    for axis in range(3):
-        margins = margins.repeat(repeats, axis) if repeats > 1 else margins
-    return margins
+    """Return margins (c, c, c) on the cells of the walk, (CELLS,)*3, interpolated if c differs."""
+    if len(margins) == CELLS:
+        return margins
+    volume = torch.from_numpy(margins)[None, None]
+    return F.interpolate(volume, size=(CELLS,) * 3, mode="trilinear")[0, 0].numpy()

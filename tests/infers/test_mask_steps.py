@@ -9,10 +9,10 @@ from lib.infers.mask_steps import (
     fixed_cells,
     is_satisfied_by,
     joined,
-    on_cells,
     without_protected,
     without_region,
 )
+from lib.infers.roi_cells import on_cells
 
 POINT = RoiPrompt("point", ((10.0, 20, 30),), True)
 SCRIBBLE = RoiPrompt("scribble", ((0.0, 0, 0), (10, 0, 0), (10, 30, 0)), False)

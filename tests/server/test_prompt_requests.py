@@ -253,6 +253,16 @@ def test_a_background_box_takes_its_voxels_off(ball_server, name):
     assert (left[:28] != whole[:28]).sum() < 0.02 * whole.sum()
 
 
+def test_next_sample_by_uncertainty(ball_server, name):
+    url = f"{ball_server.url}/activelearning"
+    sample = requests.post(f"{url}/uncertainty", json={"client_id": "me"}, timeout=120).json()
+    assert sample["id"] in ball_server.images() and sample["score"] > 0
+    for strategy in ("random", "first"):
+        assert requests.post(f"{url}/{strategy}", json={}, timeout=60).json()["id"]
+    reply = requests.post(f"{url}/other", json={}, timeout=60)
+    assert reply.status_code == 400 and "no strategy" in reply.json()["detail"]
+
+
 def test_info_says_what_a_model_takes(ball_server):
     interactions = ball_server.info()["models"]["fastsam3d"]["interactions"]
     subtypes = ["point", "scribble", "lasso", "bounding_box"]

@@ -1,4 +1,4 @@
-"""How uncertain a model is on an image that nobody has labelled: the mean over a few simulated clicks.
+"""How uncertain a model is on an unlabelled image: the mean over a few simulated clicks.
 
 A place in the body is clicked, and the uncertainty of the mask is taken. Images with a larger score
 are offered first by the strategy ``uncertainty`` of *Next Sample*.

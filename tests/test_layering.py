@@ -26,7 +26,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
             "options",
             "weights",
         },
-        "datastore": {"errors", "imaging"},
+        "datastore": {"atomic_file", "errors", "imaging"},
     },
     {
         "imaging": {"errors"},

@@ -13,7 +13,15 @@ LIB = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d" / "lib"
 FLOORS: tuple[dict[str, set[str]], ...] = (
     {
         "configs": {"infers", "options", "trainers", "weights"},
-        "server": {"datastore", "errors", "imaging", "infers", "weights"},
+        "server": {
+            "atomic_file",
+            "datastore",
+            "errors",
+            "imaging",
+            "infers",
+            "options",
+            "weights",
+        },
     },
     {
         "infers": {"cache", "errors", "imaging", "networks", "options", "weights"},

@@ -250,9 +250,10 @@ class SafeDatastore(LocalDatastore):
 
     def add_new_image(self, image_id: str, path: Path, info: dict[str, Any]) -> str:
         """Add an image under a name that is not used yet; raises ConflictError if it is."""
+        is_used = bool(self.get_image_uri(image_id))  # without the lock: it may fetch a series
         with self._exclusive():
             _, extension = self._to_id(path.name)
-            is_used = image_id in self._datastore.objects
+            is_used = is_used or image_id in self._datastore.objects
             if is_used or self._image_file(image_id, extension).exists():
                 raise ConflictError(
                     f"there is an image {image_id!r} already, with other voxels; upload this one "

@@ -61,7 +61,10 @@ class Credentials:
             return ""
         scheme, _, token = authorization.strip().partition(" ")
         if scheme.lower() == "bearer":
-            return "" if self.is_key(token.strip()) else self.user_of_token(token.strip())
+            token = token.strip()
+            as_utf8 = token.encode("latin-1", "replace").decode("utf-8", "replace")
+            is_key = self.is_key(token) or self.is_key(as_utf8)  # clients differ in the encoding
+            return "" if is_key else self.user_of_token(token)
         try:
             morsel = SimpleCookie(cookie).get(COOKIE)
         except CookieError:

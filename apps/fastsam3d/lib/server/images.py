@@ -95,10 +95,9 @@ def add_image(
     store = app_instance().datastore()
     with received(file, extension) as path:
         check_image(path)
-        if image_id in store.list_images():
-            existing = Path(store.get_image_uri(image_id))
-            if is_same_scan(path, existing):
-                return {"image": image_id}
+        existing = store.get_image_uri(image_id)
+        if existing and is_same_scan(path, Path(existing)):
+            return {"image": image_id}
         return {"image": store.add_new_image(image_id, path, info)}
 
 

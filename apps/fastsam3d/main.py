@@ -11,6 +11,7 @@ import sysconfig
 from typing import Any
 
 import monailabel.interfaces.app
+import requests
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -140,7 +141,15 @@ class MyApp(MONAILabelApp):
         # MONAI Label makes the stores from settings of its own; only the classes are replaced
         monailabel.interfaces.app.LocalDatastore = FolderDatastore
         monailabel.interfaces.app.DICOMWebDatastore = CheckedDICOMWebDatastore
-        store = super().init_datastore()
+        try:
+            store = super().init_datastore()
+        except OSError as error:
+            if isinstance(error, requests.RequestException):
+                raise
+            raise OptionError(
+                f"the folder {error.filename!r} cannot be used for studies ({error.strerror}); "
+                "give the account of the server the right to write there"
+            ) from error
         if not isinstance(store, SafeDatastore):
             raise OptionError(
                 f"MONAI_LABEL_DATASTORE={settings.MONAI_LABEL_DATASTORE!r} cannot be used; give a "

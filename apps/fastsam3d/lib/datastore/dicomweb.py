@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +41,12 @@ CHECKED = "geometry_checked"
 Images that MONAI Label's own datastore left in the cache lack it.
 """
 
+FETCHING = "fetching-"
+"""FETCHING: start of the names of folders into which series are downloaded."""
+
+ABANDONED_SECONDS = 3600
+"""ABANDONED_SECONDS: after this time nobody downloads into such a folder any more."""
+
 
 class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
     """Stores each series in the cache as a NIfTI file on exactly the grid of its slices.
@@ -52,6 +60,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         super().__init__(*args, **kwargs)
         if not self.read_only:
             os.chmod(self._datastore_path, 0o700)  # scans of patients
+            self._remove_half_fetched()
 
     @cached(cache=TTLCache(maxsize=16, ttl=settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY))
     def list_images(self) -> list[str]:
@@ -133,6 +142,12 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
             ) from error
         self.update_label_info(image_id, tag, {"SeriesInstanceUID": uid})
 
+    def _remove_half_fetched(self) -> None:
+        """Remove what a killed server was fetching; a training may be fetching right now."""
+        for folder in Path(self._datastore.image_path()).glob(f"{FETCHING}*"):
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _series_folder(self, image_id: str) -> Path:
         """Return the folder of a series' slices."""
         return Path(self._datastore.image_path(), image_id).resolve()
@@ -152,7 +167,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         header: the search result of the series. Nothing stays in the cache if a check fails.
         """
         image_id = folder.name
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=FETCHING) as temporary:
             slices = Path(temporary, "slices")
             self._download(str(header.StudyInstanceUID), image_id, slices)
             expected = int(header.get("NumberOfSeriesRelatedInstances") or 0)

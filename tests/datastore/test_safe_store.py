@@ -437,3 +437,4 @@ def test_kills_while_saving_lose_no_acknowledged_label(studies, tmp_path):
         names = store.get_label_info("a", "final")["label_info"]
         assert names == [{"name": f"n{number}", "idx": number}]
         assert not [p for p in Path(studies).rglob("*") if p.name.endswith(SUFFIX)]
+        assert not list(studies.glob("*.broken-*"))

@@ -167,7 +167,9 @@ def test_every_route_but_the_open_ones_needs_the_key():
         method, path = name.split(" ")
         path = path.replace("{path:path}", "x.js").replace("{", "").replace("}", "")
         if is_open(method, path):
-            assert path.startswith(("/healthz", "/auth/", "/sign-", "/ohif/", "/favicon"))
+            assert path.startswith(
+                ("/healthz", "/auth/", "/sign-", "/ohif/", "/viewer/", "/favicon")
+            )
             assert "Authorization: Bearer" not in client.request(method, path).text
         else:
             reply = client.request(method, path)

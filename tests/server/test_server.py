@@ -332,12 +332,6 @@ def test_stock_routes_give_reasons(server):
     unknown = requests.post(f"{server.url}/activelearning/clever", json={}, timeout=30)
     assert unknown.status_code == 400
     assert "no such strategy 'clever'" in unknown.json()["detail"]
-    options = {"device": "cpu", "multi_gpu": False}
-    batch = requests.post(
-        f"{server.url}/batch/infer/fastsam3d?run_sync=true", json=options, timeout=60
-    )
-    assert batch.status_code == 400
-    assert_says(batch.json()["detail"], "there is no click|^image .*;")
     missing = requests.put(f"{server.url}/datastore/label/info?label=x&tag=final", timeout=30)
     assert missing.status_code == 404
     assert "Label: x Tag: final not found" in missing.json()["detail"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,14 +18,13 @@ import SimpleITK as sitk
 from cachetools import TTLCache, cached
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.local import LocalDatastore
-from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.datastore.utils.dicom import dicom_web_download_series, dicom_web_upload_dcm
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from lib.datastore.dicom_seg import write_segmentation
-from lib.errors import InputError, NotFoundError, SavingError
+from lib.datastore.safe_store import SafeDatastore, SavedLabel
+from lib.errors import InputError, SavingError
 from lib.imaging.dicom_series import read_series
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,14 @@ CHECKED = "geometry_checked"
 Images that MONAI Label's own datastore left in the cache lack it.
 """
 
+FETCHING = "fetching-"
+"""FETCHING: start of the names of folders into which series are downloaded."""
 
-class CheckedDICOMWebDatastore(DICOMWebDatastore):
+ABANDONED_SECONDS = 3600
+"""ABANDONED_SECONDS: after this time nobody downloads into such a folder any more."""
+
+
+class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
     """Stores each series in the cache as a NIfTI file on exactly the grid of its slices.
 
     The methods raise InputError for a series that cannot be used, and requests' exceptions if the
@@ -51,6 +58,9 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         super().__init__(*args, **kwargs)
+        if not self.read_only:
+            os.chmod(self._datastore_path, 0o700)  # scans of patients
+            self._remove_half_fetched()
 
     @cached(cache=TTLCache(maxsize=16, ttl=settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY))
     def list_images(self) -> list[str]:
@@ -74,7 +84,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         """
         folder = self._series_folder(image_id)
         with self._locks[image_id]:  # several clients may ask for the same series at once
-            image = LocalDatastore.get_image_uri(self, image_id)
+            image = SafeDatastore.get_image_uri(self, image_id)
             is_checked = self.get_image_info(image_id).get(CHECKED) or not folder.is_dir()
             if os.path.exists(image) and is_checked:
                 return image
@@ -83,7 +93,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
                 if not matches:
                     return ""
                 self._fetch(matches[0], folder)
-        return LocalDatastore.get_image_uri(self, image_id) or str(folder)
+        return SafeDatastore.get_image_uri(self, image_id) or str(folder)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Return the path of an image's label, or "" if there is none.
@@ -91,12 +101,12 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         A label that was saved on this server comes before one on the DICOM server. label_id: the
         image's ID or, together with image_id, the SeriesInstanceUID of a DICOM-SEG on the image.
         """
-        path = LocalDatastore.get_label_uri(self, image_id or label_id, label_tag)
+        path = SafeDatastore.get_label_uri(self, image_id or label_id, label_tag)
         if path or not image_id:
             return path
         # the base class saves the label in the datastore and returns the path of a temporary copy
-        os.unlink(super().get_label_uri(label_id, label_tag, image_id))
-        path = LocalDatastore.get_label_uri(self, image_id, label_tag)
+        os.unlink(DICOMWebDatastore.get_label_uri(self, label_id, label_tag, image_id))
+        path = SafeDatastore.get_label_uri(self, image_id, label_tag)
         _resample_to(path, self.get_image_uri(image_id))
         return path
 
@@ -108,31 +118,35 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         label_info: dict[str, Any],
         label_id: str = "",
     ) -> str:
-        """Save a label on disk; send a final label to the DICOM server too, as DICOM-SEG.
+        """Check and save a label; see `store_label`."""
+        self.store_label(image_id, label_filename, label_tag, label_info or {})
+        return image_id
+
+    def _label_was_saved(self, image_id: str, tag: str, saved: SavedLabel) -> None:
+        """Send a final label to the DICOM server too, as DICOM-SEG.
 
         The label of an image that a client uploaded is not sent, because the DICOM server has no
-        such series. Returns the label's ID. Raises NotFoundError if there is no such image, and
-        SavingError if the label is on disk but could not be sent.
+        such series. Raises SavingError if the label is on disk but could not be sent.
         """
-        image = self.get_image_uri(image_id)
-        if not image:
-            raise NotFoundError(f"there is no image {image_id!r} on the DICOM server")
-        if label_filename.endswith(".bin"):  # voxels without a header
-            label_filename = _add_header(label_filename, image)
-        label_id = LocalDatastore.save_label(self, image_id, label_filename, label_tag, label_info)
-        if label_tag == DefaultLabelTag.FINAL and self._series_folder(image_id).is_dir():
-            path = self.get_label_uri(label_id, label_tag)
-            try:
-                uid = self._send_segmentation(image, path, label_info.get("label_info") or [])
-            except Exception as error:
-                # any error: the user must learn that the label is safe, and where it is
-                is_readable = isinstance(error, InputError | requests.RequestException)
-                raise SavingError(
-                    f"the label was kept in {path} on the server, but is not on the DICOM server: "
-                    f"{error if is_readable else type(error).__name__}"
-                ) from error
-            self.update_label_info(label_id, label_tag, {"SeriesInstanceUID": uid})
-        return label_id
+        if tag != DefaultLabelTag.FINAL or not self._series_folder(image_id).is_dir():
+            return
+        image, path = self.get_image_uri(image_id), SafeDatastore.get_label_uri(self, image_id, tag)
+        try:
+            uid = self._send_segmentation(image, path, saved.version.info.get("label_info") or [])
+        except Exception as error:
+            # any error: the user must learn that the label is safe, and where it is
+            is_readable = isinstance(error, InputError | requests.RequestException)
+            raise SavingError(
+                f"the label was kept in {path} on the server, but is not on the DICOM server: "
+                f"{error if is_readable else type(error).__name__}"
+            ) from error
+        self.update_label_info(image_id, tag, {"SeriesInstanceUID": uid})
+
+    def _remove_half_fetched(self) -> None:
+        """Remove what a killed server was fetching; a training may be fetching right now."""
+        for folder in Path(self._datastore.image_path()).glob(f"{FETCHING}*"):
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _series_folder(self, image_id: str) -> Path:
         """Return the folder of a series' slices."""
@@ -153,7 +167,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         header: the search result of the series. Nothing stays in the cache if a check fails.
         """
         image_id = folder.name
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=FETCHING) as temporary:
             slices = Path(temporary, "slices")
             self._download(str(header.StudyInstanceUID), image_id, slices)
             expected = int(header.get("NumberOfSeriesRelatedInstances") or 0)
@@ -216,17 +230,6 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
             for reference in header.get("ReferencedSeriesSequence", []):
                 if reference.SeriesInstanceUID in self.list_images():
                     yield str(reference.SeriesInstanceUID), label_id
-
-
-def _add_header(voxels: str, image: str) -> str:
-    """Convert a file of raw voxels to a NIfTI file with the geometry of an image."""
-    try:
-        return binary_to_image(image, voxels)
-    except ValueError as error:
-        raise InputError(
-            f"the label has {os.path.getsize(voxels)} voxels, not those of its image; "
-            "save it on the grid of the image"
-        ) from error
 
 
 def _resample_to(label: str, image: str) -> None:

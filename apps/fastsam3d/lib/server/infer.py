@@ -1,13 +1,12 @@
-"""The routes of the click path: a mask from clicks, and saving a mask as a label.
+"""The route of the click path: a mask from clicks.
 
-The routes are plain functions, which FastAPI runs in worker threads, so that other requests are
-answered meanwhile.
+It is a plain function, which FastAPI runs in worker threads, so that other requests are answered
+meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,7 +14,6 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.endpoints import datastore
 
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
@@ -28,8 +26,8 @@ from lib.infers.request import (
     shown_box_corners,
 )
 from lib.server.app_instance import ServedApp, app_instance
-from lib.server.auth import AnnotatorRole, UserRole
-from lib.server.find_image import find_image, image_file, start_mask
+from lib.server.auth import UserRole
+from lib.server.find_image import image_file, start_mask
 from lib.server.form_json import parse_object
 from lib.server.reply import box_reply, image_reply, multipart_reply
 
@@ -37,9 +35,6 @@ router = APIRouter()
 
 OutputKind = Literal["image", "json", "all", "dicom_seg", "box"]
 """OutputKind: what a reply holds; ``all``, the default, is the mask file and the facts."""
-
-LABEL_FILES = (".nii.gz", ".nii", ".nrrd", ".bin")
-"""LABEL_FILES: extensions of a saved label; .bin holds the image's voxels without a header."""
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -85,41 +80,6 @@ def infer(
     if output == "image":
         return _add_warnings(image_reply(mask, form, http), result["warnings"])
     return _add_warnings(multipart_reply(mask, form, result, http), result["warnings"])
-
-
-@router.put("/datastore/label", summary="Save a label", tags=["Datastore"])
-def save_label(
-    background_tasks: BackgroundTasks,
-    user: AnnotatorRole,
-    label: Annotated[UploadFile, File()],
-    image: str,
-    tag: str = "",
-    params: Annotated[str, Form()] = "{}",
-) -> Any:
-    """The default tag is ``final``; a label that has the same tag already is replaced."""
-    parse_object(params, "params")
-    find_image(app_instance(), image)
-    if not re.fullmatch(r"[\w-]*", tag):  # the tag is the name of a folder
-        raise InputError(f"tag is {tag!r}; a tag has letters, digits, - and _ only")
-    if not str(label.filename).endswith(LABEL_FILES):
-        raise InputError(f"label is {label.filename!r}; send one of {', '.join(LABEL_FILES)}")
-    return datastore.save_label(background_tasks, image, params, tag, label, user.username)
-
-
-@router.put("/datastore/label/info", summary="Change a label's description", tags=["Datastore"])
-def update_label_info(
-    label: str, tag: str, user: AnnotatorRole, info: Annotated[str, Form()] = "{}"
-) -> Any:
-    parse_object(info, "info")
-    return datastore.update_label_info(label, tag, info or "{}", user.username)
-
-
-@router.put("/datastore/updatelabelinfo", include_in_schema=False)
-def update_label_info_of_old_clients(
-    label: str, tag: str, user: AnnotatorRole, params: Annotated[str, Form()] = "{}"
-) -> Any:
-    parse_object(params, "params")
-    return datastore.update_label_info(label, tag, params or "{}", user.username)
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -21,12 +21,13 @@ def fixed_scale(roi_size, spacing_mm):
     return RoiScale(roi_size, spacing_mm, False, ByteCache(1, nbytes=lambda _: 1))
 
 
-def label_clicks(box_ijk, **request):
+def label_clicks(box_ijk, of_the_volume=(), **request):
     """Return the whole mask and the warnings if the network's mask is a box."""
+    volume = Volume(np.zeros(SHAPE_IJK), np.eye(4), is_ct=False, warnings=of_the_volume)
     prompts = parse_prompts(request, SHAPE_IJK)
     values = np.ones([stop - start for start, stop in box_ijk], dtype=np.uint8)
     mask = BoxMask(values, box_ijk, SHAPE_IJK, np.eye(4)).including(allowed_voxels(prompts))
-    data = LabelClickedVoxelsd()({"pred": mask, "prompts": prompts})
+    data = LabelClickedVoxelsd()({"pred": mask, "prompts": prompts, "volume": volume})
     return data["pred"].whole(), data["warnings"]
 
 
@@ -52,6 +53,11 @@ def test_a_warning_says_that_the_network_found_nothing():
     assert np.argwhere(mask).tolist() == [[4, 8, 11]]
     assert "nothing was found at this click" in warnings[0]
     assert "remove background clicks" in warnings[0]
+
+
+def test_warnings_about_the_scan_reach_the_reply():
+    _, warnings = label_clicks(BLOCK_IJK, ("3 voxels are NaN",), foreground=[[2, 3, 4]])
+    assert warnings == ["3 voxels are NaN"]
 
 
 def test_clicks_outside_of_the_box_stay_outside():

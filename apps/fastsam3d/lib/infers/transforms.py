@@ -111,7 +111,7 @@ class LabelClickedVoxelsd:
 
     def __call__(self, data: Data) -> Data:
         prompts, mask = data["prompts"], data["pred"]
-        data["warnings"] = list(prompts.warnings)
+        data["warnings"] = [*data["volume"].warnings, *prompts.warnings]
         network_found_something = mask.values.any()
         for (i, j, k), label in zip(prompts.voxels_ijk, prompts.labels, strict=True):
             if prompts.is_within(i, j, k):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import apply_affine
 
 from lib.errors import InputError
 from lib.imaging.dicom_series import read_series
@@ -107,6 +108,15 @@ def read_label_map(path: str | Path, max_voxels: int | None = None) -> Volume:
     array = array.astype(np.uint8 if maximum < 255.5 else np.uint16, order="F", copy=False)
     array.setflags(write=False)
     return Volume(array, image.affine_mm, False, (*image.metadata.warnings, *nan_warnings))
+
+
+def grid_distance_mm(first: Volume, second: Volume) -> float:
+    """Return how far the corners of two grids are apart, in mm; infinity for other shapes."""
+    if first.shape_ijk != second.shape_ijk:
+        return math.inf
+    corners_ijk = np.array([*np.ndindex(2, 2, 2)]) * (np.array(first.shape_ijk) - 1)
+    apart_mm = apply_affine(first.affine_mm - second.affine_mm, corners_ijk)
+    return float(np.linalg.norm(apart_mm, axis=1).max())
 
 
 def _read(path: Path, max_voxels: int | None) -> StoredImage:

@@ -82,7 +82,7 @@ class Served:
             _, data = self._task(request)
             return data["pred"].whole(bool)
 
-        return click_series(model, target, protocol, key, scan.spacing_mm)
+        return click_series(model, target, protocol, key, scan.spacing_mm, scan.ignored)
 
     def weights(self) -> dict[str, Any]:
         """Return the description of the weights that `/info` shows."""
@@ -96,7 +96,8 @@ class Classical:
     make: Callable[[Volume], Model]
 
     def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:
-        return click_series(self.make(scan.volume), target, protocol, key, scan.spacing_mm)
+        model = self.make(scan.volume)
+        return click_series(model, target, protocol, key, scan.spacing_mm, scan.ignored)
 
 
 def available_models(weights: Mapping[str, str]) -> list[str]:

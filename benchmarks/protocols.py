@@ -49,10 +49,14 @@ for clicks that it refuses; the previous mask then remains.
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan's file and its decoded volume."""
+    """A scan's file and its decoded volume.
+
+    ignored: voxels that are not scored, (I, J, K) bool; None if all are.
+    """
 
     path: Path
     volume: Volume
+    ignored: np.ndarray | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
@@ -118,12 +122,17 @@ class Series:
 
 
 def click_series(
-    model: Model, target: np.ndarray, protocol: Protocol, key: str, spacing_mm: Sequence[float]
+    model: Model,
+    target: np.ndarray,
+    protocol: Protocol,
+    key: str,
+    spacing_mm: Sequence[float],
+    ignored: np.ndarray | None = None,
 ) -> Series:
     """Click on a structure up to the last of the counts; stop early if the mask is perfect.
 
     target: (I, J, K) bool, not empty. key: names case and structure; it seeds the clicks.
-    spacing_mm: voxel sizes along I, J, K.
+    spacing_mm: voxel sizes along I, J, K. ignored: voxels that no mask covers for the score.
     """
     mask = np.zeros_like(target)
     clicks: list[tuple[int, ...]] = []
@@ -138,6 +147,7 @@ def click_series(
             start = time.perf_counter()
             try:
                 mask = model(np.array(clicks), np.array(labels))
+                mask = mask if ignored is None else mask & ~ignored
             except InputError:
                 refused += 1
             seconds.append(time.perf_counter() - start)

@@ -90,7 +90,7 @@ def find_studies(datastore: Datastore) -> tuple[list[Study], dict[str, str]]:
     A DICOMweb datastore downloads images that it has not cached, which may fail. Hidden files, such
     as those that macOS leaves beside others, are no studies and no labels.
     """
-    studies, skipped = [], {}
+    studies, skipped = [], _fetch_labels(datastore)
     for name in sorted(name for name in datastore.list_images() if not is_hidden(name)):
         try:
             image = datastore.get_image_uri(name)
@@ -100,6 +100,17 @@ def find_studies(datastore: Datastore) -> tuple[list[Study], dict[str, str]]:
         except Exception as error:  # one study never ends a training
             skipped[name] = _reason(name, error)
     return studies, skipped
+
+
+def _fetch_labels(datastore: Datastore) -> dict[str, str]:
+    """Fetch labels that only a DICOM server has; return those that cannot be used, with reasons."""
+    fetch = getattr(datastore, "fetch_labels", None)  # a folder of files has none to fetch
+    if fetch is None:
+        return {}
+    try:
+        return dict(fetch())
+    except Exception as error:
+        return {"labels of the DICOM server": _reason("labels", error)}
 
 
 def _find_label(datastore: Datastore, name: str) -> Path | None:

@@ -61,7 +61,11 @@ def read_segmentation(instances: Sequence[Dataset], image: sitk.Image) -> np.nda
 
 def label_values(dataset: Dataset) -> dict[int, int]:
     """Return segment number -> label value; they are the same in what other programs wrote."""
-    segments = value(dataset, "SegmentSequence") or []
+    segments = [
+        segment
+        for segment in value(dataset, "SegmentSequence") or []
+        if segment.SegmentNumber > 0  # a label map may describe its background as 0
+    ]
     values = {int(segment.SegmentNumber): _stored_value(segment) for segment in segments}
     is_ours = all(values.values()) and len(set(values.values())) == len(values)
     return values if is_ours else {number: number for number in values}  # type: ignore[return-value]

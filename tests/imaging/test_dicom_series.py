@@ -530,3 +530,10 @@ def test_more_voxels_than_allowed_are_refused_before_any_is_decoded(tmp_path, mo
     monkeypatch.setattr("lib.imaging.dicom_series.sitk", None)
     with pytest.raises(InputError, match="22 × 17 × 9 voxels, 3,366 in all; .* up to 3,365"):
         read_volume(tmp_path / "series", max_voxels=3365)
+
+
+def test_a_large_scale_overflows_no_type(tmp_path):
+    paths = write(tmp_path / "slices")
+    enhance(paths, tmp_path / "series" / "one.dcm", EnhancedCTImageStorage, slopes=(2000000,))
+    expected = (hounsfield().astype(np.int64) + 1024) * 2000000 - 1024
+    np.testing.assert_array_equal(read_volume(tmp_path / "series").array, expected)

@@ -14,7 +14,7 @@ from nibabel.affines import from_matvec
 from lib.errors import InputError
 from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import MaskForm, mask_body
-from lib.imaging.nifti_file import ImageMetadata, write_metadata
+from lib.imaging.nifti_file import ImageMetadata, write_scan
 from lib.imaging.volume import read_volume
 
 SHAPE = (9, 12, 16)
@@ -204,12 +204,15 @@ def test_an_analyze_file_is_no_nifti(tmp_path):
 def test_the_modality_decides_what_is_a_ct(tmp_path, modality, is_ct, low):
     path = tmp_path / "scan.nii.gz"
     array = np.random.default_rng(0).integers(low, 900, SHAPE).astype(np.int16)
-    sitk.WriteImage(sitk.GetImageFromArray(array.transpose()), str(path))
-    before = sitk.ReadImage(str(path))
+    image = sitk.GetImageFromArray(array.transpose())
+    image.SetSpacing((0.7, 1.25, 2.5))
+    image.SetDirection((TURN @ np.diag([1, 1, -1])).ravel().tolist())
+    image.SetOrigin((12, -31, 88))
+    sitk.WriteImage(image, str(path))
     assert read_volume(path).is_ct is (low < 0)
-    write_metadata(path, ImageMetadata(modality, ("ä warning",)))
+    write_scan(image, path, ImageMetadata(modality, ("ä warning",)))
     volume = read_volume(path)
     assert volume.is_ct is is_ct and volume.warnings == ("ä warning",)
-    assert np.array_equal(volume.array, array)
-    after = sitk.ReadImage(str(path))
-    assert np.array_equal(corners_mm(after), corners_mm(before))
+    assert np.array_equal(volume.array, array) and volume.array.dtype == np.int16
+    np.testing.assert_allclose(corners_mm(sitk.ReadImage(str(path))), corners_mm(image), atol=1e-4)
+    assert list(tmp_path.iterdir()) == [path]

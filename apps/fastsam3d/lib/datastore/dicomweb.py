@@ -27,7 +27,7 @@ from lib.datastore.dicom_seg_reader import read_segmentation
 from lib.datastore.pacs_reader import PacsReader
 from lib.errors import InputError, NotFoundError, SavingError
 from lib.imaging.dicom_series import read_series
-from lib.imaging.nifti_file import ImageMetadata, write_metadata
+from lib.imaging.nifti_file import ImageMetadata, write_scan
 
 logger = logging.getLogger(__name__)
 
@@ -233,8 +233,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
             slices.rename(folder)
             if self._convert_to_nifti:
                 image = Path(temporary, f"{image_id}.nii.gz")
-                sitk.WriteImage(series.image, str(image))
-                write_metadata(image, ImageMetadata(series.modality, series.warnings))
+                write_scan(series.image, image, ImageMetadata(series.modality, series.warnings))
                 info = {**_described(header), CHECKED: CHECK_VERSION}
                 self.add_image(image_id, str(image), info)
 

@@ -193,7 +193,9 @@ def _decode_frame(frame: Frame, stacks: dict[Path, np.ndarray]) -> np.ndarray:
         number(frame.header, "RescaleIntercept", 0),
     )
     if slope.is_integer() and intercept.is_integer():
-        return stored.astype(np.int32) * int(slope) + int(intercept)
+        values = stored.astype(np.int64) * int(slope) + int(intercept)
+        fits = np.abs(values).max() <= np.iinfo(np.int32).max
+        return values.astype(np.int32) if fits else values
     return (stored * slope + intercept).astype(np.float32)
 
 

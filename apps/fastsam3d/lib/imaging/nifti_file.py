@@ -63,7 +63,7 @@ LONGEST_QUATERNION = 1.001
 """LONGEST_QUATERNION: a quaternion's vector may be longer than 1 by rounding, not by more."""
 
 COMMENT = 6
-"""COMMENT: the code of a header extension with plain text, which `write_metadata` adds."""
+"""COMMENT: the code of a header extension with plain text, which `write_scan` adds."""
 
 MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 """MM_PER_UNIT: lengths of a header's unit of space; all others are millimetres."""
@@ -135,12 +135,15 @@ def read_nifti(path: Path, max_voxels: int | None = None) -> StoredImage:
         raise unreadable(path.name, error) from error
 
 
-def write_metadata(path: Path, metadata: ImageMetadata) -> None:
-    """Add to the header of a NIfTI file what `read_nifti` returns as its metadata."""
-    image: Any = nibabel.load(path)
+def write_scan(scan: sitk.Image, path: Path, metadata: ImageMetadata) -> None:
+    """Write an image as compressed NIfTI with what `read_nifti` returns as its metadata."""
     content = json.dumps({"modality": metadata.modality, "warnings": metadata.warnings})
-    image.header.extensions.append(Nifti1Extension(COMMENT, content.encode()))
-    nibabel.save(image, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        plain = Path(folder, "scan.nii")
+        sitk.WriteImage(scan, str(plain))
+        image: Any = nibabel.load(plain)
+        image.header.extensions.append(Nifti1Extension(COMMENT, content.encode()))
+        nibabel.save(image, path)
 
 
 def _unpacked(path: Path, stored: Any) -> Any:
@@ -282,7 +285,7 @@ def _log_once(message: str) -> None:
 
 
 def _metadata(header: Any) -> ImageMetadata:
-    """Return what `write_metadata` stored; nothing for files of others."""
+    """Return what `write_scan` stored; nothing for files of others."""
     for extension in header.extensions:
         if extension.get_code() == COMMENT:
             try:

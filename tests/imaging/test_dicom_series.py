@@ -537,3 +537,13 @@ def test_a_large_scale_overflows_no_type(tmp_path):
     enhance(paths, tmp_path / "series" / "one.dcm", EnhancedCTImageStorage, slopes=(2000000,))
     expected = (hounsfield().astype(np.int64) + 1024) * 2000000 - 1024
     np.testing.assert_array_equal(read_volume(tmp_path / "series").array, expected)
+
+
+def test_rounded_axes_are_put_at_right_angles(tmp_path):
+    each(at("ImageOrientationPatient", [0.9995, 0.0305, 0, -0.0297, 0.9996, 0]))(
+        write(tmp_path / "series")
+    )
+    volume = read_volume(tmp_path / "series")
+    axes = volume.affine_mm[:3, :3] / (0.8, 0.9, 2.5)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(volume.affine_mm, AFFINES_MM["axial"], atol=0.06)

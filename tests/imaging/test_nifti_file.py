@@ -181,7 +181,7 @@ def test_a_compressed_file_named_nii_is_to_be_renamed(tmp_path, name):
         read_volume(path)
 
 
-@pytest.mark.parametrize("offset", [0, 100, 348, -8])
+@pytest.mark.parametrize("offset", [0, 100, 348, -8, 2**28, np.nan, np.inf])
 def test_voxels_that_begin_inside_the_header(tmp_path, offset):
     with pytest.raises(InputError, match="damaged"):
         read_volume(write(tmp_path / "scan.nii", vox_offset=offset))
@@ -194,6 +194,27 @@ def test_an_analyze_file_is_no_nifti(tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match="not in the format"):
         read_volume(path)
+
+
+def test_much_more_data_than_the_header_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.imaging.nifti_file.MAX_EXTRA_BYTES", 2**21)
+    path = write(tmp_path / "scan.nii")
+    content = path.read_bytes()
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(gzip.compress(content + bytes(2**20)))
+    read_volume(path)
+    path.write_bytes(gzip.compress(content + bytes(2**22)))
+    with pytest.raises(InputError, match="damaged"):
+        read_volume(path)
+
+
+def test_a_long_axis_of_nifti_2(tmp_path):
+    array = np.random.default_rng(0).integers(0, 9, (40000, 4, 5)).astype(np.uint8)
+    image = nibabel.Nifti2Image(array, SFORM)
+    nibabel.save(image, tmp_path / "scan.nii")
+    volume = read_volume(tmp_path / "scan.nii")
+    assert np.array_equal(volume.array, array)
+    np.testing.assert_allclose(volume.affine_mm, SFORM, atol=1e-4)
 
 
 # What is kept of a DICOM series

@@ -353,6 +353,8 @@ def test_a_header_that_points_to_another_file(tmp_path, monkeypatch, name, renam
         "Data File: x.raw",
         "datafile: x.raw",
         " data file : x.raw",
+        "\tDATA FILE:x.raw",
+        "type: uint8\rdata file: x.raw",
         "data file: LIST",
     ],
 )

@@ -117,7 +117,10 @@ def arrange(headers: Sequence[Dataset]) -> tuple[np.ndarray, Grid]:
     sideways. The caller puts the name of the series before the message.
     """
     row, column = orientation(headers[0])
-    normal = np.cross(row, column)
+    # at right angles even if the header rounds, because a NIfTI file cannot hold other axes
+    normal = np.cross(row, column) / np.linalg.norm(np.cross(row, column))
+    row = row / np.linalg.norm(row)
+    column = np.cross(normal, row)
     positions_mm = np.array([numbers(header, "ImagePositionPatient", 3) for header in headers])
     order = np.argsort(positions_mm @ normal, kind="stable")
     positions_mm = positions_mm[order]

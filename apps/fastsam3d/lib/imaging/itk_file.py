@@ -21,15 +21,13 @@ from lib.imaging.nifti_file import StoredImage
 HEADER_BYTES = 2**20
 """HEADER_BYTES: how far into a file its text is searched; headers are much shorter."""
 
-NRRD_DATA_FILE = re.compile(rb"^[ \t]*data[ \t]*file[ \t]*:(?!=)", re.IGNORECASE | re.MULTILINE)
+NRRD_DATA_FILE = re.compile(rb"(?:^|[\r\n])\s*data\s*file\s*:(?!=)", re.IGNORECASE)
 """NRRD_DATA_FILE: the field by which a NRRD header points to other files.
 
 It follows teem.sourceforge.net/nrrd/format.html; ``:=`` would be a comment of the user.
 """
 
-META_DATA_FILE = re.compile(
-    rb"^[ \t]*ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)", re.IGNORECASE | re.MULTILINE
-)
+META_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\s]*)", re.IGNORECASE)
 """META_DATA_FILE: the field of MetaImage for the place of the voxels; LOCAL is the same file."""
 
 

@@ -53,6 +53,9 @@ NO_GZIP = "Not a gzipped file"
 
 CHUNK_BYTES = 2**20
 
+MAX_EXTRA_BYTES = 2**26
+"""MAX_EXTRA_BYTES: most bytes of header extensions, and most bytes behind the voxels."""
+
 HEADER_CLASSES: dict[int, Any] = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 """HEADER_CLASSES: by a header's first number, its own length in bytes."""
 
@@ -69,7 +72,7 @@ MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 """MM_PER_UNIT: lengths of a header's unit of space; all others are millimetres."""
 
 GEOMETRY_FIELDS = (
-    *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
@@ -169,10 +172,16 @@ def _read(path: Path, file: Any, max_voxels: int | None) -> StoredImage:
     stored = ArrayProxy(file, header, mmap=False)
     is_scaled = (stored.slope, stored.inter) != (1, 0)
     array = np.asarray(stored, np.float32) if is_scaled else stored.get_unscaled()
-    # nibabel stops at the last voxel, but truncated or damaged gzip shows only at its end
-    while file.read(CHUNK_BYTES):
-        pass
+    _read_to_end(file)
     return StoredImage(array.reshape(shape_ijk, order="F"), affine_mm, _metadata(header))
+
+
+def _read_to_end(file: Any) -> None:
+    """Read what follows the last voxel: truncated or damaged gzip shows only at its end."""
+    for _ in range(MAX_EXTRA_BYTES // CHUNK_BYTES):
+        if not file.read(CHUNK_BYTES):
+            return
+    raise ImageFileError("more data than the header says")
 
 
 def _header_class(start: bytes) -> Any:
@@ -183,16 +192,20 @@ def _header_class(start: bytes) -> Any:
 
 def _read_header(file: Any) -> Any:
     """Return the header of a file that holds header and voxels, its spacings as stored."""
-    start = file.read(4)
+    start = file.read(max(HEADER_CLASSES))
     file.seek(0)
     header_class = _header_class(start)
     if header_class is None:
         raise ImageFileError("no NIfTI header")
-    header = header_class.from_fileobj(file, check=False)
+    length = header_class.template_dtype.itemsize
+    header = header_class(start[:length], check=False)
     if header["magic"].item() != header_class.single_magic:
         raise ImageFileError("no NIfTI file of header and voxels in one")
-    if header.get_data_offset() < header_class.single_vox_offset:  # ITK takes 0 for 348
-        raise HeaderDataError("the voxels begin inside the header")
+    # ITK takes an offset of 0 for 348
+    extra_bytes = float(header["vox_offset"]) - header_class.single_vox_offset
+    if not 0 <= extra_bytes <= MAX_EXTRA_BYTES:
+        raise HeaderDataError("the voxels begin inside the header, or too far behind it")
+    header = header_class.from_fileobj(file, check=False)  # with its extensions
     header.copy().check_fix()  # raises an error for what makes the voxels unreadable
     return header
 
@@ -254,6 +267,7 @@ def _header_alone(header: Any) -> bytes:
     alone = nibabel.Nifti1Header(check=False)
     for field in GEOMETRY_FIELDS:
         alone[field] = header[field]
+    alone["dim"] = np.minimum(header["dim"], np.iinfo(np.int16).max)  # any length will do
     alone.set_data_dtype(np.uint8)
     alone["vox_offset"] = alone.single_vox_offset
     return bytes(alone.binaryblock) + bytes(4)

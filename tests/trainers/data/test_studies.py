@@ -129,6 +129,17 @@ def test_a_healthy_case_takes_part_without_a_label(tmp_path: Path) -> None:
     assert not examined.is_labelled and not skipped
 
 
+def test_what_is_replaced_in_a_study_is_logged(tmp_path: Path, caplog) -> None:
+    study = tiny.make_study(tmp_path, "a", labelled=False)
+    image = nibabel.load(study.image)
+    array = np.asarray(image.dataobj).astype(np.float32)
+    array[:2] = np.nan
+    nibabel.save(nibabel.Nifti1Image(array, image.affine), study.image)
+    with caplog.at_level("WARNING"):
+        examine_study(study)
+    assert "are NaN; they are taken as 0" in caplog.text
+
+
 def test_no_error_of_one_study_ends_a_training(tmp_path: Path, monkeypatch) -> None:
     good, nearly_blank = tiny.make_study(tmp_path, "good"), tmp_path / "blank.nii.gz"
     blank = np.zeros((64, 60, 56), np.int16)

@@ -88,11 +88,7 @@ def read_frames(source: Path) -> tuple[list[Frame], tuple[str, ...]]:
         raise InputError(f'{kind} "{source.name}" holds no DICOM images; give one with a series')
     if not left_out:
         return frames, ()
-    warning = (
-        f"{len(left_out)} files of the series are no DICOM images and were left out: "
-        f"{shortened(left_out)}"
-    )
-    return frames, (warning,)
+    return frames, (f"left out of the series, as no DICOM image: {shortened(left_out)}",)
 
 
 def value(header: Dataset, tag: str) -> Any:

@@ -31,7 +31,7 @@ from lib.imaging.dicom_checks import (
     orientation,
     transfer_syntax,
 )
-from lib.imaging.dicom_frames import Frame, number, numbers, read_frames, value
+from lib.imaging.dicom_frames import Frame, number, numbers, read_frames, shortened, value
 from lib.imaging.image_checks import check_voxel_count
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,8 @@ def _without_copies(frames: Sequence[Frame]) -> tuple[list[Frame], tuple[str, ..
     kept = [frame for frame in frames if frame not in copies]
     if not copies:
         return kept, ()
-    return kept, (f"{len(copies)} slices of the series are copies of others and were left out",)
+    names = [frame.path.name for frame in copies]
+    return kept, (f"left out of the series, as exact copies: slices {shortened(names)}",)
 
 
 def _copies(group: Sequence[Frame]) -> Iterator[Frame]:

@@ -156,6 +156,8 @@ def examine_study(study: Study) -> ExaminedStudy:
     An empty label, as of a healthy case, makes it a study without a label.
     """
     image = read_volume(study.image)
+    for warning in image.warnings:
+        logger.warning("%s: %s", study.name, warning)
     digest = hashlib.blake2b(repr(image.affine_mm.tolist()).encode(), digest_size=32)
     digest.update(np.ascontiguousarray(image.array.T).data)
     generator = np.random.default_rng(zlib.crc32(study.name.encode()))

@@ -549,3 +549,22 @@ def test_rounded_axes_are_put_at_right_angles(tmp_path):
     axes = volume.affine_mm[:3, :3] / (0.8, 0.9, 2.5)
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(volume.affine_mm, AFFINES_MM["axial"], atol=0.06)
+
+
+@pytest.mark.parametrize("unsigned", [(0, 1), (7, 8), (4,)])
+def test_air_stays_air_beside_slices_that_cannot_store_it(tmp_path, unsigned):
+    """Slices of soft tissue alone are unsigned; in their type -1000 would become 64,536."""
+    paths = write(tmp_path / "series")
+    for index in unsigned:
+        edit(paths[index], store_unsigned)
+    volume = read_volume(tmp_path / "series")
+    expected = hounsfield()
+    expected[:, :, list(unsigned)] = expected[:, :, list(unsigned)].clip(0)
+    np.testing.assert_array_equal(volume.array, expected)
+
+
+def store_unsigned(dataset):
+    values = dataset.pixel_array.astype(np.int64) + int(dataset.RescaleIntercept)
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 15, 0
+    dataset.RescaleIntercept = "0"
+    dataset.PixelData = values.clip(0).astype(np.uint16).tobytes()

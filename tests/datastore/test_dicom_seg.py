@@ -55,7 +55,7 @@ def parts(values):
 
 
 @pytest.mark.parametrize(
-    "values", [(1, 300), (2, 3, 7), (5,), (1, 2, 32000), tuple(range(1, 300)), (255, 256)]
+    "values", [(1, 300), (2, 3, 7), (5,), (1, 2, 32768, 65535), tuple(range(1, 300)), (255, 256)]
 )
 def test_label_values_come_back(image, values):
     array = parts(values)
@@ -66,6 +66,15 @@ def test_label_values_come_back(image, values):
     labels = read_segmentation([dataset], sitk.ReadImage(image))
     np.testing.assert_array_equal(labels, array)
     assert labels.dtype == (np.uint8 if max(values) < 256 else np.uint16)
+
+
+def test_values_that_a_scale_put_off_are_those_that_were_meant(image):
+    array = parts([3, 6])
+    off = np.where(array == 3, 3.0000458, np.where(array == 6, 5.99995, 0)).astype(np.float32)
+    path = write_segmentation(image, save_label(image, off), [{"name": "a", "idx": 6}])
+    dataset = pydicom.dcmread(path)
+    os.unlink(path)
+    np.testing.assert_array_equal(read_segmentation([dataset], sitk.ReadImage(image)), array)
 
 
 @pytest.mark.parametrize(

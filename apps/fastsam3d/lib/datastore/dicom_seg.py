@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,16 @@ def write_segmentation(image: str, label: str, label_info: Sequence[Any]) -> str
     for `describe_segments`. Segments are numbered 1, 2, …; a private tag keeps their label values.
     Raises InputError if the label is empty or on another grid, or if dcmqi is missing or fails.
     """
-    values = _check_label(label, image)
+    mask, values = _check_label(label, image)
     if not shutil.which("itkimage2segimage"):
         raise InputError("itkimage2segimage is missing; install dcmqi and try again")
     folder = image.removesuffix(".nii.gz")
     described = describe_segments(values, label_info)
-    segmentation: str = nifti_to_dicom_seg(folder, label, [each.for_dcmqi() for each in described])
+    segments = [each.for_dcmqi(number) for number, each in enumerate(described, start=1)]
+    with tempfile.TemporaryDirectory() as temporary:
+        numbered = os.path.join(temporary, "label.nii.gz")
+        sitk.WriteImage(mask, numbered)
+        segmentation: str = nifti_to_dicom_seg(folder, numbered, segments)
     if not os.path.exists(segmentation):
         raise InputError("itkimage2segimage failed to make a DICOM-SEG of the label; see the log")
     _name_segments(segmentation, described)
@@ -54,8 +59,8 @@ class Segment:
     name: str
     colour: tuple[int, ...] = (255, 0, 0)
 
-    def for_dcmqi(self) -> dict[str, Any]:
-        """Return the description that MONAI Label's DICOM-SEG writer takes.
+    def for_dcmqi(self, number: int) -> dict[str, Any]:
+        """Return the description of a segment that MONAI Label's DICOM-SEG writer takes.
 
         The name is a placeholder: dcmqi refuses or spoils names that are long or not ASCII.
         """
@@ -66,9 +71,9 @@ class Segment:
             {"CodeValue": code, "CodingSchemeDesignator": "SCT", "CodeMeaning": meaning}
             for code, meaning in (category, tissue)
         )
-        placeholder = f"label {self.value}"
+        placeholder = f"segment {number}"
         attribute = {
-            "labelID": self.value,
+            "labelID": number,
             "SegmentLabel": placeholder,
             "SegmentDescription": placeholder,
             "SegmentAlgorithmType": "SEMIAUTOMATIC",
@@ -125,10 +130,11 @@ def _shortened(name: str) -> str:
     return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
 
 
-def _check_label(label: str, image: str) -> list[int]:
-    """Return the values in a label file.
+def _check_label(label: str, image: str) -> tuple[sitk.Image, list[int]]:
+    """Return a label map whose values are numbers 1, 2, …, and the values that they stand for.
 
-    Raises InputError if it is empty or on another grid than the image.
+    dcmqi takes values up to 32767 only. Raises InputError if the label is empty or on another grid
+    than the image.
     """
     mask, grid = sitk.ReadImage(label), sitk.ImageFileReader()
     grid.SetFileName(image)
@@ -142,7 +148,12 @@ def _check_label(label: str, image: str) -> list[int]:
     shifts_mm = apply_affine(itk_affine(mask) - itk_affine(grid), corners_ijk)
     if np.linalg.norm(shifts_mm, axis=1).max() > SAME_GRID_VOXELS * min(grid.GetSpacing()):
         raise InputError("the label lies elsewhere than its image; save it on its grid")
-    values = [int(value) for value in np.unique(sitk.GetArrayViewFromImage(mask)) if value]
-    if not values:
+    stored = sitk.GetArrayFromImage(mask)
+    values = np.unique(np.rint(stored).astype(np.int64))  # a scale may have put them a little off
+    values = values[values != 0]
+    if not len(values):
         raise InputError("the label is empty; draw or click on something first")
-    return values
+    numbers = np.searchsorted(values, np.rint(stored)) + 1
+    numbered = sitk.GetImageFromArray(np.where(np.rint(stored) == 0, 0, numbers).astype(np.uint16))
+    numbered.CopyInformation(mask)
+    return numbered, values.tolist()

@@ -207,6 +207,18 @@ def test_many_threads_search_once(datastore, client, add_scan, monkeypatch):
     assert client.searches == 4  # CT twice, as the last page is empty; MR and PT
 
 
+def test_a_server_that_ignores_filters(datastore, client, add_scan, add_label, monkeypatch):
+    name = add_scan("first")
+    label = add_label("first", box(2))
+    real = client.search_for_series
+    monkeypatch.setattr(
+        client, "search_for_series", lambda search_filters, offset: real({}, offset)
+    )
+    assert datastore.list_images() == [name]
+    assert datastore.get_labeled_images() == [name]
+    assert datastore._pacs.find_series(label).Modality == "SEG"
+
+
 @pytest.mark.parametrize(("modality", "is_ct"), [("CT", True), ("MR", False)])
 def test_the_modality_of_a_series_is_that_of_its_file(datastore, add_scan, modality, is_ct):
     name = add_scan("first", modality, RescaleIntercept="-1024")

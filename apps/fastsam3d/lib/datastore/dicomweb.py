@@ -72,18 +72,13 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         return list(self._remembered("images", self._find_images))
 
     def _find_images(self) -> list[str]:
-        filters: Sequence[Mapping[str, Any]] = [{"Modality": name} for name in MODALITIES]
         if "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set:
-            filters = [self._search_filter]
-        found = {}
-        for search_filter in filters:
-            for series in self._pacs.search(search_filter):
-                modality = series.get("Modality") or ""
-                if modality == search_filter.get(
-                    "Modality", modality
-                ):  # some servers do not filter
-                    found[str(series.SeriesInstanceUID)] = modality
-        return list(found)
+            return [str(s.SeriesInstanceUID) for s in self._pacs.search(self._search_filter)]
+        series = (s for name in MODALITIES for s in self._pacs.search({"Modality": name}))
+        # some servers do not filter, and some do not tell the modality
+        is_image = (*MODALITIES, "")
+        uids = (str(s.SeriesInstanceUID) for s in series if (s.get("Modality") or "") in is_image)
+        return list(dict.fromkeys(uids))
 
     def get_labeled_images(
         self, label_tag: str | None = None, labels: list[str] | None = None

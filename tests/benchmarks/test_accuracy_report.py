@@ -21,11 +21,14 @@ def score(source: str, case: str, dice: tuple[float, ...], structure: str = "x")
 def test_sources_have_equal_weights() -> None:
     scores = [score("a", f"{n}", (0.2, 0.4)) for n in range(9)] + [score("b", "x", (0.6, 0.8))]
     summary = summarise(scores, (1, 10), seed=0)
-    assert summary["macro"] == {"1": 0.4, "10": 0.6}
+    assert summary["macro"] == {"1": 0.4, "10": 0.6, "harm": 0}
     assert summary["sources"]["a"]["structures"] == 9
-    assert summary["sources"]["b"]["by_structure"] == {"x": {"cases": 1, "1": 0.6, "10": 0.8}}
+    assert summary["sources"]["b"]["by_structure"] == {
+        "x": {"cases": 1, "1": 0.6, "10": 0.8, "harm": 0}
+    }
     assert summary["modalities"]["MR"]["1"] == 0.24
-    assert summary["interval"] == {"1": [0.4, 0.4], "10": [0.6, 0.6]}  # equal cases
+    equal_cases = {"1": [0.4, 0.4], "10": [0.6, 0.6], "harm": [0, 0]}
+    assert summary["interval"] == equal_cases
 
 
 def test_intervals_come_from_cases_not_from_structures() -> None:
@@ -75,6 +78,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_writes_json_tables_and_pictures(data: Path, tmp_path: Path, capsys) -> None:
     options = ["--models", "click_ball,ball,random_walker", "--clicks", "1,2", "--radius-mm", "20"]
+    options += ["--zoom", "fixed"]
     files = {name: tmp_path / f"{name}" for name in ("json", "markdown", "pictures")}
     outputs = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     weights = ["--weights", f"click_ball={CLICK_BALL}"]
@@ -101,7 +105,7 @@ def run(data: Path, path: Path, models: str, *options: str) -> dict:
 
 
 def test_the_centre_of_a_ball_gives_the_ball_through_the_servers_path(data: Path, tmp_path) -> None:
-    options = ("--protocol", "cvpr2025", "--radius-mm", "20")
+    options = ("--protocol", "cvpr2025", "--radius-mm", "20", "--zoom", "fixed")
     report = run(data, tmp_path / "a.json", "click_ball,ball", *options)
     network, baseline = (report["models"][name]["macro"] for name in ("click_ball", "ball"))
     assert report["clicks"] == [1, 2, 3, 4, 5]

@@ -47,7 +47,7 @@ BAD_VOLUMES = {
     "one_slice": (np.arange(400, dtype=np.int16).reshape(20, 20, 1), "20 × 20 × 1 voxels"),
     "few_voxels": (np.arange(27, dtype=np.int16).reshape(3, 3, 3), "only 3 × 3 × 3 voxels"),
     "constant": (np.full((20, 30, 10), 7, np.int16), "every voxel is 7"),
-    "nan": (np.where(head() > 0, np.nan, head()).astype(np.float32), "NaN or infinite"),
+    "infinity": (np.where(head() > 0, np.inf, head()).astype(np.float32), "are infinite"),
 }
 
 

@@ -25,7 +25,8 @@ from lib.errors import InputError
 from lib.imaging.affine import RAS_TO_LPS, itk_affine
 from lib.imaging.dicom_series import read_series
 from lib.imaging.mask_file import write_mask
-from lib.imaging.volume import NIFTI_ERRORS, read_volume
+from lib.imaging.nifti_file import NIFTI_ERRORS
+from lib.imaging.volume import read_volume
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 """EXTENSIONS: of the label files that are stored; in lower case."""
@@ -77,7 +78,7 @@ class LabelFacts:
 def read_grid(path: str | Path) -> Grid3D:
     """Return the grid of an image file or of a folder of DICOM slices; raises InputError."""
     if Path(path).is_dir():
-        series = read_series(path)
+        series = read_series(path).image
         return Grid3D(series.GetSize(), itk_affine(series))
     try:
         reader = _read_header(path)

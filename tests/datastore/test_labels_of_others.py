@@ -17,6 +17,7 @@ from pydicom.uid import generate_uid
 from ct_series import write_ct_series
 from lib.datastore.dicom_seg import write_segmentation
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
+from lib.errors import InputError
 from lib.imaging.dicom_series import read_series
 from lib.imaging.volume import read_volume
 from lib.trainers.data import examine, find_studies
@@ -154,6 +155,26 @@ def test_the_newest_label_that_can_be_read_counts(datastore, add_scan, add_label
     newest = add_label("first", box(9), "20250101", SegmentationType="OTHER")
     found, skipped = structures(datastore)
     assert found == {name: {5}} and set(skipped) == {f"label {newest}"}
+
+
+def test_a_label_of_others_is_found_for_one_image(datastore, client, add_scan, add_label):
+    first, second = add_scan("first"), add_scan("second")
+    add_label("first", box(1), "20200101")
+    add_label("first", box(5), "20240101")
+    add_label("second", box(7), StudyInstanceUID=generate_uid())
+    path = datastore.find_label(first, "final")
+    assert read_volume(path).array.max() == 5
+    assert datastore.find_label(first, "draft") == ""
+    assert datastore.find_label("unknown", "final") == ""
+    searches = client.searches
+    assert datastore.find_label(first, "final") == path
+    assert client.searches == searches  # it is here now
+    assert datastore.find_label(second, "final") == ""  # only its own study is searched
+    third = add_scan("third")
+    add_label("third", box(2), SegmentationType="FRACTIONAL")
+    datastore._lists.clear()
+    with pytest.raises(InputError, match="no label of the DICOM server can be used .*fractional"):
+        datastore.find_label(third, "final")
 
 
 @pytest.mark.usefixtures("datastore")

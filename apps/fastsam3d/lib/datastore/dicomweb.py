@@ -271,15 +271,44 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         """Download the labels on the DICOM server; the base class also removes all others."""
         self.fetch_labels()
 
+    def find_label(self, image_id: str, tag: str) -> str:
+        """Return the path of an image's label, or "" if there is none.
+
+        A final label that others stored on the DICOM server is fetched if there is none here.
+        Raises InputError if it cannot be used.
+        """
+        path = self.get_label_uri(image_id, tag)
+        if path or tag != DefaultLabelTag.FINAL:
+            return path
+        header = self._pacs.find_series(image_id)
+        if header is None:  # an image that a client uploaded
+            return ""
+        skipped = self._fetch_newest(image_id, str(header.StudyInstanceUID))
+        path = self.get_label_uri(image_id, tag)
+        if skipped and not path:
+            reasons = "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
+            raise InputError(f"no label of the DICOM server can be used ({reasons})")
+        return path
+
     def fetch_labels(self) -> dict[str, str]:
         """Download the labels on the DICOM server of images that have none here.
 
         Of several labels of an image, the newest that can be read is used. Returns the others:
         name -> reason.
         """
+        return self._fetch_newest()
+
+    def _fetch_newest(self, only_image_id: str = "", study_uid: str = "") -> dict[str, str]:
+        """Download the labels of all images, or of one; see `fetch_labels`.
+
+        study_uid: the study in which the labels are searched; "" for all.
+        """
         skipped: dict[str, str] = {}
-        found = sorted(self._segmentations(skipped), key=lambda each: _age(each[2]), reverse=True)
+        segmentations = self._segmentations(skipped, study_uid)
+        found = sorted(segmentations, key=lambda each: _age(each[2]), reverse=True)
         for image_id, label_id, header in found:
+            if only_image_id not in ("", image_id):
+                continue
             with self._label_locks[image_id]:
                 if SafeDatastore.get_label_uri(self, image_id, DefaultLabelTag.FINAL):
                     continue  # saved here, or a newer one of the DICOM server
@@ -292,14 +321,20 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
                     logger.warning("label %s is left out: %s", label_id, reason)
         return skipped
 
-    def _segmentations(self, skipped: dict[str, str]) -> Iterator[tuple[str, str, Dataset]]:
+    def _segmentations(
+        self, skipped: dict[str, str], study_uid: str = ""
+    ) -> Iterator[tuple[str, str, Dataset]]:
         """Yield image ID, label ID and search result of each DICOM-SEG on a listed series.
 
-        skipped: gets the reason for each DICOM-SEG that cannot be asked about.
+        skipped: gets the reason for each DICOM-SEG that cannot be asked about. study_uid: of the
+        studies to search, "" for all.
         """
         listed = set(self.list_images())
-        for header in self._pacs.search({"Modality": "SEG"}):
+        of_study = {"StudyInstanceUID": study_uid} if study_uid else {}
+        for header in self._pacs.search({"Modality": "SEG", **of_study}):
             if header.get("Modality", "SEG") != "SEG":  # some servers do not filter
+                continue
+            if study_uid not in ("", str(header.StudyInstanceUID)):
                 continue
             label_id = str(header.SeriesInstanceUID)
             try:

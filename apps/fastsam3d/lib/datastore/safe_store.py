@@ -104,6 +104,10 @@ class SafeDatastore(LocalDatastore):
         label = self._datastore.label(label_id, label_tag)
         return str(self._label_folder(label_tag) / f"{label_id}{label.ext}") if label else ""
 
+    def find_label(self, image_id: str, tag: str) -> str:
+        """Return the path of an image's label, or "" if there is none here or elsewhere."""
+        return self.get_label_uri(image_id, tag)
+
     def labels_folder(self) -> Path:
         """Return the folder with one folder of labels a tag."""
         return Path(os.path.abspath(self._datastore.label_path(None)))

@@ -27,6 +27,10 @@ class Studies(Protocol):
         """Return the path of a label, or "" if there is no such label."""
         ...
 
+    def find_label(self, image_id: str, tag: str) -> str:
+        """Return the path of a label here or on the DICOM server, or "" if there is none."""
+        ...
+
     def store_label(
         self,
         image_id: str,

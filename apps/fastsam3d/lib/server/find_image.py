@@ -62,7 +62,7 @@ def start_mask(
 def _stored_label(app: ServedApp, image: str, tag: Any) -> str:
     if not image:
         raise InputError("start_from names a label of a study; send initial_mask for other images")
-    path = app.datastore().get_label_uri(image, tag) if is_tag(tag) else ""
+    path = app.datastore().find_label(image, tag) if is_tag(tag) else ""
     if not path or not os.path.exists(path):
         raise NotFoundError(f"image {image!r} has no label with the tag {str(tag)[:80]!r}")
     return path

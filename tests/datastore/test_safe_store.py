@@ -189,8 +189,16 @@ def test_a_bad_label_is_refused_and_the_old_one_kept(store, studies, label, tmp_
 @pytest.mark.parametrize(
     ("name", "start", "says"),
     [
-        ("x.nrrd", b"NRRD0004\ntype: short\ndata file: /etc/passwd\n\n", "names another file"),
-        ("x.nrrd", b"NRRD0004\r\ntype: short\r\nDataFile : LIST\r\n\r\n", "names another file"),
+        (
+            "x.nrrd",
+            b"NRRD0004\ntype: short\ndata file: /etc/passwd\n\n",
+            "voxels are in another file",
+        ),
+        (
+            "x.nrrd",
+            b"NRRD0004\r\ntype: short\r\nDataFile : LIST\r\n\r\n",
+            "voxels are in another file",
+        ),
         ("x.nrrd", b"Label", "no NRRD file"),
         ("x.nii", b"\0" * 344 + b"ni1\0", "no NIfTI file in one piece"),
     ],

@@ -120,7 +120,7 @@ BAD_LABELS = {
     "five letters": ("x.nii.gz", lambda _: b"Label", 400, "no NIfTI file"),
     "nothing": ("x.nii.gz", lambda _: b"", 400, "the file is empty"),
     "cut off": ("x.nii", lambda good: good[:-100], 400, "cannot be read"),
-    "detached": ("x.nrrd", detached, 400, "names another file"),
+    "detached": ("x.nrrd", detached, 400, "voxels are in another file"),
     "raw": ("x.bin", lambda _: b"Label", 400, "has 5 voxels, not those of its image (22678)"),
     "other grid": ("x.nii", lambda _: nifti(mask()[1:]), 400, "has 33 × 29 × 23 voxels"),
     "elsewhere": ("x.nii", lambda _: nifti(mask(), np.eye(4)), 400, "lies elsewhere"),
@@ -253,7 +253,7 @@ def archive(kind):
 BAD_UPLOADS = {
     "zip": ("up-a.zip", archive("zip"), "send one of .nii.gz, .nii, .nrrd"),
     "tar named as NIfTI": ("up-a.nii.gz", archive("tar"), "no NIfTI file"),
-    "detached NRRD": ("up-a.nrrd", detached(None), "names another file"),
+    "detached NRRD": ("up-a.nrrd", detached(None), "voxels are in another file"),
     "MetaImage": ("up-a.mhd", b"ElementDataFile = /etc/passwd", "send one of"),
     "DICOM": ("up-a.dcm", b"\0" * 128 + b"DICM", "send one of"),
     "text": ("up-a.nii", b"text", "no NIfTI file"),
@@ -290,7 +290,7 @@ def test_sessions_take_images_and_dicom_files_only(server):
     for says, files, query in (
         ("archives are not unpacked", [("x.zip", archive("zip"))], {}),
         ("archives are not unpacked", [("x.nii", nifti(scan()))], {"uncompress": "true"}),
-        ("names another file", [("x.nrrd", detached(None))], {}),
+        ("voxels are in another file", [("x.nrrd", detached(None))], {}),
         ("slices of one DICOM series", [("x.nii", nifti(scan())), ("b.dcm", dicom)], {}),
         ("two of the files have the same name", [("a", dicom), ("a", dicom)], {}),
         ("the file is empty", [("x.nii", b"")], {}),

@@ -24,6 +24,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from lib.errors import InputError
 from lib.imaging.affine import RAS_TO_LPS, itk_affine
 from lib.imaging.dicom_series import read_series
+from lib.imaging.itk_file import check_self_contained
 from lib.imaging.mask_file import write_mask
 from lib.imaging.nifti_file import NIFTI_ERRORS
 from lib.imaging.volume import read_volume
@@ -155,21 +156,16 @@ def check_header(path: str | Path) -> None:
     The header of NRRD and NIfTI can name a second file with the voxels; a reader would open any
     file of the server. The text is checked before a reader sees the file.
     """
-    name = str(path).lower()
-    start = _first_bytes(path)
-    if name.endswith(".nrrd"):
-        header = start.split(b"\n\n", 1)[0].split(b"\r\n\r\n", 1)[0]
-        fields = [line.split(b":", 1)[0].strip().lower() for line in header.splitlines()]
-        if not start.startswith(b"NRRD"):
+    if str(path).lower().endswith(".nrrd"):
+        with open(path, "rb") as file:
+            is_nrrd = file.read(4) == b"NRRD"
+        if not is_nrrd:
             raise InputError("the file is no NRRD file; export it again")
-        if any(field.replace(b" ", b"") == b"datafile" for field in fields):
-            raise InputError(
-                "the NRRD header names another file with the voxels; save header and voxels in "
-                "one .nrrd file"
-            )
-    elif not any(
-        start[offset : offset + 4] in texts for offset, texts in NIFTI_MAGIC
-    ) and not _is_analyze(start):
+        check_self_contained(Path(path))
+        return
+    start = _first_bytes(path)
+    is_nifti = any(start[offset : offset + 4] in texts for offset, texts in NIFTI_MAGIC)
+    if not is_nifti and not _is_analyze(start):
         raise InputError("the file is no NIfTI file in one piece; export it again as .nii.gz")
 
 

@@ -17,6 +17,7 @@ from fastapi import UploadFile
 
 from lib.datastore.label_files import EXTENSIONS, check_header, read_grid
 from lib.errors import InputError
+from lib.imaging.image_checks import check_voxel_count
 from lib.server.names import check_name
 
 DICOM_START = 128
@@ -44,9 +45,12 @@ def received(file: UploadFile, extension: str) -> Iterator[Path]:
 
 
 def check_image(path: Path) -> None:
-    """Raise InputError unless the headers of an image can be read and name no other file."""
+    """Raise InputError unless the header of an image can be read, names no other file, and fits.
+
+    An image with more voxels than `check_voxel_count` allows is not kept.
+    """
     check_header(path)
-    read_grid(path)
+    check_voxel_count(path.name, read_grid(path).shape_ijk)
 
 
 def is_same_scan(path: Path, other: Path) -> bool:
@@ -84,7 +88,7 @@ def received_session(files: Sequence[UploadFile]) -> Iterator[Path]:
             elif len(paths) > 1:
                 raise InputError("several files must be the slices of one DICOM series")
             else:
-                check_header(path)
+                check_image(path)
         yield paths[0] if len(paths) == 1 else folder
 
 

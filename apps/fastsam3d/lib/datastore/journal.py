@@ -31,12 +31,12 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Interaction:
-    """One request for a mask.
+    """One request for a mask of an image of the studies.
 
-    image: ID of the image, or of the session of an uploaded one. label: name of the structure, or
-    "". prompts: as the client sent them, in their order. options: the other keys of the request.
-    weights_sha256: of the weights' file. mask_sha256: of the bytes of the mask, uint8, i runs
-    fastest. user: empty if unknown.
+    image: its ID. label: name of the structure, or "". prompts: as the client sent them, in their
+    order. options: the other keys that change the mask. weights_sha256: of the weights' file.
+    mask_sha256: see `BoxMask.sha256`. user: empty if unknown. initial_mask_sha256: of the file of
+    the mask that the request starts from; empty without one.
     """
 
     image: str
@@ -46,6 +46,7 @@ class Interaction:
     weights_sha256: str
     mask_sha256: str
     user: str = ""
+    initial_mask_sha256: str = ""
 
 
 class Journal:

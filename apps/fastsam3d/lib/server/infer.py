@@ -7,7 +7,7 @@ meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -17,6 +17,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
+from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import MaskForm, write_temporary
 from lib.infers.request import (
     INITIAL_MASK,
@@ -26,9 +27,10 @@ from lib.infers.request import (
     shown_box_corners,
 )
 from lib.server.app_instance import ServedApp, app_instance
-from lib.server.auth import UserRole
+from lib.server.auth import UserRole, user_name
 from lib.server.find_image import image_file, start_mask
 from lib.server.form_json import parse_object
+from lib.server.interaction_entry import describe_interaction
 from lib.server.reply import box_reply, image_reply, multipart_reply
 
 router = APIRouter()
@@ -67,19 +69,18 @@ def infer(
     ):
         own = {"model": model, "image": path, MASK: True, INITIAL_MASK: start}
         result = app.infer({**request, **own})["params"]
-        mask, form = result.pop(MASK), requested_form(request, path)
+        mask = result.pop(MASK)
         if output == "dicom_seg":
             label_info = request.get("label_info") or []
             mask_path = write_temporary(mask, MaskForm(".nii.gz"))
-            return _segmentation_reply(background_tasks, path, mask_path, label_info)
-    if output == "json":
-        return result
-    if output == "box":
-        mask = mask.including(shown_box_corners(request, mask.shape_ijk))
-        return _add_warnings(box_reply(mask, http), result["warnings"])
-    if output == "image":
-        return _add_warnings(image_reply(mask, form, http), result["warnings"])
-    return _add_warnings(multipart_reply(mask, form, result, http), result["warnings"])
+            reply: Any = _segmentation_reply(background_tasks, path, mask_path, label_info)
+        else:
+            reply = _mask_reply(output, http, mask, result, request, path)
+        if studies_image:
+            sent = {**request, "model": model}
+            name = user_name(http, request.get("client_id"))
+            app.journal.append(describe_interaction(studies_image, sent, result, mask, start, name))
+    return reply
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -98,6 +99,28 @@ def _check_has_series(app: ServedApp, is_uploaded: bool) -> None:
 
 
 # --- replies --------------------------------------------------------------------------------------
+
+
+def _mask_reply(
+    output: OutputKind | None,
+    http: Request,
+    mask: BoxMask,
+    result: Mapping[str, Any],
+    request: Mapping[str, Any],
+    image: str,
+) -> Any:
+    """Return the reply of every kind but ``dicom_seg``; image: the path of the image."""
+    if output == "json":
+        return result
+    form = requested_form(request, image)
+    if output == "box":
+        mask = mask.including(shown_box_corners(request, mask.shape_ijk))
+        reply = box_reply(mask, http)
+    elif output == "image":
+        reply = image_reply(mask, form, http)
+    else:
+        reply = multipart_reply(mask, form, result, http)
+    return _add_warnings(reply, result["warnings"])
 
 
 def _add_warnings(reply: Response, warnings: Sequence[str]) -> Response:

@@ -198,7 +198,7 @@ REFUSALS = {
     "text": ({"foreground": [["a", 2, 3]]}, r"\['a', 2, 3\]"),
     "not a list": ({"foreground": "here"}, "'here'"),
     "NaN": ({"foreground": [[float("nan"), 2, 3]]}, "nan"),
-    "option": ({**CLICKS, "colour": "red"}, "unknown option 'colour'; the options are foreground"),
+    "option": ({**CLICKS, "colour": "red"}, "unknown option 'colour'; the options are prompts"),
     "image": ({**CLICKS, "image": "/etc/passwd"}, "unknown option 'image'"),
     "model": ({**CLICKS, "model": "sam_med3d"}, "unknown option 'model'"),
     "device": ({**CLICKS, "device": "tpu"}, "no device 'tpu' .* choose one of"),

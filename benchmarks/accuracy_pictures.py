@@ -11,7 +11,7 @@ import numpy as np
 from nibabel.orientations import io_orientation
 
 from .bench import Bench
-from .datasets import BenchmarkCase, read_case, targets
+from .datasets import BenchmarkCase, ignored_voxels, read_case, targets, with_one_volume
 from .display import SOFT_TISSUE_HU, VIEWS
 from .protocols import MIN_MM3, Scan, Series
 
@@ -79,11 +79,12 @@ def draw_failures(
     figure, axes = plt.subplots(rows, 3, figsize=(9, 3 * rows), squeeze=False)
     for row, failure in zip(axes, failures, strict=True):
         case = by_name[failure["source"], failure["case"]]
-        volume, labels = read_case(case)
-        scan = Scan(case.image, volume)
-        target = dict(targets(case, labels, MIN_MM3))[failure["structure"]]
-        key = f"{case.name}/{failure['structure']}"
-        series = bench.click(name, scan, key, target)
+        with with_one_volume(case) as readable:
+            volume, labels = read_case(readable)
+            scan = Scan(readable.image, volume, ignored_voxels(case, labels))
+            target = dict(targets(case, labels, MIN_MM3))[failure["structure"]]
+            key = f"{case.name}/{failure['structure']}"
+            series = bench.click(name, scan, key, target)
         title = f"{case.name}, {failure['structure']}: Dice {series.dice[-1]:.2f}"
         draw_row(row, scan, target, series, title)
     return _save(figure, path)

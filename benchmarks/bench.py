@@ -14,10 +14,11 @@ import torch
 from tqdm import tqdm
 
 from lib.errors import InputError
+from lib.imaging.volume import Volume
 
 from .accuracy_report import CURVE_AREAS, Score
 from .contestants import Contestant, Prompted, make_contestants
-from .datasets import BenchmarkCase, read_case, targets
+from .datasets import BenchmarkCase, ignored_voxels, read_case, targets, with_one_volume
 from .protocols import MIN_MM3, Protocol, Scan, Series, area
 
 Scores = dict[str, list[Score]]
@@ -69,11 +70,15 @@ class Bench:
 
         Return the reason as a string if the case cannot be used.
         """
-        try:
-            volume, labels = read_case(case)
-        except InputError as error:
-            return f"{case.source}: {error}"
-        scan = Scan(case.image, volume)
+        with with_one_volume(case) as readable:
+            try:
+                volume, labels = read_case(readable)
+            except InputError as error:
+                return f"{case.source}: {error}"
+            scan = Scan(readable.image, volume, ignored_voxels(case, labels))
+            return self._measure(case, scan, labels)
+
+    def _measure(self, case: BenchmarkCase, scan: Scan, labels: Volume) -> Scores:
         scores: Scores = {name: [] for name in self.contestants}
         for structure, target in targets(case, labels, MIN_MM3):
             key = f"{case.name}/{structure}"

@@ -133,6 +133,7 @@ class Prompted:
             protocol,
             key,
             scan.spacing_mm,
+            scan.ignored,
             has_drawing=bool(drawn),
             replayed=replayed,
         )
@@ -162,7 +163,9 @@ class Classical:
         replayed: Series | None = None,
     ) -> Series:
         model = self.make(scan.volume)
-        return click_series(model, target, protocol, key, scan.spacing_mm, replayed=replayed)
+        return click_series(
+            model, target, protocol, key, scan.spacing_mm, scan.ignored, replayed=replayed
+        )
 
 
 def available_models(weights: Mapping[str, str]) -> list[str]:

@@ -7,25 +7,37 @@ A folder is read as the first of these that fits:
 - a BIDS-like folder (`sub-*/**/*.nii.gz` with labels `*dseg*`, `*label*` or `*mask*` below
   `derivatives`),
 - a folder of such folders, each of which is a source.
-A file is read as a MONAI datalist.
+A file is read as a MONAI datalist. Hidden files are no scans. A case whose file is missing is found
+too: `read_case` names it, and the others go on.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
 
 from lib.errors import InputError
-from lib.imaging.volume import Volume, read_volume
+from lib.imaging.image_checks import is_hidden
+from lib.imaging.nifti_file import NIFTI_ERRORS
+from lib.imaging.volume import Volume, grid_distance_mm, read_label_map, read_volume
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".mha")
+ENCODING = "utf-8-sig"
+"""ENCODING: UTF-8, with or without the byte order mark that Windows puts first."""
+
+IGNORE = "ignore"
+"""IGNORE: nnU-Net's name for voxels that nobody labelled."""
+
 LABEL_WORDS = ("dseg", "label", "mask")
 EXPECTED = (
     "expected a folder with manifest.csv, an nnU-Net folder (imagesTr, labelsTr, dataset.json), a "
@@ -40,7 +52,8 @@ Structures = Mapping[str, tuple[int, ...]]
 class BenchmarkCase:
     """The files of a scan and its label map.
 
-    structures: from the data set; empty if it names none.
+    structures: from the data set; empty if it names none. ignored: label values of voxels that are
+    not to be scored (nnU-Net's label "ignore").
     """
 
     source: str
@@ -49,6 +62,7 @@ class BenchmarkCase:
     label: Path
     structures: Structures = field(default_factory=dict)
     modality: str = ""
+    ignored: tuple[int, ...] = ()
 
 
 def find_cases(data: Path, part: str | None = None) -> list[BenchmarkCase]:
@@ -84,7 +98,7 @@ def _folder_cases(folder: Path, part: str | None) -> list[BenchmarkCase] | None:
 
 
 def _manifest_cases(folder: Path, part: str | None) -> list[BenchmarkCase]:
-    with open(folder / "manifest.csv", encoding="utf-8", newline="") as file:
+    with open(folder / "manifest.csv", encoding=ENCODING, newline="") as file:
         reader = csv.DictReader(file)
         missing = {"source", "case", "image", "label"} - set(reader.fieldnames or ())
         if missing:
@@ -115,19 +129,16 @@ def _manifest_cases(folder: Path, part: str | None) -> list[BenchmarkCase]:
 def _nnunet_cases(folder: Path, part: str) -> list[BenchmarkCase]:
     description = _read_json(folder / "dataset.json")
     structures = _flat_names(description.get("labels", {}))
+    ignored = structures.pop(IGNORE, ())
     channels = description.get("channel_names") or description.get("modality") or {}
+    modality = str(channels.get("0", "")) if isinstance(channels, dict) else ""
+    source = str(description.get("name") or folder.resolve().name)
     cases = []
     for label in _images_in(folder / f"labels{part}"):
         name = _stem(label)
-        image = _first_file(folder / f"images{part}", (f"{name}_0000", name))
-        if image is None:
-            raise InputError(
-                f"{folder / f'images{part}'} contains no image for {label.name}; "
-                f"expected {name}_0000.nii.gz"
-            )
-        modality = str(channels.get("0", "")) if isinstance(channels, dict) else ""
-        source = str(description.get("name") or folder.resolve().name)
-        cases.append(BenchmarkCase(source, name, image, label, structures, modality))
+        images = folder / f"images{part}"
+        image = _first_file(images, (f"{name}_0000", name)) or images / f"{name}_0000.nii.gz"
+        cases.append(BenchmarkCase(source, name, image, label, structures, modality, ignored))
     return cases
 
 
@@ -140,27 +151,39 @@ def _datalist_cases(path: Path, part: str | None) -> list[BenchmarkCase]:
             f"{path} has no list {part or 'of images and labels'}; expected a MONAI datalist: "
             '{"training": [{"image": "…", "label": "…"}, …]}'
         )
-    names = content.get("labels", {}) if isinstance(content, dict) else {}
+    structures = _flat_names(content.get("labels", {}) if isinstance(content, dict) else {})
+    ignored = structures.pop(IGNORE, ())
     source = path.stem if path.stem not in ("dataset", "datalist") else path.resolve().parent.name
     cases = []
     for entry in (entry for name in lists if part in (None, name) for entry in lists[name]):
-        images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
-        image, label = path.parent / images[0], path.parent / entry["label"]
-        for file in (image, label):
-            if not file.is_file():
-                raise InputError(f"{path} names {file}, which does not exist")
-        name = str(entry.get("case") or _stem(image))
-        cases.append(
-            BenchmarkCase(entry.get("source") or source, name, image, label, _flat_names(names))
-        )
+        if not isinstance(entry, dict):
+            continue
+        images, labels = _paths(entry.get("image")), _paths(entry.get("label"))
+        for label in labels if images else ():
+            image = path.parent / images[0]
+            name = str(entry.get("case") or _stem(image))
+            if len(labels) > 1:  # one label map for each structure or reader
+                name = f"{name} {_stem(Path(label))}"
+            entry_source = str(entry.get("source") or source)
+            cases.append(
+                BenchmarkCase(
+                    entry_source, name, image, path.parent / label, structures, "", ignored
+                )
+            )
     return cases
 
 
+def _paths(value: Any) -> list[str]:
+    """Return the paths of an entry: one, several, or none."""
+    values = value if isinstance(value, list) else [value]
+    return [path for path in values if isinstance(path, str) and path]
+
+
 def _is_datalist(entries: Any) -> bool:
-    return (
-        isinstance(entries, list)
-        and bool(entries)
-        and all(isinstance(entry, dict) and {"image", "label"} <= entry.keys() for entry in entries)
+    """Return whether a list has entries with image and label; others are unlabelled scans."""
+    return isinstance(entries, list) and any(
+        isinstance(entry, dict) and _paths(entry.get("image")) and _paths(entry.get("label"))
+        for entry in entries
     )
 
 
@@ -173,9 +196,10 @@ def _bids_cases(folder: Path) -> list[BenchmarkCase]:
         if subject is None or not any(word in label.name.lower() for word in LABEL_WORDS):
             continue
         images = [path for path in _images_in(folder / subject) if _same_session(path, words)]
-        if not images:
-            raise InputError(f"{label}: no image of {subject} in {folder / subject}")
-        image = max(images, key=lambda path: len(words & set(_stem(path).split("_"))))
+        absent = folder / subject / f"{subject}.nii.gz"
+        image = max(
+            images, key=lambda path: len(words & set(_stem(path).split("_"))), default=absent
+        )
         names = _segmentation_names(label, folder)
         cases.append(BenchmarkCase(folder.resolve().name, _stem(label), image, label, names))
     return cases
@@ -194,27 +218,39 @@ def _segmentation_names(label: Path, folder: Path) -> Structures:
     ]
     for table in tables:
         if table.is_file():
-            with open(table, encoding="utf-8", newline="") as file:
+            with open(table, encoding=ENCODING, newline="") as file:
                 rows = list(csv.DictReader(file, delimiter="\t"))
-            return {row["name"]: (int(row["index"]),) for row in rows if int(row["index"])}
+            return _flat_names({row.get("name") or "": _integer(row.get("index")) for row in rows})
     return {}
 
 
-def _flat_names(names: Any) -> Structures:
-    """Return values by name for `{"1": "liver"}`, `{"liver": 1}` or `{"kidneys": [2, 3]}`."""
+def _flat_names(names: Any) -> dict[str, tuple[int, ...]]:
+    """Return values by name for `{"1": "liver"}`, `{"liver": 1}` or `{"kidneys": [2, 3]}`.
+
+    Names without a whole number are left out, and so is the background.
+    """
     structures: dict[str, tuple[int, ...]] = {}
     for key, value in names.items() if isinstance(names, dict) else ():
-        if isinstance(value, list):
-            structures[key] = tuple(int(number) for number in value)
-        elif isinstance(value, str) and key.isdigit():
+        if isinstance(value, str) and key.isdigit():
             structures[value] = (*structures.get(value, ()), int(key))
-        elif isinstance(value, int):
-            structures[key] = (value,)
-    return {name: values for name, values in structures.items() if set(values) != {0}}
+        else:
+            numbers = [_integer(each) for each in (value if isinstance(value, list) else [value])]
+            structures[key] = tuple(number for number in numbers if number is not None)
+    return {name: values for name, values in structures.items() if name and set(values) - {0}}
+
+
+def _integer(value: Any) -> int | None:
+    """Return a value as a whole number; None if it is none."""
+    try:
+        number = float(value)
+        return int(number) if number == int(number) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(EXTENSIONS))
+    found = (path for path in folder.rglob("*") if path.name.lower().endswith(EXTENSIONS))
+    return sorted(path for path in found if not is_hidden(path))
 
 
 def _first_file(folder: Path, stems: Iterable[str]) -> Path | None:
@@ -223,8 +259,8 @@ def _first_file(folder: Path, stems: Iterable[str]) -> Path | None:
 
 
 def _stem(path: Path) -> str:
-    extension = next(end for end in EXTENSIONS if path.name.lower().endswith(end))
-    return path.name[: -len(extension)]
+    extension = next((end for end in EXTENSIONS if path.name.lower().endswith(end)), path.suffix)
+    return path.name[: len(path.name) - len(extension)]
 
 
 def _read_json(path: Path) -> Any:
@@ -232,21 +268,41 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding=ENCODING))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
 
+@contextmanager
+def with_one_volume(case: BenchmarkCase) -> Iterator[BenchmarkCase]:
+    """Yield a case with a 3D image.
+
+    A NIfTI file of several channels, as in the Medical Segmentation Decathlon, is replaced by a
+    temporary file of its first one. Raises InputError if the image cannot be read.
+    """
+    try:
+        stored: Any = nibabel.load(case.image)
+        shape = stored.shape
+    except NIFTI_ERRORS:
+        shape = ()  # no NIfTI, or damaged; reading the image says so
+    if len(shape) != 4 or shape[3] == 1:
+        yield case
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, case.image.name)
+        nibabel.save(stored.slicer[..., 0], path)
+        yield replace(case, image=path)
+
+
 def read_case(case: BenchmarkCase) -> tuple[Volume, Volume]:
     """Return image and label map; raises InputError unless both have the same grid."""
-    image, labels = read_volume(case.image), read_volume(case.label)
+    image, labels = read_volume(case.image), read_label_map(case.label)
     if image.shape_ijk != labels.shape_ijk:
         raise InputError(
             f"{case.name}: the image has {image.shape_ijk} voxels, its label map "
             f"{labels.shape_ijk}; resample the label map onto the image"
         )
-    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
-    apart_mm = np.abs((image.affine_mm - labels.affine_mm) @ corners).max()
+    apart_mm = grid_distance_mm(image, labels)
     if apart_mm > 0.5 * voxel_sizes(image.affine_mm).min():
         raise InputError(
             f"{case.name}: image and label map lie {apart_mm:.1f} mm apart in space; "
@@ -255,30 +311,24 @@ def read_case(case: BenchmarkCase) -> tuple[Volume, Volume]:
     return image, labels
 
 
+def ignored_voxels(case: BenchmarkCase, labels: Volume) -> np.ndarray | None:
+    """Return the voxels that are not to be scored, (I, J, K) bool; None if all are."""
+    return np.isin(labels.array, case.ignored) if case.ignored else None
+
+
 def targets(
     case: BenchmarkCase, labels: Volume, min_mm3: float
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield name and mask, (I, J, K) bool, of each structure of at least `min_mm3`."""
     voxel_mm3 = abs(np.linalg.det(labels.affine_mm[:3, :3]))
-    array = (
-        np.rint(labels.array).astype(np.int64) if labels.array.dtype.kind == "f" else labels.array
-    )
-    values, counts = _count_values(array)
-    volume_mm3 = {int(v): count * voxel_mm3 for v, count in zip(values, counts, strict=True) if v}
+    counts = np.bincount(labels.array.ravel(order="K"))
+    present = set(np.flatnonzero(counts).tolist()) - {0, *case.ignored}
+    volume_mm3 = {value: counts[value] * voxel_mm3 for value in sorted(present)}
     named = case.structures or {str(value): (value,) for value in volume_mm3}
-    unnamed = set(volume_mm3) - {value for values in named.values() for value in values}
+    unnamed = present - {value for values in named.values() for value in values}
     for name, numbers in (*named.items(), *((str(value), (value,)) for value in sorted(unnamed))):
         if sum(volume_mm3.get(value, 0) for value in numbers) >= min_mm3:
-            yield name, np.isin(array, numbers)
-
-
-def _count_values(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values and their counts as `np.unique` does, but without sorting if possible."""
-    if array.dtype.kind in "ui" and int(array.min()) >= 0 and int(array.max()) < 1 << 16:
-        counts = np.bincount(array.ravel(order="K"))
-        values = np.flatnonzero(counts)
-        return values, counts[values]
-    return np.unique(array, return_counts=True)
+            yield name, np.isin(labels.array, numbers)
 
 
 def choose_cases(
@@ -302,6 +352,6 @@ def _has_target(case: BenchmarkCase, min_mm3: float) -> bool:
     The measurement reports an unreadable label map.
     """
     try:
-        return next(targets(case, read_volume(case.label), min_mm3), None) is not None
+        return next(targets(case, read_label_map(case.label), min_mm3), None) is not None
     except InputError:
         return True

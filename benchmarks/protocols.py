@@ -52,10 +52,14 @@ for clicks that it refuses; the previous mask then remains.
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan's file and its decoded volume."""
+    """A scan's file and its decoded volume.
+
+    ignored: voxels that are not scored, (I, J, K) bool; None if all are.
+    """
 
     path: Path
     volume: Volume
+    ignored: np.ndarray | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
@@ -128,6 +132,7 @@ def click_series(
     protocol: Protocol,
     key: str,
     spacing_mm: Sequence[float],
+    ignored: np.ndarray | None = None,
     *,
     has_drawing: bool = False,
     replayed: Series | None = None,
@@ -135,9 +140,9 @@ def click_series(
     """Click on a structure up to the last of the counts; stop early if the mask is perfect.
 
     target: (I, J, K) bool, not empty. key: names case and structure; it seeds the clicks.
-    spacing_mm: voxel sizes along I, J, K. has_drawing: the model's own drawing is the first prompt,
-    so that the first call has no click. replayed: make the clicks of this series, which were drawn
-    on the errors of another model.
+    spacing_mm: voxel sizes along I, J, K. ignored: voxels that no mask covers for the score.
+    has_drawing: the model's own drawing is the first prompt, so that the first call has no click.
+    replayed: make the clicks of this series, which were drawn on the errors of another model.
     """
     mask = np.zeros_like(target)
     clicks: list[tuple[int, ...]] = []
@@ -162,6 +167,7 @@ def click_series(
             start = time.perf_counter()
             try:
                 mask = model(np.array(clicks).reshape(-1, 3), np.array(labels))
+                mask = mask if ignored is None else mask & ~ignored
             except InputError:
                 refused += 1
             seconds.append(time.perf_counter() - start)

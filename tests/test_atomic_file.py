@@ -1,5 +1,6 @@
 """An atomic write replaces a file completely, or leaves the old file and nothing else."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from lib import atomic_file
-from lib.atomic_file import write_atomically, write_text_atomically
+from lib.atomic_file import (
+    copy_atomically,
+    is_full,
+    keep_as,
+    remove_leftovers,
+    temporary_file,
+    write_atomically,
+    write_text_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -81,6 +90,38 @@ def test_content_is_synced_before_the_move_and_the_folder_after_it(
     with write_atomically(tmp_path / "entry", durable=durable) as temporary:
         temporary.write_text("new")
     assert steps == synced
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_name_outlives_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, name = tmp_path / "label", tmp_path / "earlier"
+    path.write_text("old")
+    name.write_text("of another crash")
+    keep_as(path, name)
+    (tmp_path / "source").write_text("new")
+    copy_atomically(tmp_path / "source", path)
+    assert (path.read_text(), name.read_text()) == ("new", "old")
+    assert names(tmp_path) == ["earlier", "label", "source"]
+
+
+def test_leftovers_are_removed(tmp_path: Path) -> None:
+    write_text_atomically(tmp_path / "kept", "content")
+    with temporary_file(tmp_path) as temporary:
+        temporary.write_text("half of")
+        assert remove_leftovers(tmp_path) == [temporary]
+    assert names(tmp_path) == ["kept"]
+
+
+def test_what_a_full_disk_is() -> None:
+    assert is_full(OSError(errno.ENOSPC, "x")) and is_full(OSError(errno.EDQUOT, "x"))
+    assert not is_full(OSError(errno.EIO, "x")) and not is_full(ValueError())
 
 
 WRITE_FOREVER = """

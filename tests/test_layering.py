@@ -13,7 +13,15 @@ LIB = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d" / "lib"
 FLOORS: tuple[dict[str, set[str]], ...] = (
     {
         "configs": {"infers", "options", "trainers", "weights"},
-        "server": {"datastore", "errors", "imaging", "infers", "weights"},
+        "server": {
+            "atomic_file",
+            "datastore",
+            "errors",
+            "imaging",
+            "infers",
+            "options",
+            "weights",
+        },
     },
     {
         "infers": {"cache", "errors", "imaging", "networks", "options", "weights"},
@@ -26,7 +34,7 @@ FLOORS: tuple[dict[str, set[str]], ...] = (
             "options",
             "weights",
         },
-        "datastore": {"errors", "imaging"},
+        "datastore": {"atomic_file", "errors", "imaging"},
     },
     {
         "imaging": {"errors"},

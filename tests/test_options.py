@@ -26,6 +26,12 @@ def test_defaults_and_values():
         ({"labels": " , "}, "--conf labels ' , ' cannot be used: it holds no name"),
         ({"spacing_mm": "nan"}, "--conf spacing_mm 'nan'"),
         ({"zoom": "-1"}, "--conf zoom '-1' cannot be used: give auto, fixed, or the voxel size"),
+        ({"allow_open": "yes"}, "--conf allow_open 'yes' cannot be used: give true or false"),
+        ({"cors_origins": "*"}, "give addresses such as https://"),
+        ({"cors_origins": "https://a.example/path"}, "without a path"),
+        ({"label_versions": "-1"}, "it is not a whole number of 0 and more"),
+        ({"max_upload_mb": "0"}, "must be positive"),
+        ({"api_key": "  "}, "--conf api_key … cannot be used: it is empty"),
         ({"volume_cache_mb": "1.5"}, "it is not a whole number"),
         ({"volume_cache_mb": "-1"}, "must be positive"),
         ({"device": "tpu"}, "--conf device 'tpu' cannot be used: there is no device 'tpu'"),
@@ -104,3 +110,20 @@ def test_the_error_for_an_unknown_device_lists_the_devices(monkeypatch, gpus, na
 def test_zoom(text, zoom, spacing_mm):
     options = Options.from_conf({"zoom": text})
     assert (options.zoom, options.spacing_mm) == (zoom, spacing_mm)
+
+
+def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch):
+    monkeypatch.setenv("FASTSAM3D_API_KEY", "from-the-environment")
+    assert Options.from_conf({}).api_key == "from-the-environment"
+    options = Options.from_conf({"api_key": "from-the-option"})
+    assert options.api_key == "from-the-option"
+    assert "from-the" not in repr(options)
+
+
+def test_the_limits_of_a_site():
+    options = Options.from_conf(
+        {"cors_origins": "https://a.example,http://b:81", "journal_mb": "0", "allow_open": "True"}
+    )
+    assert options.cors_origins == ("https://a.example", "http://b:81")
+    assert (options.journal_mb, options.allow_open) == (0, True)
+    assert Options.from_conf({}).max_upload_mb >= 512

@@ -11,6 +11,8 @@ import sysconfig
 from typing import Any
 
 import monailabel.interfaces.app
+import requests
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
@@ -22,12 +24,16 @@ from monailabel.tasks.activelearning.random import Random
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import MODELS
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
+from lib.datastore.journal import Journal
+from lib.datastore.safe_store import FolderDatastore, SafeDatastore
 from lib.datastore.uncertain_first import UncertainFirst
-from lib.errors import AppError, InputError, NotFoundError
+from lib.errors import AppError, InputError, NotFoundError, OptionError
 from lib.infers import Caches
 from lib.infers.transforms import LoadVolumed
 from lib.options import Options
 from lib.server.read_ahead import Prefetcher
+from lib.server.temporary_folder import leave, remove_log_config, use_private_folder
+from lib.server.upload_sessions import PrivateSessions
 from lib.trainers.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -51,17 +57,22 @@ class MyApp(MONAILabelApp):
 
         A server logs the error and exits with code 1 instead.
         """
+        if not _is_starting_a_server():
+            self._set_up(app_dir, studies, conf)
+            return
+        remove_log_config()
+        temporary = use_private_folder()
         try:
             self._set_up(app_dir, studies, conf)
         except AppError as error:
-            if not _is_starting_a_server():
-                raise
             logger.error("the server cannot start: %s", error)
             logging.shutdown()
+            leave(temporary)
             os._exit(1)  # uvicorn logs the traceback of any exception in its start, SystemExit too
 
     def _set_up(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         options = Options.from_conf(conf or {})
+        self.options = options
         caches = Caches(
             volumes=ByteCache(options.volume_cache_mb * 2**20, array_nbytes),
             embeddings=ByteCache(options.embedding_cache_mb * 2**20, array_nbytes),
@@ -83,6 +94,9 @@ class MyApp(MONAILabelApp):
             name="FastSAM3D",
             description="Interactive 3D segmentation: clicks in, a 3D mask out",
         )
+        store = self.datastore()
+        max_bytes = 0 if store.read_only else options.journal_mb * 2**20
+        self.journal = Journal(store.labels_folder(), max_bytes)
 
     @property
     def models(self) -> list[str]:
@@ -101,6 +115,8 @@ class MyApp(MONAILabelApp):
         is_id = isinstance(image, str) and not os.path.exists(image)
         if is_id and not studies.get_image_uri(image):
             raise NotFoundError(f"there is no image {image!r} among the studies of this server")
+        if self.options.device:  # the site's device is not the client's to change
+            request = {key: value for key, value in request.items() if key != "device"}
         return super().infer(request, datastore)
 
     def init_infers(self) -> dict[str, InferTask]:
@@ -142,10 +158,33 @@ class MyApp(MONAILabelApp):
         except AppError as error:
             sys.exit(str(error))  # clients show the last line of the output
 
-    def _init_dicomweb_datastore(self) -> Datastore:
-        # MONAI Label makes the store with a client of its own settings; only the class is replaced
+    def init_datastore(self) -> Datastore:
+        """Open the studies, in a folder or on a DICOM server."""
+        # MONAI Label makes the stores from settings of its own; only the classes are replaced
+        monailabel.interfaces.app.LocalDatastore = FolderDatastore
         monailabel.interfaces.app.DICOMWebDatastore = CheckedDICOMWebDatastore
-        return super()._init_dicomweb_datastore()
+        try:
+            store = super().init_datastore()
+        except OSError as error:
+            if isinstance(error, requests.RequestException):
+                raise
+            raise OptionError(
+                f"the folder {error.filename!r} cannot be used for studies ({error.strerror}); "
+                "give the account of the server the right to write there"
+            ) from error
+        if not isinstance(store, SafeDatastore):
+            raise OptionError(
+                f"MONAI_LABEL_DATASTORE={settings.MONAI_LABEL_DATASTORE!r} cannot be used; give a "
+                "folder of studies or the address of a DICOMweb server, and remove the setting"
+            )
+        store.keep_versions = self.options.label_versions
+        return store
+
+    def _load_sessions(self, load: bool = False) -> PrivateSessions | None:
+        if not load:
+            return None
+        path, expiry = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
+        return PrivateSessions(path, expiry)
 
     def _download_dcmqi_tools(self) -> None:
         """Find dcmqi, which the requirements install, instead of downloading it.
@@ -165,13 +204,28 @@ class MyApp(MONAILabelApp):
         """Install the routes and prepare the models; the server calls it, a command does not."""
         from monailabel.app import app
 
+        from lib.server.doors import DoorPolicy, audit_log
         from lib.server.install import install
 
         self.is_server = True
-        install(app)
+        install(app, DoorPolicy(self.options, audit_log(self.options, self.app_dir)))
+        self._log_who_may_come_in()
         for task in self._infers.values():
             task.prepare()
         super().on_init_complete()
+
+    def _log_who_may_come_in(self) -> None:
+        if self.options.api_key:
+            logger.info("clients need the key of the option api_key")
+        elif self.options.allow_open:
+            logger.warning(
+                "every machine that reaches this server may use it: --conf allow_open true, no key"
+            )
+        else:
+            logger.info(
+                "without --conf api_key this server answers its own machine only; all others get "
+                "an HTTP 403"
+            )
 
 
 def _is_starting_a_server() -> bool:

@@ -8,7 +8,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from benchmarks.datasets import BenchmarkCase, choose_cases, find_cases, read_case, targets
+from benchmarks.datasets import (
+    BenchmarkCase,
+    choose_cases,
+    find_cases,
+    ignored_voxels,
+    read_case,
+    targets,
+    with_one_volume,
+)
+from benchmarks.protocols import click_series, make_protocol
 
 from lib.errors import InputError
 
@@ -105,8 +114,9 @@ def test_datalists_are_relative_to_their_file(tmp_path: Path, make_pair) -> None
     assert [case.source for case in find_cases(path)] == [tmp_path.name, "b"]
     assert [case.source for case in find_cases(path, "validation")] == ["b"]
     path.write_text(json.dumps({"training": [entry | {"label": "l/b.nii.gz"}]}))
-    with pytest.raises(InputError, match="names .*b.nii.gz, which does not exist"):
-        find_cases(path)
+    (case,) = find_cases(path)
+    with pytest.raises(InputError, match='label "b.nii.gz" does not exist'):
+        read_case(case)
 
 
 def test_manifests_select_the_part_eval_by_default(tmp_path: Path, make_pair) -> None:
@@ -146,10 +156,149 @@ def test_the_error_lists_the_expected_layouts(tmp_path: Path, name: str) -> None
         find_cases(tmp_path / name)
 
 
-def test_the_error_names_a_label_without_an_image(tmp_path: Path, make_pair) -> None:
-    make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/b.nii.gz")
-    with pytest.raises(InputError, match=r"no image for b.nii.gz; expected b_0000.nii.gz"):
-        find_cases(tmp_path)
+def test_a_label_without_an_image_is_named_and_the_others_go_on(tmp_path: Path, make_pair) -> None:
+    make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/a.nii.gz")
+    make_pair(tmp_path / "elsewhere.nii.gz", tmp_path / "labelsTr/b.nii.gz")
+    good, bad = find_cases(tmp_path)
+    read_case(good)
+    with pytest.raises(InputError, match='image "b_0000.nii.gz" does not exist'):
+        read_case(bad)
+
+
+def test_hidden_files_are_no_scans(tmp_path: Path, make_pair) -> None:
+    make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/a.nii.gz")
+    (tmp_path / "labelsTr/._a.nii.gz").write_bytes(b"\0\5\x16\7" + bytes(200))
+    assert [case.name for case in find_cases(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize("layout", ["nnunet", "datalist"])
+def test_voxels_to_ignore_are_no_structure_and_not_scored(
+    tmp_path: Path, make_pair, layout: str
+) -> None:
+    make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/a.nii.gz")
+    labels = {"background": 0, "liver": 1, "ignore": 2}
+    training = [{"image": "imagesTr/a_0000.nii.gz", "label": "labelsTr/a.nii.gz"}]
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"labels": labels, "training": training}))
+    (case,) = find_cases(tmp_path if layout == "nnunet" else path)
+    _, read = read_case(case)
+    assert [name for name, _ in targets(case, read, 100)] == ["liver"]
+    ignored = ignored_voxels(case, read)
+    assert ignored is not None and np.array_equal(ignored, read.array == 2)
+
+    target = read.array == 1
+    series = click_series(
+        lambda clicks, values: read.array > 0, target, make_protocol("random", [1]), "a", (1, 1, 1)
+    )
+    assert series.dice[0] < 0.8
+    series = click_series(
+        lambda clicks, values: (read.array == 1) | (read.array == 2),
+        *(target, make_protocol("random", [1]), "a", (1, 1, 1), ignored),
+    )
+    assert series.dice[0] == 1
+
+
+@pytest.mark.parametrize("kind", ["dataset.json", "manifest.csv", "dseg.tsv", "datalist.json"])
+def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path, make_pair, kind: str) -> None:
+    make_pair(tmp_path / "imagesTr/a_0000.nii.gz", tmp_path / "labelsTr/a.nii.gz")
+    pair = {"image": "imagesTr/a_0000.nii.gz", "label": "labelsTr/a.nii.gz"}
+    texts = {
+        "dataset.json": json.dumps({"labels": {"Jörg": 1}}),
+        "manifest.csv": "source,case,image,label\ns,a,imagesTr/a_0000.nii.gz,labelsTr/a.nii.gz\n",
+        "datalist.json": json.dumps({"training": [pair], "labels": {"1": "Jörg"}}),
+        "dseg.tsv": "name\tindex\nJörg\t1\n",
+    }
+    data = tmp_path
+    if kind == "dseg.tsv":
+        data = tmp_path / "bids"
+        make_pair(data / "sub-1/a/sub-1_T1w.nii.gz", data / "derivatives/sub-1_dseg.nii.gz")
+        (data / "derivatives" / kind).write_text(texts[kind], encoding="utf-8-sig")
+    else:
+        (tmp_path / kind).write_text(texts[kind], encoding="utf-8-sig")
+    (case,) = find_cases(tmp_path / kind if kind == "datalist.json" else data)
+    assert case.structures == ({} if kind == "manifest.csv" else {"Jörg": (1,)})
+
+
+def test_the_first_channel_of_a_decathlon_image_is_used(tmp_path: Path, image, labels) -> None:
+    channels = np.stack([image, image + 1000, image + 2000], axis=3)
+    write_volume(tmp_path / "imagesTr/a.nii.gz", channels)
+    write_volume(tmp_path / "labelsTr/a.nii.gz", labels)
+    entry = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
+    description = {"tensorImageSize": "4D", "modality": {"0": "T2"}, "training": [entry]}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    for data in (tmp_path, tmp_path / "dataset.json"):
+        (case,) = find_cases(data)
+        with with_one_volume(case) as readable:
+            volume, read = read_case(readable)
+            assert readable.image != case.image
+        assert not readable.image.exists()
+        np.testing.assert_array_equal(volume.array, image)
+        np.testing.assert_allclose(volume.affine_mm, read.affine_mm)
+
+
+@pytest.mark.parametrize("shape", [SHAPE_IJK, (*SHAPE_IJK, 1)])
+def test_a_3d_image_is_used_as_it_is(tmp_path: Path, image, labels, shape) -> None:
+    path = write_volume(tmp_path / "i.nii.gz", image.reshape(shape))
+    case = BenchmarkCase("s", "a", path, write_volume(tmp_path / "l.nii.gz", labels))
+    with with_one_volume(case) as readable:
+        assert readable is case
+        read_case(readable)
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("name\tabbreviation\ncord\tC\n", {}),
+        ("index\tname\nn/a\tcord\n2\troot\n", {"root": (2,)}),
+        ("index\tname\n1.0\tcord\n0\tbackground\n", {"cord": (1,)}),
+        ("index\n1\n", {}),
+        ("", {}),
+    ],
+)
+def test_tables_of_bids(tmp_path: Path, make_pair, table: str, expected) -> None:
+    make_pair(tmp_path / "sub-1/sub-1_T1w.nii.gz", tmp_path / "derivatives/sub-1_dseg.nii.gz")
+    (tmp_path / "derivatives/dseg.tsv").write_text(table)
+    (case,) = find_cases(tmp_path)
+    assert case.structures == expected
+    assert [name for name, _ in targets(case, read_case(case)[1], 100)]
+
+
+def test_datalists_with_lists_and_gaps(tmp_path: Path, make_pair) -> None:
+    make_pair(tmp_path / "i/a.nii.gz", tmp_path / "l/a.nii.gz")
+    make_pair(tmp_path / "i/b.nii.gz", tmp_path / "l/a2.nii.gz")
+    entries = [
+        {"image": "i/a.nii.gz", "label": ["l/a.nii.gz"]},
+        {"image": ["i/a.nii.gz", "i/b.nii.gz"], "label": ["l/a.nii.gz", "l/a2.nii.gz"]},
+        {"image": "i/b.nii.gz"},
+        {"image": "i/b.nii.gz", "label": None},
+        "i/b.nii.gz",
+        {"image": "i/absent.nii.gz", "label": "l/a.nii.gz"},
+    ]
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps({"training": entries, "test": ["i/b.nii.gz"]}))
+    cases = find_cases(path)
+    assert [case.name for case in cases] == ["a", "a a", "a a2", "absent"]
+    for case in cases[:-1]:
+        assert case.image == tmp_path / "i/a.nii.gz"
+        read_case(case)
+    with pytest.raises(InputError, match='image "absent.nii.gz" does not exist'):
+        read_case(cases[-1])
+
+
+def test_label_values_that_a_scale_put_off_are_those_of_a_training(
+    tmp_path: Path, image, labels
+) -> None:
+    off = np.where(labels, labels + 4.58e-5, 0).astype(np.float32)
+    case = BenchmarkCase(
+        "s",
+        "a",
+        write_volume(tmp_path / "i.nii.gz", image),
+        write_volume(tmp_path / "l.nii.gz", off),
+    )
+    assert np.array_equal(read_case(case)[1].array, labels)
+    write_volume(case.label, off * 1.1)
+    with pytest.raises(InputError, match="fractions"):
+        read_case(case)
 
 
 def test_a_label_map_on_another_grid_is_refused(tmp_path: Path, image, labels) -> None:

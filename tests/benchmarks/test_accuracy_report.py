@@ -23,11 +23,12 @@ def test_sources_have_equal_weights() -> None:
     summary = summarise(scores, (1, 10), seed=0)
     assert summary["macro"] == {"1": 0.4, "10": 0.6, "harm": 0}
     assert summary["sources"]["a"]["structures"] == 9
-    expected = {"x": {"cases": 1, "1": 0.6, "10": 0.8, "harm": 0}}
-    assert summary["sources"]["b"]["by_structure"] == expected
+    assert summary["sources"]["b"]["by_structure"] == {
+        "x": {"cases": 1, "1": 0.6, "10": 0.8, "harm": 0}
+    }
     assert summary["modalities"]["MR"]["1"] == 0.24
-    # equal cases
-    assert summary["interval"] == {"1": [0.4, 0.4], "10": [0.6, 0.6], "harm": [0, 0]}
+    equal_cases = {"1": [0.4, 0.4], "10": [0.6, 0.6], "harm": [0, 0]}
+    assert summary["interval"] == equal_cases
 
 
 def test_intervals_come_from_cases_not_from_structures() -> None:
@@ -77,6 +78,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_command_writes_json_tables_and_pictures(data: Path, tmp_path: Path, capsys) -> None:
     options = ["--models", "click_ball,ball,random_walker", "--clicks", "1,2", "--radius-mm", "20"]
+    options += ["--zoom", "fixed"]
     files = {name: tmp_path / f"{name}" for name in ("json", "markdown", "pictures")}
     outputs = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     weights = ["--weights", f"click_ball={CLICK_BALL}"]
@@ -103,7 +105,6 @@ def run(data: Path, path: Path, models: str, *options: str) -> dict:
 
 
 def test_the_centre_of_a_ball_gives_the_ball_through_the_servers_path(data: Path, tmp_path) -> None:
-    # the ball is as large as the structure at 1.5 mm only
     options = ("--protocol", "cvpr2025", "--radius-mm", "20", "--zoom", "fixed")
     report = run(data, tmp_path / "a.json", "click_ball,ball", *options)
     network, baseline = (report["models"][name]["macro"] for name in ("click_ball", "ball"))

@@ -326,8 +326,7 @@ def moved(label):
     return label
 
 
-KEPT = {
-    "empty": (lambda label: label * 0, "the label is empty"),
+REFUSED = {
     "another grid": (
         lambda label: label[:-1],
         "the label has 59 × 52 × 34 voxels, its image 60 × 52",
@@ -336,17 +335,43 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("case", KEPT)
-def test_a_label_that_cannot_be_sent_is_kept(server, series, case):
+def final_label(server, uid):
+    return next((server.folder / "cache").glob("*/labels/final")) / f"{uid}.nii.gz"
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_bad_label_is_refused_and_the_old_one_kept(server, series, case):
     server.mask("fastsam3d", series["axial"], {"foreground": CLICKS})
-    spoil, says = KEPT[case]
-    label = spoil(label_on(cached_image(server, series["axial"]))[0])
-    reply = save(server, series["axial"], label)
-    assert reply.status_code == 500
+    path = final_label(server, series["axial"])
+    before = path.read_bytes() if path.exists() else None
+    spoil, says = REFUSED[case]
+    reply = save(server, series["axial"], spoil(label_on(cached_image(server, series["axial"]))[0]))
+    assert reply.status_code == 400
+    assert says in reply.json()["detail"]
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+@pytest.mark.usefixtures("remove_labels")
+def test_an_empty_label_is_kept_but_never_replaces_a_full_one(server, series):
+    uid = series["coronal"]
+    server.mask("fastsam3d", uid, {"foreground": CLICKS})
+    label, expected = label_on(cached_image(server, uid))
+    assert save(server, uid, label).status_code == 200
+    refused = save(server, uid, label * 0)
+    assert refused.status_code == 409
+    assert "the label is empty, and the one that is there is not" in refused.json()["detail"]
+    np.testing.assert_array_equal(voxels(sitk.ReadImage(str(final_label(server, uid)))), expected)
+    reply = save(server, uid, label * 0, allow_empty="true")
+    assert reply.status_code == 500  # a DICOM-SEG has at least one voxel
     detail = reply.json()["detail"]
-    assert says in detail
+    assert "the label is empty" in detail
     kept = detail.removeprefix("the label was kept in ").partition(" on the server")[0]
-    np.testing.assert_array_equal(voxels(sitk.ReadImage(kept)), voxels(label))
+    assert not voxels(sitk.ReadImage(kept)).any()
+
+
+def test_the_cache_is_private(server):
+    (cache,) = (path for path in (server.folder / "cache").iterdir() if path.is_dir())
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
 @pytest.fixture
@@ -398,7 +423,7 @@ def test_what_an_unchecked_store_left_in_the_cache_is_made_again(datastore, seri
     path.write_bytes(b"shifted")
     assert datastore.get_image_uri(series["axial"]) == str(path)
     assert path.read_bytes() == b"shifted", "a checked file is used unchanged"
-    datastore.update_image_info(series["axial"], {"geometry_checked": False})
+    datastore.update_image_info(series["axial"], {"series_checked": 1})
     assert datastore.get_image_uri(series["axial"]) == str(path)
     assert path.read_bytes()[20:] == right[20:]  # the gzip header holds the time
 
@@ -464,8 +489,7 @@ def test_a_label_of_the_dicom_server_comes_back_for_training(
     pairs = {Path(pair["image"]).name: pair["label"] for pair in another.datalist()}
     fetched = sitk.ReadImage(pairs[f"{series['oblique MR']}.nii.gz"])
     np.testing.assert_allclose(fetched.GetOrigin(), image.GetOrigin(), atol=1e-3)
-    values = np.array([0, 1, 3])[voxels(fetched)]  # a DICOM-SEG numbers its segments 1, 2, …
-    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(voxels(fetched), expected)
 
 
 @pytest.mark.usefixtures("remove_labels")
@@ -486,7 +510,7 @@ def test_voxels_without_a_header_get_that_of_the_image(datastore, series, tmp_pa
 
 def test_names_belong_to_the_values_of_a_label():
     def names(values, label_info):
-        return [described["name"] for described in describe_segments(values, label_info)]
+        return [described.name for described in describe_segments(values, label_info)]
 
     slicer = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
     assert names([2], slicer) == ["spleen"]

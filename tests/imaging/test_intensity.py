@@ -12,12 +12,34 @@ def random_image(low, high, shape=(7, 9, 11)):
     return np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
 
 
+def padded(value, low, high):
+    """Return an image with one value around the patient, whose own values are from low to high."""
+    image = random_image(low, high)
+    image[:2, :3] = value
+    return image
+
+
 @pytest.mark.parametrize(
-    ("minimum", "expected"),
-    [(-1024, True), (-3024, True), (-200, True), (-199, False), (-5.5, False), (0, False)],
+    ("image", "expected"),
+    [
+        (random_image(-1024, 900), True),
+        (random_image(-250, 900), True),
+        (random_image(-199, 900), False),
+        (random_image(-5.5, 900), False),
+        (random_image(0, 900), False),
+        (padded(-3024, -1000, 900), True),
+        (padded(-32768, -1000, 900), True),
+        (padded(-1024, -150, 900), True),  # air replaced by one value
+        (padded(-2000, 0, 1400), False),
+        (padded(-32768, 0, 1400), False),
+        (padded(-1000, 0, 1400), False),
+        (padded(-2000, -5.5, 1400), False),
+    ],
 )
-def test_a_ct_is_recognised_by_its_air(minimum, expected):
-    assert looks_like_ct(minimum) is expected
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_ct_is_recognised_by_its_air_and_padding_is_no_air(image, expected, dtype):
+    image = image.astype(dtype)
+    assert looks_like_ct(image, float(image.min())) is expected
 
 
 def test_the_statistics_are_those_of_the_positive_voxels():

@@ -1,5 +1,8 @@
 """A mask stored as its box is the same mask, voxel for voxel and byte for byte."""
 
+import hashlib
+import struct
+
 import numpy as np
 import pytest
 
@@ -82,3 +85,20 @@ def test_dice_is_twice_the_overlap_over_the_sum():
     assert dice(mask, mask) == 1
     assert dice(mask, ~mask) == 0
     assert dice(mask & ~mask, mask & ~mask) == 1
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_the_hash_is_that_of_the_box_and_its_voxels_in_file_order(name):
+    mask = box_mask(BOXES[name])
+    in_c_order = BoxMask(mask.values.copy(order="C"), mask.box_ijk, SHAPE_IJK, np.eye(4))
+    in_file_order = BoxMask(np.asfortranarray(mask.values), mask.box_ijk, SHAPE_IJK, np.eye(4))
+    offset, stop = np.array(mask.box_ijk).T
+    content = struct.pack("<6q", *offset, *(stop - offset)) + mask.values.tobytes(order="F")
+    expected = hashlib.sha256(content).hexdigest()
+    assert in_c_order.sha256() == in_file_order.sha256() == expected
+
+
+def test_the_hash_depends_on_the_place():
+    values = np.ones((2, 3, 4), np.uint8)
+    boxes = [((n, n + 2), (0, 3), (0, 4)) for n in range(2)]
+    assert len({BoxMask(values, box, SHAPE_IJK, np.eye(4)).sha256() for box in boxes}) == 2

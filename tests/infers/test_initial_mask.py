@@ -42,6 +42,20 @@ def test_the_mask_is_read_in_the_box_of_its_structures(write, dtype):
     assert structure_box(initial, 3) is None
 
 
+def test_a_mask_of_background_only_has_no_structure(write, roi):
+    initial = read_initial(write(np.zeros(SHAPE_IJK, np.uint8)), IMAGE)
+    assert not initial.whole().any()
+    assert structure_box(initial, 1) is None
+    assert structures_at(initial, np.array([[0, 0, 0], [39, 29, 23]])) == []
+    beginning = beginning_of(initial, 1, roi, 32, overwrite=False)
+    assert beginning.state is None and beginning.protected is None
+
+
+def test_a_mask_of_one_structure_everywhere(write):
+    full = np.full(SHAPE_IJK, 3, np.uint8)
+    np.testing.assert_array_equal(read_initial(write(full), IMAGE).whole(), full)
+
+
 def test_scaled_integers_are_rounded(write):
     np.testing.assert_array_equal(
         read_initial(write(MASK.astype(np.float32) * 1.0001), IMAGE).whole(), MASK
@@ -54,7 +68,11 @@ def test_scaled_integers_are_rounded(write):
         (MASK[:-1], AFFINE_MM, "on another grid than the image"),
         (MASK, np.diag([1.2, 0.9, 2.5, 1]), "on another grid than the image"),
         (MASK.astype(np.int16) * 2, AFFINE_MM, "holds values from 0 to 400; send numbers of str"),
-        (MASK.astype(np.float32) / 4, AFFINE_MM, "holds fractions; send integers"),
+        (
+            MASK.astype(np.float32) / 4,
+            AFFINE_MM,
+            "initial_mask holds fractions; save it as integers",
+        ),
     ],
 )
 def test_another_mask_is_an_error(write, values, affine_mm, message):

@@ -183,3 +183,14 @@ def test_a_warning_says_that_the_network_found_nothing():
     assert (data["pred"].whole() == 1).sum() == 1
     (warning,) = data["warnings"]
     assert "nothing was found at this click" in warning and "remove background" in warning
+
+
+def test_warnings_about_the_scan_reach_the_reply():
+    volume = Volume(np.zeros(SHAPE_IJK), AFFINE_MM, is_ct=False, warnings=("3 voxels are NaN",))
+    data = {
+        "structures": [structure(1, [20, 15, 12], 9)],
+        "prompts": parsed([spatial("point", [20, 15, 12])]),
+        "volume": volume,
+        "initial": None,
+    }
+    assert PasteStructuresd()(data)["warnings"] == ["3 voxels are NaN"]

@@ -37,8 +37,12 @@ def app(tmp_path):
     return FakeApp(folder)
 
 
+NRRD = b"NRRD0004\ntype: short\n\nvoxels"
+NIFTI = b"\0" * 344 + b"n+1\0voxels"
+
+
 def sent_file(name):
-    return UploadFile(io.BytesIO(b"voxels"), filename=name)
+    return UploadFile(io.BytesIO(NRRD if name.endswith("nrrd") else NIFTI), filename=name)
 
 
 def test_a_study_is_found_by_its_name(app):
@@ -71,12 +75,13 @@ def test_a_server_without_sessions_has_no_session(app):
 
 
 @pytest.mark.parametrize(
-    ("name", "extension"), [("a.nrrd", ".nrrd"), ("a.nii.gz", ".nii.gz"), ("a", ".nii.gz")]
+    ("name", "extension"),
+    [("a.nrrd", ".nrrd"), ("a.b.nii.gz", ".nii.gz"), ("", ".nii.gz"), ("../x.NII", ".nii")],
 )
 def test_the_copy_of_a_sent_file_is_removed(app, name, extension):
     with image_file(app, "", "", sent_file(name)) as path:
-        assert Path(path).read_bytes() == b"voxels"
-        assert path.endswith(f"image{extension}")
+        assert Path(path).read_bytes().endswith(b"voxels")
+        assert path.endswith(f"upload{extension}")
     assert not Path(path).parent.exists()
 
 
@@ -84,6 +89,18 @@ def test_the_copy_is_removed_after_an_error(app):
     with pytest.raises(OSError, match="disk"), image_file(app, "", "", sent_file("a.nrrd")) as path:
         raise OSError("disk")
     assert not Path(path).parent.exists()
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.nhdr", "a.zip", "a", "a.nii.gz.exe"])
+def test_files_of_other_kinds_are_refused(app, name):
+    with pytest.raises(InputError, match="send one of"), image_file(app, "", "", sent_file(name)):
+        pass
+
+
+def test_a_header_that_names_another_file_is_refused(app):
+    file = UploadFile(io.BytesIO(b"NRRD0004\ndata file: /etc/passwd\n\n"), filename="a.nrrd")
+    with pytest.raises(InputError, match="another file"), image_file(app, "", "", file):
+        pass
 
 
 def test_a_request_without_an_image(app):

@@ -1,5 +1,6 @@
 """Each error class has an HTTP status, and its client gets a reason."""
 
+import errno
 import inspect
 import re
 
@@ -21,6 +22,10 @@ CASES = [
     (errors.InputError("too thin"), 400, "too thin"),
     (errors.NotFoundError("no image"), 404, "no image"),
     (errors.ConflictError("a training is running"), 409, "a training is running"),
+    (errors.ReadOnlyError("no right to write"), 403, "no right to write"),
+    (OSError(errno.ENOSPC, "full"), 507, "the disk of the server is full .No space left on dev"),
+    (OSError(errno.EDQUOT, "full"), 507, "the disk of the server is full .Disk quota exceeded"),
+    (OSError(errno.EIO, "broken"), 500, r"the server failed on this request \(OSError\)"),
     (errors.SavingError("kept in /labels"), 500, "kept in /labels"),
     (errors.WeightsError("no file a.pth"), 500, "no file a.pth"),
     (ImageNotFoundException("Image x"), 404, "Image x"),
@@ -41,9 +46,9 @@ def client():
         def fail():
             raise error
 
+    install(app)
     for number, (error, _, _) in enumerate(CASES):
         add_route(number, error)
-    install(app)
     return TestClient(app, raise_server_exceptions=False)
 
 

@@ -92,6 +92,12 @@ def test_a_given_neighbour_keeps_its_voxels(ball_server, name):
     np.testing.assert_array_equal((taken == 9) <= (start == 9), True)
 
 
+def test_a_given_mask_of_background_only_changes_nothing(ball_server, name):
+    empty = np.zeros(SHAPE_IJK, np.uint8)
+    expected = mask(ask(ball_server, name, [point(CENTER)]))
+    np.testing.assert_array_equal(mask(ask(ball_server, name, [point(CENTER)], empty)), expected)
+
+
 def test_a_stored_label_is_a_given_mask(ball_server, name, tmp_path):
     start = np.zeros(SHAPE_IJK, np.uint8)
     start[36:, 40:60, 10:30] = 9

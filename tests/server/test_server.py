@@ -47,7 +47,7 @@ BAD_VOLUMES = {
     "one_slice": (np.arange(400, dtype=np.int16).reshape(20, 20, 1), "20 × 20 × 1 voxels"),
     "few_voxels": (np.arange(27, dtype=np.int16).reshape(3, 3, 3), "only 3 × 3 × 3 voxels"),
     "constant": (np.full((20, 30, 10), 7, np.int16), "every voxel is 7"),
-    "nan": (np.where(head() > 0, np.nan, head()).astype(np.float32), "NaN or infinite"),
+    "infinity": (np.where(head() > 0, np.inf, head()).astype(np.float32), "are infinite"),
 }
 
 
@@ -198,7 +198,7 @@ REFUSALS = {
     "text": ({"foreground": [["a", 2, 3]]}, r"\['a', 2, 3\]"),
     "not a list": ({"foreground": "here"}, "'here'"),
     "NaN": ({"foreground": [[float("nan"), 2, 3]]}, "nan"),
-    "option": ({**CLICKS, "colour": "red"}, "unknown option 'colour'; the options are foreground"),
+    "option": ({**CLICKS, "colour": "red"}, "unknown option 'colour'; the options are prompts"),
     "image": ({**CLICKS, "image": "/etc/passwd"}, "unknown option 'image'"),
     "model": ({**CLICKS, "model": "sam_med3d"}, "unknown option 'model'"),
     "device": ({**CLICKS, "device": "tpu"}, "no device 'tpu' .* choose one of"),
@@ -332,12 +332,6 @@ def test_stock_routes_give_reasons(server):
     unknown = requests.post(f"{server.url}/activelearning/clever", json={}, timeout=30)
     assert unknown.status_code == 400
     assert "no such strategy 'clever'" in unknown.json()["detail"]
-    options = {"device": "cpu", "multi_gpu": False}
-    batch = requests.post(
-        f"{server.url}/batch/infer/fastsam3d?run_sync=true", json=options, timeout=60
-    )
-    assert batch.status_code == 400
-    assert_says(batch.json()["detail"], "there is no click|^image .*;")
     missing = requests.put(f"{server.url}/datastore/label/info?label=x&tag=final", timeout=30)
     assert missing.status_code == 404
     assert "Label: x Tag: final not found" in missing.json()["detail"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,9 @@ from pathlib import Path
 
 SUFFIX = ".partial"
 """SUFFIX: ending of all temporary files, by which the leftovers of a killed process are found."""
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS, errno.EACCES)
+"""NO_LINKS: errors of file systems, or of their settings, that allow no hard link."""
 
 
 @contextmanager
@@ -54,6 +59,44 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Replace the content of ``path`` with ``text``, in UTF-8."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Replace ``path`` with a copy of the file ``source``."""
+    with write_atomically(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def keep_as(path: Path, name: Path) -> None:
+    """Give the content of ``path`` the second name ``name`` of the same disk, and sync it.
+
+    A later atomic write to ``path`` leaves ``name`` as it is. Where the file system has no hard
+    links the content is copied. Raises OSError.
+    """
+    try:
+        with temporary_file(name.parent) as temporary:
+            os.link(path, temporary)
+            move_into_place(temporary, name)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        copy_atomically(path, name)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove the temporary files that killed processes left in ``folder``; return their paths.
+
+    The caller makes sure that no other process writes there now.
+    """
+    leftovers = [path for path in folder.glob(f".*{SUFFIX}") if path.is_file()]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return leftovers
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error means that the disk, or the quota of the account, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _sync(path: Path) -> None:

@@ -18,11 +18,15 @@ class NotFoundError(InputError):
 
 
 class ConflictError(InputError):
-    """Another job that is running prevents the request."""
+    """Another job that is running, or newer data, prevents the request."""
 
 
 class SavingError(AppError, RuntimeError):
     """A label could not be saved to its destination; the message says where it was kept."""
+
+
+class ReadOnlyError(AppError):
+    """The folder that the request wants to change may not be written by the server."""
 
 
 class OptionError(AppError, ValueError):

@@ -5,10 +5,12 @@ The rule for the names of devices, `find_device`, holds for requests and trainin
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -24,6 +26,10 @@ CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 MONAI_LABEL_OPTIONS = ("server_mode", "auth_token")
 """MONAI_LABEL_OPTIONS: ``--conf`` options that MONAI Label itself reads."""
+
+API_KEY_VARIABLE = "FASTSAM3D_API_KEY"
+"""API_KEY_VARIABLE: environment variable with the option ``api_key``, which no list of processes
+shows."""
 
 
 def _default_cache_mb() -> int:
@@ -53,6 +59,14 @@ class Options:
     embedding_cache_mb: limit of the cache of image embeddings, which the models share.
     model_dir: folder that weights are searched in and trained weights are written to; empty for the
         app's own ``model`` folder.
+    api_key: what clients must know; empty for a server that answers its own machine only.
+    allow_open: whether a server without a key answers other machines too.
+    cors_origins: web pages of these origins may use the server, beside its own pages.
+    max_upload_mb: limit of a request that holds files; a quarter of the memory by default.
+    requests_per_minute: limit for each client, by its address; 0 for none.
+    label_versions: earlier versions that stay of each label.
+    journal_mb: limit of the journal of interactions of each image; 0 turns the journals off.
+    audit_log: file with a line for each change; empty for the app's folder, ``off`` for none.
     """
 
     weights: str = ""
@@ -65,6 +79,14 @@ class Options:
     volume_cache_mb: int = 0
     embedding_cache_mb: int = 256
     model_dir: str = ""
+    api_key: str = field(default="", repr=False)
+    allow_open: bool = False
+    cors_origins: tuple[str, ...] = ()
+    max_upload_mb: int = 0
+    requests_per_minute: int = 6000
+    label_versions: int = 20
+    journal_mb: int = 8
+    audit_log: str = ""
 
     @classmethod
     def from_conf(cls, conf: Mapping[str, str]) -> Options:
@@ -76,7 +98,13 @@ class Options:
         values = {name: _parse(name, conf[name]) for name in known if name in conf}
         if isinstance(values.get("zoom"), float):
             values |= {"spacing_mm": values["zoom"], "zoom": "fixed"}
-        return cls(**{"volume_cache_mb": _default_cache_mb(), **values})
+        memory_mb = _default_cache_mb()
+        defaults = {
+            "volume_cache_mb": memory_mb,
+            "max_upload_mb": memory_mb,
+            "api_key": os.environ.get(API_KEY_VARIABLE, ""),
+        }
+        return cls(**{**defaults, **values})
 
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -91,6 +119,33 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
         return value
 
     return parse
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError("it is not a whole number of 0 and more")
+    return int(text)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("give true or false")
+    return text.lower() == "true"
+
+
+def _key(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = _names(text)
+    for origin in origins:
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query:
+            raise ValueError("give addresses such as https://viewer.example.org, without a path")
+    return origins
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -153,6 +208,14 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "volume_cache_mb": _positive(int),
     "embedding_cache_mb": _positive(int),
     "model_dir": str,
+    "api_key": _key,
+    "allow_open": _truth,
+    "cors_origins": _origins,
+    "max_upload_mb": _positive(int),
+    "requests_per_minute": _whole_number,
+    "label_versions": _whole_number,
+    "journal_mb": _whole_number,
+    "audit_log": str,
 }
 
 
@@ -160,4 +223,5 @@ def _parse(name: str, text: str) -> Any:
     try:
         return _PARSERS[name](str(text))
     except ValueError as error:
-        raise OptionError(f"--conf {name} {text!r} cannot be used: {error}") from error
+        shown = "…" if name == "api_key" else repr(text)  # a log never holds the key
+        raise OptionError(f"--conf {name} {shown} cannot be used: {error}") from error

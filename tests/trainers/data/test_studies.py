@@ -113,6 +113,79 @@ def test_unusable_studies_are_skipped_with_a_reason(tmp_path: Path) -> None:
     assert "damaged" in skipped["broken"] and "does not exist" in skipped["absent"]
 
 
+def test_a_study_with_a_label_that_cannot_be_used_takes_part_without_it(tmp_path: Path) -> None:
+    study = tiny.make_study(tmp_path, "a")
+    assert study.label is not None
+    study.label.write_bytes(b"hello")
+    (examined,), skipped = examine([study])
+    assert not examined.is_labelled and len(examined.body) > 100
+    assert skipped["a"].startswith('its label is not used: label "a_label.nii.gz" cannot be read')
+
+
+def test_a_healthy_case_takes_part_without_a_label(tmp_path: Path) -> None:
+    study = tiny.make_study(tmp_path, "a")
+    save_label(study, np.zeros(tiny.SHAPE, np.uint8))
+    (examined,), skipped = examine([study])
+    assert not examined.is_labelled and not skipped
+
+
+def test_what_is_replaced_in_a_study_is_logged(tmp_path: Path, caplog) -> None:
+    study = tiny.make_study(tmp_path, "a", labelled=False)
+    image = nibabel.load(study.image)
+    array = np.asarray(image.dataobj).astype(np.float32)
+    array[:2] = np.nan
+    nibabel.save(nibabel.Nifti1Image(array, image.affine), study.image)
+    with caplog.at_level("WARNING"):
+        examine_study(study)
+    assert "are NaN; they are taken as 0" in caplog.text
+
+
+def test_no_error_of_one_study_ends_a_training(tmp_path: Path, monkeypatch) -> None:
+    good, nearly_blank = tiny.make_study(tmp_path, "good"), tmp_path / "blank.nii.gz"
+    blank = np.zeros((64, 60, 56), np.int16)
+    blank[33:36, 33:36, 33:36] = 1
+    nibabel.save(nibabel.Nifti1Image(blank, np.diag([0.5, 0.6, 0.7, 1])), nearly_blank)
+    usable, skipped = examine([Study("blank", nearly_blank), good])
+    assert [study.name for study in usable] == ["good"]
+    assert "nothing that stands out" in skipped["blank"]
+
+    def fail(study: Study) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr("lib.trainers.data.studies.examine_study", fail)
+    usable, skipped = examine([good])
+    assert not usable and "KeyError: 'unforeseen'" in skipped["good"]
+
+
+def test_hidden_files_are_no_studies_and_no_labels(tmp_path: Path) -> None:
+    tiny.make_study(tmp_path, "a", labelled=False)
+    (tmp_path / "._a.nii.gz").write_bytes(b"\0\5\x16\7" + bytes(200))
+    (tmp_path / "labels" / "final").mkdir(parents=True)
+    (tmp_path / "labels" / "final" / "._a.nii.gz").write_bytes(b"\0\5\x16\7" + bytes(200))
+    studies, skipped = find_studies(datastore_in(tmp_path))
+    assert [(study.name, study.label) for study in studies] == [("a", None)] and not skipped
+
+
+@pytest.mark.parametrize("values", [(1, 300), (3, 6), (299, 65535)])
+def test_label_values_are_kept(tmp_path: Path, values: tuple[int, int]) -> None:
+    study = tiny.make_study(tmp_path, "a")
+    assert study.label is not None
+    label = np.asarray(nibabel.load(study.label).dataobj).astype(np.uint16)
+    label[label == 2], label[label == 5] = values
+    save_label(study, label)
+    assert set(examine_study(study).structures) == set(values)
+
+
+def test_a_label_in_the_frame_that_itk_shows_fits_its_image(tmp_path: Path) -> None:
+    """Slicer saves a label by the frame in which ITK shows the image."""
+    study = tiny.make_study(tmp_path, "a")
+    image = nibabel.load(study.image)
+    image.set_sform(shifted(60), 2)
+    image.set_qform(tiny.AFFINE_MM, 1)
+    nibabel.save(image, study.image)
+    assert set(examine_study(study).structures) == {2, 5}
+
+
 def shifted(by_mm: float) -> np.ndarray:
     affine_mm = tiny.AFFINE_MM.copy()
     affine_mm[0, 3] += by_mm

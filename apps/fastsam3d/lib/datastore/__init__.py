@@ -1,7 +1,8 @@
-"""Studies on a DICOM server, as a MONAI Label datastore.
+"""The studies, in a folder or on a DICOM server, as MONAI Label datastores, and their history.
 
-- ``dicomweb.py``: reads series by DICOMweb and checks their geometry; saves labels
+- ``safe_store.py``: images and labels in a folder, written so that nothing is lost
+- ``label_files.py``: reads a label and compares it with its image; ``label_history.py``: versions
+- ``journal.py``: each mask that a client asked for
+- ``dicomweb.py``: reads series by DICOMweb and checks their geometry; sends labels
 - ``dicom_seg.py``: writes the DICOM-SEG objects that labels are sent as
-
-Studies in a folder use MONAI Label's own ``LocalDatastore``.
 """

@@ -4,78 +4,137 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from nibabel.affines import apply_affine
 
+from lib.datastore.dicom_seg_reader import VALUE_CREATOR, VALUE_ELEMENT, VALUE_GROUP
 from lib.errors import InputError
 from lib.imaging.affine import itk_affine
+
+UTF_8 = "ISO_IR 192"
+
+LONGEST_LABEL, LONGEST_DESCRIPTION = 64, 1024
+"""LONGEST_LABEL, LONGEST_DESCRIPTION: characters that DICOM allows (PS3.5 6.2, LO and ST)."""
 
 SAME_GRID_VOXELS = 0.1
 """SAME_GRID_VOXELS: maximum distance between the corners of a label and those of its image."""
 
 
-def write_segmentation(image: str, label: str, label_info: Sequence[Mapping[str, Any]]) -> str:
+def write_segmentation(image: str, label: str, label_info: Sequence[Any]) -> str:
     """Write a label file as a temporary DICOM-SEG and return its path; the caller removes it.
 
     image: the NIfTI file of a series; its slices lie in the folder of the same name. label_info: as
-    for `describe_segments`. Raises InputError if the label is empty or on another grid, or if dcmqi
-    is missing or fails.
+    for `describe_segments`. Segments are numbered 1, 2, …; a private tag keeps their label values.
+    Raises InputError if the label is empty or on another grid, or if dcmqi is missing or fails.
     """
-    values = _check_label(label, image)
+    mask, values = _check_label(label, image)
     if not shutil.which("itkimage2segimage"):
         raise InputError("itkimage2segimage is missing; install dcmqi and try again")
     folder = image.removesuffix(".nii.gz")
-    segmentation: str = nifti_to_dicom_seg(folder, label, describe_segments(values, label_info))
+    described = describe_segments(values, label_info)
+    segments = [each.for_dcmqi(number) for number, each in enumerate(described, start=1)]
+    with tempfile.TemporaryDirectory() as temporary:
+        numbered = os.path.join(temporary, "label.nii.gz")
+        sitk.WriteImage(mask, numbered)
+        segmentation: str = nifti_to_dicom_seg(folder, numbered, segments)
     if not os.path.exists(segmentation):
         raise InputError("itkimage2segimage failed to make a DICOM-SEG of the label; see the log")
+    _name_segments(segmentation, described)
     return segmentation
 
 
-def describe_segments(
-    values: Sequence[int], label_info: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Return the segment descriptions that MONAI Label's DICOM-SEG writer takes, one a value.
+@dataclass(frozen=True)
+class Segment:
+    """A structure in a label map: its value, its name and its colour."""
+
+    value: int
+    name: str
+    colour: tuple[int, ...] = (255, 0, 0)
+
+    def for_dcmqi(self, number: int) -> dict[str, Any]:
+        """Return the description of a segment that MONAI Label's DICOM-SEG writer takes.
+
+        The name is a placeholder: dcmqi refuses or spoils names that are long or not ASCII.
+        """
+        # Codes that are right for any structure; MONAI Label's default is the spleen.
+        category = ("123037004", "Anatomical Structure")
+        tissue = ("85756007", "Tissue")
+        category_code, type_code = (
+            {"CodeValue": code, "CodingSchemeDesignator": "SCT", "CodeMeaning": meaning}
+            for code, meaning in (category, tissue)
+        )
+        placeholder = f"segment {number}"
+        attribute = {
+            "labelID": number,
+            "SegmentLabel": placeholder,
+            "SegmentDescription": placeholder,
+            "SegmentAlgorithmType": "SEMIAUTOMATIC",
+            "SegmentAlgorithmName": "FastSAM3D",
+            "SegmentedPropertyCategoryCodeSequence": category_code,
+            "SegmentedPropertyTypeCodeSequence": type_code,
+            "recommendedDisplayRGBValue": list(self.colour),
+        }
+        return {"name": placeholder, "model_name": "FastSAM3D", "segmentAttribute": attribute}
+
+
+def describe_segments(values: Sequence[int], label_info: Sequence[Any]) -> list[Segment]:
+    """Return the segments of a label map with these values.
 
     label_info: [{"name": …, "idx": value}, …] as Slicer sends it. If an ``idx`` is missing or a
-    value has no entry, the entries belong to the values 1, 2, … in order.
+    value has no entry, the entries belong to the values 1, 2, … in order. Other content counts as
+    missing.
     """
-    by_value = {info.get("idx"): info for info in label_info}
+    infos = [info for info in label_info if isinstance(info, Mapping)]
+    by_value = {info.get("idx"): info for info in infos if isinstance(info.get("idx"), int)}
     if not set(values) <= set(by_value):
-        by_value = dict(enumerate(label_info, start=1))
-    return [_describe_segment(value, by_value.get(value, {})) for value in values]
+        by_value = dict(enumerate(infos, start=1))
+    return [_segment(value, by_value.get(value, {})) for value in values]
 
 
-def _describe_segment(value: int, info: Mapping[str, Any]) -> dict[str, Any]:
+def _segment(value: int, info: Mapping[str, Any]) -> Segment:
     name = str(info.get("name") or f"label {value}")
-    # Codes that are right for any structure; MONAI Label's default is the spleen.
-    category = ("123037004", "Anatomical Structure")
-    tissue = ("85756007", "Tissue")
-    category_code, type_code = (
-        {"CodeValue": code, "CodingSchemeDesignator": "SCT", "CodeMeaning": meaning}
-        for code, meaning in (category, tissue)
-    )
-    attribute = {
-        "labelID": value,
-        "SegmentLabel": name,
-        "SegmentDescription": name,
-        "SegmentAlgorithmType": "SEMIAUTOMATIC",
-        "SegmentAlgorithmName": "FastSAM3D",
-        "SegmentedPropertyCategoryCodeSequence": category_code,
-        "SegmentedPropertyTypeCodeSequence": type_code,
-        "recommendedDisplayRGBValue": [int(c) for c in info.get("color", (255, 0, 0))][:3],
-    }
-    return {"name": name, "model_name": "FastSAM3D", "segmentAttribute": attribute}
+    try:
+        colour = tuple(min(max(int(c), 0), 255) for c in info.get("color", ()))[:3]
+    except (TypeError, ValueError, OverflowError):
+        colour = ()
+    return Segment(value, name, colour) if len(colour) == 3 else Segment(value, name)
 
 
-def _check_label(label: str, image: str) -> list[int]:
-    """Return the values in a label file.
+def _name_segments(path: str, segments: Sequence[Segment]) -> None:
+    """Write names and label values into a DICOM-SEG whose segments are in the order of values."""
+    dataset = pydicom.dcmread(path)
+    dataset.SpecificCharacterSet = UTF_8
+    if len(dataset.SegmentSequence) != len(segments):
+        raise InputError(
+            f"itkimage2segimage made {len(dataset.SegmentSequence)} of {len(segments)} segments"
+        )
+    for stored, segment in zip(dataset.SegmentSequence, segments, strict=True):
+        stored.SegmentLabel = _shortened(segment.name)
+        stored.SegmentDescription = segment.name[:LONGEST_DESCRIPTION]
+        block = stored.private_block(VALUE_GROUP, VALUE_CREATOR, create=True)
+        block.add_new(VALUE_ELEMENT, "UL", segment.value)
+    dataset.save_as(path)
 
-    Raises InputError if it is empty or on another grid than the image.
+
+def _shortened(name: str) -> str:
+    """Return a name as a segment's label: without what DICOM gives a meaning, and short enough."""
+    name = "".join(" " if not c.isprintable() else "/" if c == "\\" else c for c in name).strip()
+    return name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
+
+
+def _check_label(label: str, image: str) -> tuple[sitk.Image, list[int]]:
+    """Return a label map whose values are numbers 1, 2, …, and the values that they stand for.
+
+    dcmqi takes values up to 32767 only. Raises InputError if the label is empty or on another grid
+    than the image.
     """
     mask, grid = sitk.ReadImage(label), sitk.ImageFileReader()
     grid.SetFileName(image)
@@ -89,7 +148,12 @@ def _check_label(label: str, image: str) -> list[int]:
     shifts_mm = apply_affine(itk_affine(mask) - itk_affine(grid), corners_ijk)
     if np.linalg.norm(shifts_mm, axis=1).max() > SAME_GRID_VOXELS * min(grid.GetSpacing()):
         raise InputError("the label lies elsewhere than its image; save it on its grid")
-    values = [int(value) for value in np.unique(sitk.GetArrayViewFromImage(mask)) if value]
-    if not values:
+    stored = sitk.GetArrayFromImage(mask)
+    values = np.unique(np.rint(stored).astype(np.int64))  # a scale may have put them a little off
+    values = values[values != 0]
+    if not len(values):
         raise InputError("the label is empty; draw or click on something first")
-    return values
+    numbers = np.searchsorted(values, np.rint(stored)) + 1
+    numbered = sitk.GetImageFromArray(np.where(np.rint(stored) == 0, 0, numbers).astype(np.uint16))
+    numbered.CopyInformation(mask)
+    return numbered, values.tolist()

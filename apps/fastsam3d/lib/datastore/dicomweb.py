@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 import SimpleITK as sitk
-from cachetools import TTLCache, cached
+from cachetools import TTLCache
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.local import LocalDatastore
-from monailabel.datastore.utils.convert import binary_to_image
 from monailabel.datastore.utils.dicom import dicom_web_download_series, dicom_web_upload_dcm
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from lib.datastore.dicom_seg import write_segmentation
-from lib.errors import InputError, NotFoundError, SavingError
+from lib.datastore.dicom_seg_reader import read_segmentation
+from lib.datastore.pacs_reader import PacsReader
+from lib.datastore.safe_store import SafeDatastore, SavedLabel
+from lib.errors import InputError, SavingError
 from lib.imaging.dicom_series import read_series
+from lib.imaging.nifti_file import ImageMetadata, write_scan
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +38,26 @@ MODALITIES = ("CT", "MR", "PT")
 A site changes this with MONAI_LABEL_DICOMWEB_SEARCH_FILTER.
 """
 
-CHECKED = "geometry_checked"
-"""CHECKED: key in the stored information on an image whose geometry was checked.
+INFO_FIELDS = ("StudyDate", "StudyTime", "Modality", "RetrieveURL", "PatientID", "StudyInstanceUID")
+"""INFO_FIELDS: what is stored of a series, under the names of MONAI Label."""
+
+CHECKED = "series_checked"
+"""CHECKED: key in the stored information on an image, with the CHECK_VERSION that made it.
 
 Images that MONAI Label's own datastore left in the cache lack it.
 """
 
+CHECK_VERSION = 2
+"""CHECK_VERSION: raise it when series are read in another way, so that they are fetched again."""
 
-class CheckedDICOMWebDatastore(DICOMWebDatastore):
+FETCHING = "fetching-"
+"""FETCHING: start of the names of folders into which series are downloaded."""
+
+ABANDONED_SECONDS = 3600
+"""ABANDONED_SECONDS: after this time nobody downloads into such a folder any more."""
+
+
+class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
     """Stores each series in the cache as a NIfTI file on exactly the grid of its slices.
 
     The methods raise InputError for a series that cannot be used, and requests' exceptions if the
@@ -50,19 +66,57 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._lists: TTLCache[str, list[str]] = TTLCache(
+            2, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY
+        )
+        self._lists_lock = threading.Lock()
+        self._list_locks = {name: threading.Lock() for name in ("images", "labeled")}
+        self._label_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         super().__init__(*args, **kwargs)
+        if not self.read_only:
+            os.chmod(self._datastore_path, 0o700)  # scans of patients
+            self._remove_half_fetched()
 
-    @cached(cache=TTLCache(maxsize=16, ttl=settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY))
     def list_images(self) -> list[str]:
         """Return the SeriesInstanceUIDs."""
-        filters: Sequence[Mapping[str, Any]] = [{"Modality": name} for name in MODALITIES]
+        return list(self._remembered("images", self._find_images))
+
+    def _find_images(self) -> list[str]:
         if "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set:
-            filters = [self._search_filter]
-        return [
-            str(series.SeriesInstanceUID)
-            for search_filter in filters
-            for series in self._search(search_filter)
-        ]
+            return [str(s.SeriesInstanceUID) for s in self._pacs.search(self._search_filter)]
+        series = (s for name in MODALITIES for s in self._pacs.search({"Modality": name}))
+        # some servers do not filter, and some do not tell the modality
+        is_image = (*MODALITIES, "")
+        uids = (str(s.SeriesInstanceUID) for s in series if (s.get("Modality") or "") in is_image)
+        return list(dict.fromkeys(uids))
+
+    def get_labeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
+        """Return the series with a label on the DICOM server or here, where it may be new."""
+        on_server = self._remembered("labeled", self._find_labeled)
+        return [*{*on_server, *SafeDatastore.get_labeled_images(self, label_tag, labels)}]
+
+    def _find_labeled(self) -> list[str]:
+        return [image_id for image_id, _, _ in self._segmentations({})]
+
+    def get_unlabeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
+        """Return the series without a label, which *Next Sample* offers."""
+        labeled = set(self.get_labeled_images(label_tag, labels))
+        return [image_id for image_id in self.list_images() if image_id not in labeled]
+
+    def _remembered(self, name: str, find: Callable[[], list[str]]) -> list[str]:
+        """Return a list of the DICOM server that is searched again when it is old."""
+        with self._list_locks[name]:  # one thread searches, the others wait for its result
+            with self._lists_lock:
+                found: list[str] | None = self._lists.get(name)
+            if found is None:
+                found = find()
+                with self._lists_lock:
+                    self._lists[name] = found
+            return found
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the path of a series' file, or "" if there is no such series.
@@ -74,16 +128,18 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         """
         folder = self._series_folder(image_id)
         with self._locks[image_id]:  # several clients may ask for the same series at once
-            image = LocalDatastore.get_image_uri(self, image_id)
-            is_checked = self.get_image_info(image_id).get(CHECKED) or not folder.is_dir()
+            image = SafeDatastore.get_image_uri(self, image_id)
+            is_checked = not folder.is_dir() or (
+                self.get_image_info(image_id).get(CHECKED) == CHECK_VERSION
+            )
             if os.path.exists(image) and is_checked:
                 return image
             if self._convert_to_nifti or not folder.is_dir():
-                matches = self._search_series(image_id)
-                if not matches:
+                header = self._pacs.find_series(image_id)
+                if header is None:
                     return ""
-                self._fetch(matches[0], folder)
-        return LocalDatastore.get_image_uri(self, image_id) or str(folder)
+                self._fetch(header, folder)
+        return SafeDatastore.get_image_uri(self, image_id) or str(folder)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Return the path of an image's label, or "" if there is none.
@@ -91,14 +147,32 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         A label that was saved on this server comes before one on the DICOM server. label_id: the
         image's ID or, together with image_id, the SeriesInstanceUID of a DICOM-SEG on the image.
         """
-        path = LocalDatastore.get_label_uri(self, image_id or label_id, label_tag)
+        path = SafeDatastore.get_label_uri(self, image_id or label_id, label_tag)
         if path or not image_id:
             return path
-        # the base class saves the label in the datastore and returns the path of a temporary copy
-        os.unlink(super().get_label_uri(label_id, label_tag, image_id))
-        path = LocalDatastore.get_label_uri(self, image_id, label_tag)
-        _resample_to(path, self.get_image_uri(image_id))
-        return path
+        header = self._pacs.find_series(label_id)
+        if header is None:
+            return ""
+        self._fetch_label(header, image_id, label_tag)
+        return SafeDatastore.get_label_uri(self, image_id, label_tag)
+
+    def _fetch_label(self, header: Dataset, image_id: str, tag: str) -> None:
+        """Store a DICOM-SEG of the DICOM server as the label of its image.
+
+        header: the search result of the DICOM-SEG. Raises InputError if it is no label map.
+        """
+        label_id = str(header.SeriesInstanceUID)
+        path = self.get_image_uri(image_id)
+        image = read_series(path).image if os.path.isdir(path) else sitk.ReadImage(path)
+        instances = self._pacs.retrieve(str(header.StudyInstanceUID), label_id)
+        labels = read_segmentation(instances, image)
+        label = sitk.GetImageFromArray(labels.transpose())
+        label.CopyInformation(image)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"{image_id}.nii.gz")
+            sitk.WriteImage(label, str(file))
+            info = {**_described(header), "SeriesInstanceUID": label_id}
+            SafeDatastore.save_label(self, image_id, str(file), tag, info)
 
     def save_label(
         self,
@@ -108,44 +182,43 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         label_info: dict[str, Any],
         label_id: str = "",
     ) -> str:
-        """Save a label on disk; send a final label to the DICOM server too, as DICOM-SEG.
+        """Check and save a label; see `store_label`."""
+        self.store_label(image_id, label_filename, label_tag, label_info or {})
+        return image_id
+
+    def _label_was_saved(self, image_id: str, tag: str, saved: SavedLabel) -> None:
+        """Send a final label to the DICOM server too, as DICOM-SEG.
 
         The label of an image that a client uploaded is not sent, because the DICOM server has no
-        such series. Returns the label's ID. Raises NotFoundError if there is no such image, and
-        SavingError if the label is on disk but could not be sent.
+        such series. Raises SavingError if the label is on disk but could not be sent.
         """
-        image = self.get_image_uri(image_id)
-        if not image:
-            raise NotFoundError(f"there is no image {image_id!r} on the DICOM server")
-        if label_filename.endswith(".bin"):  # voxels without a header
-            label_filename = _add_header(label_filename, image)
-        label_id = LocalDatastore.save_label(self, image_id, label_filename, label_tag, label_info)
-        if label_tag == DefaultLabelTag.FINAL and self._series_folder(image_id).is_dir():
-            path = self.get_label_uri(label_id, label_tag)
-            try:
-                uid = self._send_segmentation(image, path, label_info.get("label_info") or [])
-            except Exception as error:
-                # any error: the user must learn that the label is safe, and where it is
-                is_readable = isinstance(error, InputError | requests.RequestException)
-                raise SavingError(
-                    f"the label was kept in {path} on the server, but is not on the DICOM server: "
-                    f"{error if is_readable else type(error).__name__}"
-                ) from error
-            self.update_label_info(label_id, label_tag, {"SeriesInstanceUID": uid})
-        return label_id
+        if tag != DefaultLabelTag.FINAL or not self._series_folder(image_id).is_dir():
+            return
+        image, path = self.get_image_uri(image_id), SafeDatastore.get_label_uri(self, image_id, tag)
+        try:
+            uid = self._send_segmentation(image, path, saved.version.info.get("label_info") or [])
+        except Exception as error:
+            # any error: the user must learn that the label is safe, and where it is
+            is_readable = isinstance(error, InputError | requests.RequestException)
+            raise SavingError(
+                f"the label was kept in {path} on the server, but is not on the DICOM server: "
+                f"{error if is_readable else type(error).__name__}"
+            ) from error
+        self.update_label_info(image_id, tag, {"SeriesInstanceUID": uid})
+
+    def _remove_half_fetched(self) -> None:
+        """Remove what a killed server was fetching; a training may be fetching right now."""
+        for folder in Path(self._datastore.image_path()).glob(f"{FETCHING}*"):
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def _pacs(self) -> PacsReader:
+        return PacsReader(self._client)
 
     def _series_folder(self, image_id: str) -> Path:
         """Return the folder of a series' slices."""
         return Path(self._datastore.image_path(), image_id).resolve()
-
-    def _search(self, search_filter: Mapping[str, Any]) -> list[Dataset]:
-        matches = self._client.search_for_series(search_filters=dict(search_filter))
-        return [Dataset.from_json(match) for match in matches]
-
-    def _search_series(self, uid: str) -> list[Dataset]:
-        matches = self._search({"SeriesInstanceUID": uid})
-        # some servers ignore the filter
-        return [match for match in matches if match.SeriesInstanceUID == uid]
 
     def _fetch(self, header: Dataset, folder: Path) -> None:
         """Download a series, check it, and put its slices and its NIfTI file into the cache.
@@ -153,7 +226,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         header: the search result of the series. Nothing stays in the cache if a check fails.
         """
         image_id = folder.name
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=FETCHING) as temporary:
             slices = Path(temporary, "slices")
             self._download(str(header.StudyInstanceUID), image_id, slices)
             expected = int(header.get("NumberOfSeriesRelatedInstances") or 0)
@@ -169,18 +242,16 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
             slices.rename(folder)
             if self._convert_to_nifti:
                 image = Path(temporary, f"{image_id}.nii.gz")
-                sitk.WriteImage(series, str(image))
-                self.add_image(image_id, str(image), {**self._dicom_info(image_id), CHECKED: True})
+                write_scan(series.image, image, ImageMetadata(series.modality, series.warnings))
+                info = {**_described(header), CHECKED: CHECK_VERSION}
+                self.add_image(image_id, str(image), info)
 
     def _download(self, study_uid: str, series_uid: str, folder: Path) -> None:
         if self._fetch_by_frame:
             dicom_web_download_series(study_uid, series_uid, folder, self._client, True)
             return
         folder.mkdir()
-        # request the slices as stored: SimpleITK decodes them, and not every server can
-        as_stored = (("application/dicom", "*"),)
-        slices = self._client.retrieve_series(study_uid, series_uid, media_types=as_stored)
-        for index, instance in enumerate(slices):
+        for index, instance in enumerate(self._pacs.retrieve(study_uid, series_uid)):
             instance.save_as(folder / f"{index:06d}.dcm")
 
     def _send_segmentation(
@@ -197,40 +268,93 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore):
         return uid
 
     def _download_labeled_data(self) -> None:
-        """Download the labels on the DICOM server before a training.
+        """Download the labels on the DICOM server; the base class also removes all others."""
+        self.fetch_labels()
 
-        The base class also removes every label that is not on the DICOM server.
+    def find_label(self, image_id: str, tag: str) -> str:
+        """Return the path of an image's label, or "" if there is none.
+
+        A final label that others stored on the DICOM server is fetched if there is none here.
+        Raises InputError if it cannot be used.
         """
-        for image_id, label_id in self._segmentations():
+        path = self.get_label_uri(image_id, tag)
+        if path or tag != DefaultLabelTag.FINAL:
+            return path
+        header = self._pacs.find_series(image_id)
+        if header is None:  # an image that a client uploaded
+            return ""
+        skipped = self._fetch_newest(image_id, str(header.StudyInstanceUID))
+        path = self.get_label_uri(image_id, tag)
+        if skipped and not path:
+            reasons = "; ".join(f"{label}: {reason}" for label, reason in skipped.items())
+            raise InputError(f"no label of the DICOM server can be used ({reasons})")
+        return path
+
+    def fetch_labels(self) -> dict[str, str]:
+        """Download the labels on the DICOM server of images that have none here.
+
+        Of several labels of an image, the newest that can be read is used. Returns the others:
+        name -> reason.
+        """
+        return self._fetch_newest()
+
+    def _fetch_newest(self, only_image_id: str = "", study_uid: str = "") -> dict[str, str]:
+        """Download the labels of all images, or of one; see `fetch_labels`.
+
+        study_uid: the study in which the labels are searched; "" for all.
+        """
+        skipped: dict[str, str] = {}
+        segmentations = self._segmentations(skipped, study_uid)
+        found = sorted(segmentations, key=lambda each: _age(each[2]), reverse=True)
+        for image_id, label_id, header in found:
+            if only_image_id not in ("", image_id):
+                continue
+            with self._label_locks[image_id]:
+                if SafeDatastore.get_label_uri(self, image_id, DefaultLabelTag.FINAL):
+                    continue  # saved here, or a newer one of the DICOM server
+                try:
+                    self._fetch_label(header, image_id, DefaultLabelTag.FINAL)
+                except Exception as error:  # one label never ends the download of all
+                    is_readable = isinstance(error, InputError | requests.RequestException)
+                    reason = str(error) if is_readable else f"{type(error).__name__}: {error}"
+                    skipped[f"label {label_id}"] = reason
+                    logger.warning("label %s is left out: %s", label_id, reason)
+        return skipped
+
+    def _segmentations(
+        self, skipped: dict[str, str], study_uid: str = ""
+    ) -> Iterator[tuple[str, str, Dataset]]:
+        """Yield image ID, label ID and search result of each DICOM-SEG on a listed series.
+
+        skipped: gets the reason for each DICOM-SEG that cannot be asked about. study_uid: of the
+        studies to search, "" for all.
+        """
+        listed = set(self.list_images())
+        of_study = {"StudyInstanceUID": study_uid} if study_uid else {}
+        for header in self._pacs.search({"Modality": "SEG", **of_study}):
+            if header.get("Modality", "SEG") != "SEG":  # some servers do not filter
+                continue
+            if study_uid not in ("", str(header.StudyInstanceUID)):
+                continue
+            label_id = str(header.SeriesInstanceUID)
             try:
-                self.get_image_uri(image_id)
-                self.get_label_uri(label_id, DefaultLabelTag.FINAL, image_id)
-            except InputError as error:
+                references = self._pacs.referenced_series(str(header.StudyInstanceUID), label_id)
+            except Exception as error:  # one label never hides all others
+                skipped[f"label {label_id}"] = str(error)
                 logger.warning("label %s is left out: %s", label_id, error)
-
-    def _segmentations(self) -> Iterator[tuple[str, str]]:
-        """Yield (image ID, label ID) of each DICOM-SEG on a listed series."""
-        for match in self._search({"Modality": "SEG"}):
-            study, label_id = str(match.StudyInstanceUID), str(match.SeriesInstanceUID)
-            header = Dataset.from_json(self._client.retrieve_series_metadata(study, label_id)[0])
-            for reference in header.get("ReferencedSeriesSequence", []):
-                if reference.SeriesInstanceUID in self.list_images():
-                    yield str(reference.SeriesInstanceUID), label_id
+                continue
+            for image_id in references:
+                if image_id in listed:
+                    yield image_id, label_id, header
 
 
-def _add_header(voxels: str, image: str) -> str:
-    """Convert a file of raw voxels to a NIfTI file with the geometry of an image."""
-    try:
-        return binary_to_image(image, voxels)
-    except ValueError as error:
-        raise InputError(
-            f"the label has {os.path.getsize(voxels)} voxels, not those of its image; "
-            "save it on the grid of the image"
-        ) from error
+def _described(header: Dataset) -> dict[str, str]:
+    """Return what MONAI Label stores of a series, from its search result."""
+    fields = {name: str(header.get(name) or "UNK") for name in INFO_FIELDS}
+    return {"SeriesInstanceUID": str(header.SeriesInstanceUID), **fields}
 
 
-def _resample_to(label: str, image: str) -> None:
-    """Rewrite a label file on the grid of its image; a DICOM-SEG has the labelled slices only."""
-    mask, grid = sitk.ReadImage(label), sitk.ReadImage(image)
-    resampled = sitk.Resample(mask, grid, sitk.Transform(), sitk.sitkNearestNeighbor)
-    sitk.WriteImage(resampled, label, useCompression=True)
+def _age(header: Dataset) -> tuple[str, ...]:
+    """Return what sorts series by their age."""
+    tags = ("SeriesDate", "SeriesTime", "StudyDate", "StudyTime")
+    return tuple(str(header.get(tag) or "") for tag in tags)

@@ -7,7 +7,13 @@ import numpy as np
 from lib.errors import InputError
 
 CT_MINIMUM_HU = -200
-"""CT_MINIMUM_HU: a scan with a value this low is taken for a CT."""
+"""CT_MINIMUM_HU: a scan with a value this low, beside its padding, is taken for a CT."""
+
+AIR_HU = (-1100, -900)
+"""AIR_HU: values that outline the patient in a CT if a tool replaced the air by one value."""
+
+FAT_HU = -50
+"""FAT_HU: a CT of a patient without any air still has values this low; an MR has none."""
 
 CT_WINDOW_HU = (-1000.0, 1000.0)
 """CT_WINDOW_HU: a CT is clamped to this range."""
@@ -16,15 +22,30 @@ FLAT = 1e-6
 """FLAT: a range below this part of the magnitude is float32 rounding, not contrast."""
 
 
-def looks_like_ct(minimum: float) -> bool:
-    """Return whether a volume whose smallest stored value is `minimum` is taken for a CT.
+def looks_like_ct(array: np.ndarray, minimum: float) -> bool:
+    """Return whether an image of any shape, whose smallest value is `minimum`, is taken for a CT.
 
-    This is a heuristic, because neither NIfTI nor NRRD stores the modality. Every CT of a patient
-    shows some air, at -1000 HU. MR, PET and ultrasound store magnitudes from 0 up; undershoot of a
-    resampling filter stays well above -200. A CT stored with an offset (air at 0) is taken for a
-    magnitude image and is not clamped.
+    This is a heuristic for files that do not store the modality, as NIfTI and NRRD. Every CT of a
+    patient shows some air, at -1000 HU. MR, PET and ultrasound store magnitudes from 0 up;
+    undershoot of a resampling filter stays well above -200. The smallest value alone may be padding
+    around an image of any modality, so it counts only if it is that of air and values of fat are
+    there too. A CT stored with an offset (air at 0) is taken for a magnitude image and is not
+    clamped.
     """
-    return minimum <= CT_MINIMUM_HU
+    if minimum > CT_MINIMUM_HU:
+        return False
+    if _has_between(array, minimum, CT_MINIMUM_HU):
+        return True
+    return AIR_HU[0] <= minimum <= AIR_HU[1] and _has_between(array, minimum, FAT_HU)
+
+
+def _has_between(array: np.ndarray, above: float, up_to: float) -> bool:
+    """Return whether any value is larger than `above` and at most `up_to`.
+
+    It goes through the planes of the last axis, so that a CT is known from its first planes.
+    """
+    planes = np.moveaxis(array, -1, 0)
+    return any(bool(((plane > above) & (plane <= up_to)).any()) for plane in planes)
 
 
 def normalize(roi_image: np.ndarray, is_ct: bool) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,13 @@ class BoxMask:
         """The affine of ``values``: (4, 4), index in the box -> RAS mm."""
         offset_ijk = [start for start, _ in self.box_ijk]
         return self.affine_mm @ from_matvec(np.eye(3), offset_ijk)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of offset and size of the box, and of its voxels, i fastest."""
+        starts, stops = np.transpose(self.box_ijk)
+        digest = hashlib.sha256(np.array([starts, stops - starts], dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.values.transpose()).data)
+        return digest.hexdigest()
 
     def whole(self, dtype: npt.DTypeLike = np.uint8) -> np.ndarray:
         """Return the mask of the whole image, (I, J, K) in Fortran order as in a file."""

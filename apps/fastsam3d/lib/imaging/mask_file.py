@@ -2,8 +2,8 @@
 
 Both viewers ask for uint8 NRRD. This module makes its bytes itself, because SimpleITK writes to a
 file only: the mask of a click goes from its box in memory to the socket in chunks, without a file
-to write and read back, and without an array of the whole image. SimpleITK and nibabel write the
-other formats, to a temporary file.
+to write and read back, and without an array of the whole image. SimpleITK writes the other formats,
+to a temporary file, so that ITK reads them back in the same place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from isal import isal_zlib
@@ -63,9 +62,6 @@ def write_mask(
     mask_ijk: (I, J, K). affine_mm: (4, 4) stored index -> RAS mm. compress: for NRRD and MetaImage
     only; OHIF reads uncompressed NRRD only.
     """
-    if str(path).endswith((".nii", ".nii.gz")):
-        nib.save(nib.Nifti1Image(mask_ijk, affine_mm), path)
-        return
     # (k, j, i) in C order is the same memory as (i, j, k) in Fortran order: no copy for our masks
     image = sitk.GetImageFromArray(mask_ijk.transpose())
     spacing_mm = voxel_sizes(affine_mm)

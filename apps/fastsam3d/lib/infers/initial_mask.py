@@ -13,7 +13,7 @@ from lib.errors import InputError
 from lib.imaging.box import EMPTY_BOX, Box, box_slices, contains
 from lib.imaging.mask import BoxMask
 from lib.imaging.roi import Roi, crop_labels
-from lib.imaging.volume import Volume, read_volume
+from lib.imaging.volume import Volume, grid_distance_mm, read_label_map
 from lib.infers.mask_state import Beginning, MaskState
 from lib.infers.prompts import MAX_STRUCTURE
 from lib.infers.random_walker import CELLS
@@ -21,33 +21,29 @@ from lib.infers.random_walker import CELLS
 SURE_LOGIT = 6.0
 """SURE_LOGIT: logit of a cell that a given mask covers as a whole."""
 
-ROUNDING = 0.05
-"""ROUNDING: distance from an integer within which a scaled value of a mask file is that integer."""
-
 
 def read_initial(path: str | Path, image: Volume) -> BoxMask:
     """Read a mask of structures; raises InputError if it does not lie on the grid of the image.
 
-    The values are the numbers of the structures, from 0 to MAX_STRUCTURE. The result covers the box
-    of all structures.
+    The values are the numbers of the structures, from 0 to MAX_STRUCTURE. A mask of background only
+    has none. The result covers the box of all structures.
     """
-    mask = read_volume(path)
-    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
-    apart_mm = np.abs((mask.affine_mm - image.affine_mm) @ corners).max()
-    if mask.shape_ijk != image.shape_ijk or apart_mm > voxel_sizes(image.affine_mm).min() / 2:
+    path = Path(path)
+    try:
+        mask = read_label_map(path)
+    except InputError as error:
+        raise InputError(str(error).replace(f'label "{path.name}"', "initial_mask")) from error
+    if grid_distance_mm(mask, image) > voxel_sizes(image.affine_mm).min() / 2:
         raise InputError(
             f"initial_mask has {mask.shape_ijk} voxels on another grid than the image with "
             f"{image.shape_ijk}; send it on the grid of the image"
         )
-    values = np.rint(mask.array)
-    if values.min() < 0 or values.max() > MAX_STRUCTURE:
+    if mask.array.max() > MAX_STRUCTURE:
         raise InputError(
-            f"initial_mask holds values from {values.min():g} to {values.max():g}; "
+            f"initial_mask holds values from {mask.array.min()} to {mask.array.max()}; "
             f"send numbers of structures from 0 to {MAX_STRUCTURE}"
         )
-    if np.abs(values - mask.array).max() > ROUNDING:
-        raise InputError("initial_mask holds fractions; send integers")
-    values = values.astype(np.uint8)
+    values = mask.array.astype(np.uint8, copy=False)
     found = ndimage.find_objects((values > 0).view(np.uint8))
     box_ijk = box_of(found[0]) if found else EMPTY_BOX
     inside = np.asfortranarray(values[box_slices(box_ijk)])
@@ -76,10 +72,10 @@ def structures_at(initial: BoxMask, voxels_ijk: np.ndarray) -> list[int]:
 
 def structure_box(initial: BoxMask, structure: int) -> Box | None:
     """Return the half-open box of stored voxels of a structure; None if it has no voxel."""
-    found = ndimage.find_objects((initial.values == structure).view(np.uint8))
-    if not found:
+    is_here = initial.values == structure
+    if not is_here.any():
         return None
-    inner = box_of(found[0])
+    inner = box_of(ndimage.find_objects(is_here.view(np.uint8))[0])
     i, j, k = (
         (start + low, start + high)
         for (start, _), (low, high) in zip(initial.box_ijk, inner, strict=True)

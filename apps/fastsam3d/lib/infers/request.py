@@ -11,7 +11,8 @@ from lib.errors import InputError
 from lib.imaging.mask_file import DTYPES, EXTENSIONS, MaskForm, own_extension
 from lib.options import find_device
 
-PROMPTS = ("prompts", "foreground", "background", "roi", "coordinates", "size")
+CLICK_LISTS = ("foreground", "background")
+PROMPTS = ("prompts", *CLICK_LISTS, "roi", "coordinates", "size")
 START = ("start_from", "overwrite")
 REPLY = (
     "result_extension",

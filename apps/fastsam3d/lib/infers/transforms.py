@@ -115,7 +115,7 @@ class PasteStructuresd:
             structures, prompts, data["volume"], data["initial"], requested_overwrite(data)
         )
         data["pred"] = marked.mask
-        data["warnings"] = list(prompts.warnings)
+        data["warnings"] = [*data["volume"].warnings, *prompts.warnings]
         numbers = [structure.number for structure in structures]
         if not np.isin(marked.mask.values, numbers).any():
             raise InputError(

@@ -1,11 +1,16 @@
-"""The HTTP server: the routes that the app adds to MONAI Label's, or puts in their place.
+"""The HTTP server: the app's own routes, in place of MONAI Label's.
 
 - ``install.py``: puts the routes into the running server; the HTTP status of each error
-- ``infer.py``: a mask from clicks, saving a label; ``reply.py``: responses that hold a mask
-- ``images.py``: opening an image; ``find_image.py``: the image that a request is about;
-  ``read_ahead.py``: prefetching it
+- ``routes.py``: the table of all routes, and which ones need the key
+- ``doors.py``: what is checked of every request; ``credentials.py``: the key and its tokens;
+  ``sign_in.py``: signing in; ``audit.py``: a line for each change
+- ``infer.py``: a mask from clicks; ``reply.py``: responses that hold a mask
+- ``labels.py``: saving a label, its versions
+- ``images.py``: opening an image; ``uploads.py``: files that come in; ``names.py``: IDs and tags;
+  ``find_image.py``: the image that a request is about; ``read_ahead.py``: prefetching it
 - ``train.py``: trainings, and the versions of the weights that they publish
-- ``ohif.py``: the OHIF viewer
+- ``ohif.py``: the OHIF viewer; ``system.py``: the server about itself
 - ``auth.py``: roles; ``form_json.py``: JSON in form fields; ``app_instance.py``: the app as the
   routes see it
+- ``temporary_folder.py``, ``upload_sessions.py``: private files, gone after their use
 """

@@ -8,6 +8,11 @@ from typing import Any, Protocol, cast
 
 from monailabel.interfaces.utils.app import app_instance as monailabel_app_instance
 
+from lib.datastore.journal import Journal
+from lib.datastore.label_history import LabelVersion
+from lib.datastore.safe_store import SavedLabel
+from lib.options import Options
+
 
 class Studies(Protocol):
     """A MONAI Label datastore: images and labels by ID."""
@@ -19,8 +24,46 @@ class Studies(Protocol):
         ...
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        """Return the path of the label with a tag of an image, or "" if there is none."""
+        """Return the path of a label, or "" if there is no such label."""
         ...
+
+    def find_label(self, image_id: str, tag: str) -> str:
+        """Return the path of a label here or on the DICOM server, or "" if there is none."""
+        ...
+
+    def store_label(
+        self,
+        image_id: str,
+        path: Path,
+        tag: str,
+        info: Mapping[str, Any],
+        *,
+        user: str,
+        base: int | None,
+        allow_empty: bool,
+    ) -> SavedLabel:
+        """Check a label file and save it; see `SafeDatastore.store_label`."""
+        ...
+
+    def label_versions(
+        self, image_id: str, tag: str
+    ) -> tuple[LabelVersion | None, list[LabelVersion]]:
+        """Return the version of a label and the earlier ones."""
+        ...
+
+    def restore_label(self, image_id: str, tag: str, number: int, user: str) -> SavedLabel:
+        """Make an earlier version the label again."""
+        ...
+
+    def add_new_image(self, image_id: str, path: Path, info: dict[str, Any]) -> str:
+        """Add an image under a name that is not used yet."""
+        ...
+
+    def json(self) -> Any: ...
+
+    def datalist(self) -> list[dict[str, Any]]: ...
+
+    def status(self) -> dict[str, Any]: ...
 
 
 class UploadSession(Protocol):
@@ -28,11 +71,19 @@ class UploadSession(Protocol):
 
     image: str
 
+    def to_json(self) -> Any: ...
+
 
 class UploadSessions(Protocol):
     """MONAI Label's sessions by ID."""
 
-    def get_session(self, session_id: str) -> UploadSession | None: ...
+    def get_session(self, session_id: str, update_ts: bool = ...) -> UploadSession | None: ...
+
+    def add_session(
+        self, data_file: str, expiry: int = ..., uncompress: bool = ...
+    ) -> tuple[str, UploadSession]: ...
+
+    def remove_session(self, session_id: str) -> None: ...
 
 
 class ModelTrainer(Protocol):
@@ -58,6 +109,12 @@ class ServedApp(Protocol):
 
     @property
     def models(self) -> list[str]: ...
+
+    @property
+    def options(self) -> Options: ...
+
+    @property
+    def journal(self) -> Journal: ...
 
     @property
     def trainers(self) -> Mapping[str, ModelTrainer]: ...

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
-from fastapi.background import BackgroundTasks
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response
+from fastapi.responses import FileResponse, Response
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.endpoints import activelearning, datastore, session
+from monailabel.endpoints import activelearning, datastore
 from monailabel.endpoints import proxy as stock_proxy
 
-from lib.server.app_instance import app_instance
-from lib.server.auth import AnnotatorRole, UserRole
+from lib.errors import InputError, NotFoundError
+from lib.server.app_instance import UploadSession, UploadSessions, app_instance
+from lib.server.auth import AnnotatorRole, UserRole, user_name
 from lib.server.find_image import find_image
 from lib.server.form_json import parse_object
+from lib.server.names import check_name
+from lib.server.uploads import check_image, is_same_scan, received, received_session, split_name
 
 router = APIRouter()
 
@@ -43,34 +46,73 @@ def next_sample(strategy: str, user: UserRole, params: dict | None = None) -> An
 
 @router.put("/session/", summary="Create a session with an image", tags=["Session"])
 def create_session(
-    background_tasks: BackgroundTasks,
     user: UserRole,
     files: Annotated[list[UploadFile], File()],
     uncompress: bool = False,
     expiry: int = 0,
 ) -> Any:
-    created = session.create_session(background_tasks, uncompress, expiry, files)
-    path = str(created["session_info"]["image"])
-    app_instance().prefetch(path, lambda: path)
-    return created
+    """One image file, or the slices of one DICOM series."""
+    if uncompress:
+        raise InputError("archives are not unpacked; send the image itself, or its DICOM files")
+    sessions = _sessions()
+    with received_session(files) as path:
+        session_id, session = sessions.add_session(str(path), max(expiry, 0), False)
+    app_instance().prefetch(session.image, lambda: session.image)
+    return {"session_id": session_id, "session_info": session.to_json()}
+
+
+@router.get("/session/{session_id}", summary="Describe a session", tags=["Session"])
+def get_session(session_id: str, user: UserRole, update_ts: bool = False) -> Any:
+    return _session(session_id, update_ts).to_json()
+
+
+@router.delete("/session/{session_id}", summary="Remove a session", tags=["Session"])
+def remove_session(session_id: str, user: UserRole) -> Any:
+    described = _session(session_id, False).to_json()
+    _sessions().remove_session(session_id)
+    return described
 
 
 @router.put("/datastore/", include_in_schema=False)
 @router.put("/datastore/image", summary="Upload an image", tags=["Datastore"])
 def add_image(
-    background_tasks: BackgroundTasks,
+    request: Request,
     user: AnnotatorRole,
     file: Annotated[UploadFile, File()],
     image: str | None = None,
     params: Annotated[str, Form()] = "{}",
-) -> Any:
-    parse_object(params, "params")
-    return datastore.add_image(background_tasks, image, params, file, user.username)
+) -> dict[str, str]:
+    """The ID is ``image``, or the name of the file without its extension.
+
+    An image never replaces another. The same image again, as 3D Slicer sends it with each label, is
+    no error.
+    """
+    info = parse_object(params, "params")
+    stem, extension = split_name(file.filename or "")
+    image_id = check_name(image or stem, "image")
+    if name := user_name(request, info.get("client_id")):
+        info["user"] = name
+    store = app_instance().datastore()
+    with received(file, extension) as path:
+        check_image(path)
+        existing = store.get_image_uri(image_id)
+        if existing and is_same_scan(path, Path(existing)):
+            return {"image": image_id}
+        return {"image": store.add_new_image(image_id, path, info)}
+
+
+@router.get("/datastore/image", summary="Download an image", tags=["Datastore"])
+@router.head("/datastore/image", include_in_schema=False)
+def download_image(image: str, user: UserRole) -> FileResponse:
+    path = Path(find_image(app_instance(), image))
+    if path.is_dir():
+        raise NotFoundError(f"image {image!r} is a series of slices; load it from its DICOM server")
+    return FileResponse(path, filename=path.name)
 
 
 @router.get("/datastore/image/info", summary="Describe an image", tags=["Datastore"])
 def image_info(image: str, user: UserRole) -> Any:
-    info = datastore.get_image_info(image)
+    info = datastore.get_image_info(check_name(image, "image"))
     app_instance().prefetch(image, lambda: find_image(app_instance(), image))
     return info
 
@@ -78,7 +120,22 @@ def image_info(image: str, user: UserRole) -> Any:
 @router.put("/datastore/image/info", summary="Change an image's description", tags=["Datastore"])
 def update_image_info(image: str, user: AnnotatorRole, info: Annotated[str, Form()] = "{}") -> Any:
     parse_object(info, "info")
+    image = check_name(image, "image")
     return datastore.update_image_info(image, info or "{}", user.username)
+
+
+def _sessions() -> UploadSessions:
+    sessions = app_instance().sessions()
+    if sessions is None:
+        raise InputError("this server has no sessions; set MONAI_LABEL_SESSIONS=true")
+    return sessions
+
+
+def _session(session_id: str, update_ts: bool) -> UploadSession:
+    session = _sessions().get_session(session_id, update_ts=update_ts)
+    if not session:
+        raise NotFoundError(f"Session ({session_id[:80]}) Not Found")
+    return session
 
 
 @router.api_route("/proxy/dicom/{path:path}", methods=["GET", "POST"], include_in_schema=False)

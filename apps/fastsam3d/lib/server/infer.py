@@ -1,13 +1,12 @@
-"""The routes of the click path: a mask from clicks, and saving a mask as a label.
+"""The route of the click path: a mask from clicks.
 
-The routes are plain functions, which FastAPI runs in worker threads, so that other requests are
-answered meanwhile.
+It is a plain function, which FastAPI runs in worker threads, so that other requests are answered
+meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,10 +14,10 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.endpoints import datastore
 
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
+from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import MaskForm, write_temporary
 from lib.infers.outputs import MAPS as MAP_NAMES
 from lib.infers.request import (
@@ -31,18 +30,16 @@ from lib.infers.request import (
     shown_box_corners,
 )
 from lib.server.app_instance import ServedApp, app_instance
-from lib.server.auth import AnnotatorRole, UserRole
-from lib.server.find_image import find_image, image_file, start_mask
+from lib.server.auth import UserRole, user_name
+from lib.server.find_image import image_file, start_mask
 from lib.server.form_json import parse_object
+from lib.server.interaction_entry import describe_interaction
 from lib.server.reply import box_reply, image_reply, multipart_reply
 
 router = APIRouter()
 
 OutputKind = Literal["image", "json", "all", "dicom_seg", "box"]
 """OutputKind: what a reply holds; ``all``, the default, is the mask file and the facts."""
-
-LABEL_FILES = (".nii.gz", ".nii", ".nrrd", ".bin")
-"""LABEL_FILES: extensions of a saved label; .bin holds the image's voxels without a header."""
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -76,55 +73,18 @@ def infer(
     ):
         own = {"model": model, "image": path, MASK: True, INITIAL_MASK: start}
         result = app.infer({**request, **own})["params"]
-        mask, maps, form = result.pop(MASK), result.pop(MAPS), requested_form(request, path)
+        mask, maps = result.pop(MASK), result.pop(MAPS)
         if output == "dicom_seg":
             label_info = request.get("label_info") or []
             mask_path = write_temporary(mask, MaskForm(".nii.gz"))
-            return _segmentation_reply(background_tasks, path, mask_path, label_info)
-    if output == "json":
-        return result
-    if output == "box":
-        mask = mask.including(shown_box_corners(request, mask.shape_ijk))
-        facts = {key: result[key] for key in ("next_click",) if key in result}
-        return _add_warnings(box_reply(mask, maps, facts, http), result["warnings"])
-    if output == "image":
-        return _add_warnings(image_reply(mask, form, http), result["warnings"])
-    return _add_warnings(multipart_reply(mask, maps, form, result, http), result["warnings"])
-
-
-@router.put("/datastore/label", summary="Save a label", tags=["Datastore"])
-def save_label(
-    background_tasks: BackgroundTasks,
-    user: AnnotatorRole,
-    label: Annotated[UploadFile, File()],
-    image: str,
-    tag: str = "",
-    params: Annotated[str, Form()] = "{}",
-) -> Any:
-    """The default tag is ``final``; a label that has the same tag already is replaced."""
-    parse_object(params, "params")
-    find_image(app_instance(), image)
-    if not re.fullmatch(r"[\w-]*", tag):  # the tag is the name of a folder
-        raise InputError(f"tag is {tag!r}; a tag has letters, digits, - and _ only")
-    if not str(label.filename).endswith(LABEL_FILES):
-        raise InputError(f"label is {label.filename!r}; send one of {', '.join(LABEL_FILES)}")
-    return datastore.save_label(background_tasks, image, params, tag, label, user.username)
-
-
-@router.put("/datastore/label/info", summary="Change a label's description", tags=["Datastore"])
-def update_label_info(
-    label: str, tag: str, user: AnnotatorRole, info: Annotated[str, Form()] = "{}"
-) -> Any:
-    parse_object(info, "info")
-    return datastore.update_label_info(label, tag, info or "{}", user.username)
-
-
-@router.put("/datastore/updatelabelinfo", include_in_schema=False)
-def update_label_info_of_old_clients(
-    label: str, tag: str, user: AnnotatorRole, params: Annotated[str, Form()] = "{}"
-) -> Any:
-    parse_object(params, "params")
-    return datastore.update_label_info(label, tag, params or "{}", user.username)
+            reply: Any = _segmentation_reply(background_tasks, path, mask_path, label_info)
+        else:
+            reply = _mask_reply(output, http, mask, maps, result, request, path)
+        if studies_image:
+            sent = {**request, "model": model}
+            name = user_name(http, request.get("client_id"))
+            app.journal.append(describe_interaction(studies_image, sent, result, mask, start, name))
+    return reply
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -151,6 +111,30 @@ def _check_room_for_maps(request: Mapping[str, Any], output: OutputKind | None) 
 
 
 # --- replies --------------------------------------------------------------------------------------
+
+
+def _mask_reply(
+    output: OutputKind | None,
+    http: Request,
+    mask: BoxMask,
+    maps: Mapping[str, BoxMask],
+    result: Mapping[str, Any],
+    request: Mapping[str, Any],
+    image: str,
+) -> Any:
+    """Return the reply of every kind but ``dicom_seg``; image: the path of the image."""
+    if output == "json":
+        return result
+    form = requested_form(request, image)
+    if output == "box":
+        mask = mask.including(shown_box_corners(request, mask.shape_ijk))
+        facts = {key: result[key] for key in ("next_click",) if key in result}
+        reply = box_reply(mask, maps, facts, http)
+    elif output == "image":
+        reply = image_reply(mask, form, http)
+    else:
+        reply = multipart_reply(mask, maps, form, result, http)
+    return _add_warnings(reply, result["warnings"])
 
 
 def _add_warnings(reply: Response, warnings: Sequence[str]) -> Response:

@@ -1,49 +1,89 @@
-"""Put the app's routes and error messages into MONAI Label's HTTP server.
+"""Put the app's routes, doors and error messages into MONAI Label's HTTP server.
 
-The stock server returns a bare 500 for invalid JSON and for any error of a task or of the studies.
-The stock routes let ``params`` overwrite the image, accept any path on the server as an image,
-ignore unknown sessions, start trainings that must fail, and block the event loop.
+None of the stock routes stays. The stock server returns a bare 500 for invalid JSON and for any
+error of a task or of the studies. The stock routes let ``params`` overwrite the image, accept any
+path on the server as an image, ignore unknown sessions, start trainings that must fail, and block
+the event loop.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import requests
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from monailabel.config import settings
 from monailabel.interfaces.exception import (
     ImageNotFoundException,
     LabelNotFoundException,
     MONAILabelException,
 )
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
-from lib.errors import AppError, ConflictError, InputError, NotFoundError
-from lib.server import images, infer, ohif, train
+from lib.atomic_file import is_full
+from lib.errors import AppError, ConflictError, InputError, NotFoundError, ReadOnlyError
+from lib.server import images, infer, labels, ohif, sign_in, system, train
+from lib.server.doors import DoorPolicy, Doors
+from lib.server.routes import OPENAPI, check_routes
 
 logger = logging.getLogger(__name__)
 
 
-def install(app: FastAPI) -> None:
-    """Add the routes and the error handlers to a running server.
+ROUTERS = (
+    system.router,
+    sign_in.router,
+    infer.router,
+    images.router,
+    labels.router,
+    train.router,
+    ohif.router,
+)
+"""ROUTERS: what the server offers; `lib.server.routes.ROUTES` lists their routes."""
 
-    The routes go before the stock ones, because the first route that matches is used.
+
+def install(app: FastAPI, policy: DoorPolicy | None = None) -> None:
+    """Replace the routes of a running server by those of the app, behind the doors.
+
+    policy: what the site allows; None leaves the doors open, for tests of single routes. Raises
+    RuntimeError if a route is not in the table of routes, or the other way round.
     """
-    routes = app.router.routes
-    stock_count = len(routes)
-    for module in (infer, images, train, ohif):
-        app.include_router(module.router, prefix=settings.MONAI_LABEL_API_STR)
-    own = routes[stock_count:]
-    del routes[stock_count:]
-    routes[:0] = own
+    check_routes(ROUTERS)
+    kept = [route for route in app.router.routes if getattr(route, "path", "") == OPENAPI]
+    app.router.routes[:] = kept
+    for router in ROUTERS:
+        app.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
     for error_class, (status, describe) in ERRORS.items():
         app.add_exception_handler(error_class, _make_handler(status, describe))
-    # FastAPI built its middleware at start-up, without these handlers; the next request rebuilds it
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    if policy is not None:
+        app.state.doors = policy
+        app.user_middleware[:] = _middleware(policy)  # MONAI Label's lets pages of any origin in
+    # FastAPI built its middleware at start-up, without these; the next request rebuilds it
     app.middleware_stack = None
+
+
+def _middleware(policy: DoorPolicy) -> list[Middleware]:
+    doors = Middleware(Doors, policy=policy)
+    if not policy.cors_origins:
+        return [doors]
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(policy.cors_origins),
+        allow_methods=["*"],
+        allow_headers=["*"],
+        allow_credentials=True,
+        expose_headers=["X-Mask-Box", "X-Warning", "ETag"],
+    )
+    return [cors, doors]
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -68,6 +108,17 @@ def _describe_dicom_error(error: requests.RequestException) -> str:
     )
 
 
+class FullDiskError(OSError):
+    """Stands in ERRORS for each OSError that means a full disk; it is never raised itself."""
+
+
+def _describe_full_disk(error: OSError) -> str:
+    return (
+        f"the disk of the server is full ({os.strerror(error.errno or errno.ENOSPC)}); nothing was "
+        "changed. Free space there and send the request again"
+    )
+
+
 def _describe_unexpected(error: Exception) -> str:
     return f"the server failed on this request ({type(error).__name__}); see its log"
 
@@ -76,12 +127,15 @@ ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     InputError: (400, str),
     NotFoundError: (404, str),
     ConflictError: (409, str),
+    ReadOnlyError: (403, str),
     AppError: (500, str),
     RequestValidationError: (400, _describe_validation),
     ImageNotFoundException: (404, lambda error: error.msg),
     LabelNotFoundException: (404, lambda error: error.msg),
     MONAILabelException: (400, lambda error: error.msg),
     requests.RequestException: (502, _describe_dicom_error),
+    FullDiskError: (507, _describe_full_disk),
+    OSError: (500, _describe_unexpected),
     Exception: (500, _describe_unexpected),
 }
 """ERRORS: the HTTP status and the message for each error class; the most derived class decides."""
@@ -91,9 +145,22 @@ def _make_handler(
     status: int, describe: Describe
 ) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        detail = describe(error)
-        cause = f" [{error}]" if status > 500 else ""  # for 500 the server logs a traceback
-        logger.warning("%s %s refused: %s%s", request.method, request.url, detail, cause)
-        return JSONResponse({"detail": detail}, status)
+        if is_full(error):
+            return _reply(request, error, *ERRORS[FullDiskError])
+        return _reply(request, error, status, describe)
 
     return handle
+
+
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    """Reply as FastAPI does; a body that does not fit on the disk is not the client's fault."""
+    if error.__cause__ is not None and is_full(error.__cause__):
+        return _reply(request, error.__cause__, *ERRORS[FullDiskError])
+    return await http_exception_handler(request, cast(HTTPException, error))
+
+
+def _reply(request: Request, error: BaseException, status: int, describe: Describe) -> JSONResponse:
+    detail = describe(error)
+    cause = f" [{error}]" if status > 500 else ""  # for 500 the server logs a traceback
+    logger.warning("%s %s refused: %s%s", request.method, request.url, detail, cause)
+    return JSONResponse({"detail": detail}, status)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import monailabel.endpoints.ohif as stock
 from fastapi import APIRouter, Response
-
-from lib.server.auth import UserRole
+from fastapi.responses import FileResponse
 
 FOLDER = Path(stock.__file__).parent / "static" / "ohif"
 
@@ -92,10 +91,13 @@ router = APIRouter(prefix="/ohif", tags=["Others"])
 
 
 @router.get("/{path:path}", include_in_schema=False)
-def get_viewer(path: str, user: UserRole) -> Response:
+def get_viewer(path: str) -> Response:
+    """The files of the viewer hold no data, so that they need no key."""
     script = corrected(path)
     if script is None:
-        return stock.get_ohif(path)
+        file = (FOLDER / path).resolve()
+        is_file_of_viewer = file.is_relative_to(FOLDER.resolve()) and file.is_file()
+        return FileResponse(file if is_file_of_viewer else FOLDER / "index.html")
     # without this header a browser may use its cached copy of the stock script
     return Response(script, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 

@@ -146,6 +146,8 @@ def _start(model: str, options: dict[str, Any], run_sync: bool) -> Any:
 
     Raises InputError before the process starts if the training cannot succeed.
     """
+    if app_instance().options.device:  # the site's device is not the client's to change
+        options = {key: value for key, value in options.items() if key != "device"}
     _trainer(model).check(options, app_instance().datastore())
     if _active_tasks():
         raise ConflictError(

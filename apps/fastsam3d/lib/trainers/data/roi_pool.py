@@ -38,7 +38,7 @@ VOLUME_BYTES = 1 << 30
 HALF_MAX = 65504.0
 """HALF_MAX: the largest finite number in half precision."""
 
-VERSION = 2
+VERSION = 3
 """VERSION: part of the ROIs' keys; raise it if the code makes other ROIs, to ignore stored ones."""
 
 

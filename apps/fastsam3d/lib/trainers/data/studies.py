@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import requests
 import SimpleITK as sitk
 from nibabel.affines import voxel_sizes
 from scipy.ndimage import binary_fill_holes, find_objects, gaussian_filter
 from scipy.ndimage import label as connected_parts
 
 from lib.errors import InputError
-from lib.imaging.volume import Volume, read_volume
+from lib.imaging.image_checks import is_hidden
+from lib.imaging.volume import Volume, grid_distance_mm, read_label_map, read_volume
+
+logger = logging.getLogger(__name__)
 
 LABEL_TAGS = ("final", "original")
 """LABEL_TAGS: tags of MONAI Label's datastore; the first tag that a study has is used."""
@@ -30,8 +34,6 @@ MIN_STRUCTURE_MM3 = 100.0
 
 BODY_SPACING_MM = 4.0
 """BODY_SPACING_MM: voxel size at which the body is found."""
-
-MAX_LABEL_VALUE = 65535
 
 
 class Datastore(Protocol):
@@ -85,18 +87,30 @@ class ExaminedStudy:
 def find_studies(datastore: Datastore) -> tuple[list[Study], dict[str, str]]:
     """Return the studies of a datastore, sorted by name, and the skipped ones: name -> reason.
 
-    A DICOMweb datastore downloads images that it has not cached, which may fail.
+    A DICOMweb datastore downloads images that it has not cached, which may fail. Hidden files, such
+    as those that macOS leaves beside others, are no studies and no labels.
     """
-    studies, skipped = [], {}
-    for name in sorted(datastore.list_images()):
+    studies, skipped = [], _fetch_labels(datastore)
+    for name in sorted(name for name in datastore.list_images() if not is_hidden(name)):
         try:
             image = datastore.get_image_uri(name)
             if not image:
                 raise InputError(f'image "{name}" is not in the datastore any more')
             studies.append(Study(name, Path(image), _find_label(datastore, name)))
-        except (InputError, OSError, requests.RequestException) as error:
-            skipped[name] = str(error)
+        except Exception as error:  # one study never ends a training
+            skipped[name] = _reason(name, error)
     return studies, skipped
+
+
+def _fetch_labels(datastore: Datastore) -> dict[str, str]:
+    """Fetch labels that only a DICOM server has; return those that cannot be used, with reasons."""
+    fetch = getattr(datastore, "fetch_labels", None)  # a folder of files has none to fetch
+    if fetch is None:
+        return {}
+    try:
+        return dict(fetch())
+    except Exception as error:
+        return {"labels of the DICOM server": _reason("labels", error)}
 
 
 def _find_label(datastore: Datastore, name: str) -> Path | None:
@@ -104,25 +118,46 @@ def _find_label(datastore: Datastore, name: str) -> Path | None:
     for tag in LABEL_TAGS:
         if tag in labels:
             path = datastore.get_label_uri(labels[tag], tag)
-            if path and Path(path).exists():
+            if path and Path(path).exists() and not is_hidden(path):
                 return Path(path)
     return None
 
 
 def examine(studies: Sequence[Study]) -> tuple[list[ExaminedStudy], dict[str, str]]:
-    """Read every study once; return the usable ones, and the others: name -> reason."""
+    """Read every study once; return the usable ones, and what was left out: name -> reason.
+
+    A study whose label cannot be used takes part without it.
+    """
     usable, skipped = [], {}
     for study in studies:
         try:
             usable.append(examine_study(study))
-        except (InputError, OSError) as error:
-            skipped[study.name] = str(error)
+        except Exception as error:  # one study never ends a training
+            skipped[study.name] = _reason(study.name, error)
+            without_label = replace(study, label=None)
+            with suppress(Exception):
+                if study.is_labelled:
+                    usable.append(examine_study(without_label))
+                    skipped[study.name] = f"its label is not used: {skipped[study.name]}"
     return usable, skipped
 
 
+def _reason(name: str, error: Exception) -> str:
+    """Return why a study cannot be used; log an error that nothing explains to a user."""
+    if isinstance(error, InputError | OSError):  # those of requests are among the latter
+        return str(error)
+    logger.error("study %s cannot be used", name, exc_info=error)
+    return f"it cannot be read ({type(error).__name__}: {error}); see the log"
+
+
 def examine_study(study: Study) -> ExaminedStudy:
-    """Read a study; raise InputError if image or label are unusable or do not fit together."""
+    """Read a study; raise InputError if image or label are unusable or do not fit together.
+
+    An empty label, as of a healthy case, makes it a study without a label.
+    """
     image = read_volume(study.image)
+    for warning in image.warnings:
+        logger.warning("%s: %s", study.name, warning)
     digest = hashlib.blake2b(repr(image.affine_mm.tolist()).encode(), digest_size=32)
     digest.update(np.ascontiguousarray(image.array.T).data)
     generator = np.random.default_rng(zlib.crc32(study.name.encode()))
@@ -131,7 +166,7 @@ def examine_study(study: Study) -> ExaminedStudy:
         labels = read_label(study.label, image)
         digest.update(np.ascontiguousarray(labels.T).data)
         structures = _places_of_structures(labels, image, generator)
-        if not structures:
+        if not structures and labels.any():
             raise InputError(
                 f'the label of image "{study.name}" holds no structure of at least '
                 f"{MIN_STRUCTURE_MM3:g} mm³; remove it, or label more"
@@ -140,29 +175,17 @@ def examine_study(study: Study) -> ExaminedStudy:
 
 
 def read_label(path: Path, image: Volume) -> np.ndarray:
-    """Read a label map (I, J, K) of integers from 0, on the grid of its image.
+    """Read a label map (I, J, K), uint8 or uint16, on the grid of its image; it may be empty.
 
-    Raise InputError if it cannot be read, lies on another grid, or holds other values.
+    Raise InputError if it cannot be read, lies on another grid, or holds values that are no labels.
     """
-    label = read_volume(path)
-    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
-    apart_mm = np.abs((label.affine_mm - image.affine_mm) @ corners).max()
-    if label.shape_ijk != image.shape_ijk or apart_mm > _spacing_mm(image).min() / 2:
+    label = read_label_map(path)
+    if grid_distance_mm(label, image) > _spacing_mm(image).min() / 2:
         raise InputError(
             f'label "{path.name}" has {label.shape_ijk} voxels on another grid than its image '
             f"with {image.shape_ijk}; save it on the grid of the image"
         )
-    array = label.array
-    if array.dtype.kind == "f":
-        array = np.rint(array)
-        if not np.array_equal(array, label.array):
-            raise InputError(f'label "{path.name}" holds fractions; save it as integers')
-    if array.min() < 0 or array.max() > MAX_LABEL_VALUE:
-        raise InputError(
-            f'label "{path.name}" holds values from {array.min():g} to {array.max():g}; '
-            f"save it with values from 0 to {MAX_LABEL_VALUE}"
-        )
-    return array.astype(np.uint8 if array.max() < 256 else np.uint16, copy=False)
+    return label.array
 
 
 def _places_of_structures(
@@ -190,7 +213,9 @@ def _places_of_body(image: Volume, generator: np.random.Generator) -> np.ndarray
     coarse = image.array[tuple(slice(None, None, step) for step in strides)].astype(np.float32)
     coarse = gaussian_filter(coarse, sigma=1)
     is_air = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(coarse)))
-    parts, _ = connected_parts(is_air == 0)
+    parts, count = connected_parts(is_air == 0)
+    if not count:
+        raise InputError("the image shows nothing that stands out from its background")
     largest = np.argmax(np.bincount(parts.ravel())[1:]) + 1
     body = binary_fill_holes(parts == largest)
     return _some_places(np.flatnonzero(body), body.shape, generator) * strides

@@ -1,0 +1,192 @@
+"""The slices of a DICOM folder, one header each, whether stored one a file or many in one file.
+
+An enhanced multi-frame object stores what differs between its slices in functional groups (DICOM
+PS3.3 C.7.6.16). Here each of its frames gets the tags of a single slice, so that all checks are the
+same for both kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+
+from lib.errors import InputError
+from lib.imaging.image_checks import is_hidden
+
+IMAGE_TAGS = ("Rows", "Columns")
+"""IMAGE_TAGS: what every image stores; a report, a structure set or rubbish has neither."""
+
+COMMON_TAGS = (
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "PhotometricInterpretation",
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+)
+"""COMMON_TAGS: what a multi-frame object stores once for all of its frames."""
+
+FRAME_TAGS = {
+    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameContentSequence": ("StackID", "TemporalPositionIndex", "FrameAcquisitionNumber"),
+    "MREchoSequence": ("EffectiveEchoTime",),
+    "MRDiffusionSequence": ("DiffusionBValue",),
+    "CardiacSynchronizationSequence": ("NominalPercentageOfCardiacPhase",),
+    "MRImageFrameTypeSequence": ("FrameType",),
+    "CTImageFrameTypeSequence": ("FrameType",),
+}
+"""FRAME_TAGS: what each frame stores, in a functional group of its own or one for all frames."""
+
+SEVERAL_IN_ONE = (
+    "has several slices in one file without the position of each; convert it to one file per slice"
+)
+
+
+@dataclass(frozen=True)
+class DicomFrame:
+    """A slice: its file, its header, and its number in the file; None if it is the only one."""
+
+    path: Path
+    header: Dataset
+    number: int | None = None
+
+
+def read_frames(source: Path) -> tuple[list[DicomFrame], tuple[str, ...]]:
+    """Return all slices of a folder or file in the order of the file names, and warnings.
+
+    A file that holds no image is left out: a warning names it if its name promises one. Raises
+    InputError if there is no image at all.
+    """
+    frames: list[DicomFrame] = []
+    left_out = []
+    for path in sorted(source.iterdir()) if source.is_dir() else [source]:
+        if not path.is_file() or is_hidden(path):
+            continue
+        header = _read_header(path)
+        if header is not None and "DirectoryRecordSequence" in header:
+            continue  # a DICOMDIR, the table of contents of a disc
+        if header is None or not any(value(header, tag) for tag in IMAGE_TAGS):
+            if header is not None or path.suffix.lower() in (".dcm", ""):
+                left_out.append(path.name)
+            continue
+        frames.extend(_frames(path, header))
+    if not frames:
+        kind = "folder" if source.is_dir() else "file"
+        raise InputError(f'{kind} "{source.name}" holds no DICOM images; give one with a series')
+    if not left_out:
+        return frames, ()
+    return frames, (f"left out of the series, as no DICOM image: {shortened(left_out)}",)
+
+
+def value(header: Dataset, tag: str) -> Any:
+    """Return the value of a tag; None if it is missing or not a value of the tag's type."""
+    try:
+        return header.get(tag)
+    except (ValueError, TypeError, OverflowError, NotImplementedError):
+        return None
+
+
+def number(header: Dataset, tag: str, default: float) -> float:
+    """Return the one number of a tag, or the default if the tag is missing or empty.
+
+    Raises InputError if the tag holds something else.
+    """
+    if tag not in header:
+        return float(default)
+    stored = value(header, tag)
+    if stored in (None, "") and header.get_item(tag).value in (None, "", b""):
+        return float(default)
+    try:
+        result = float(stored)
+    except (TypeError, ValueError):
+        result = float("nan")
+    if not np.isfinite(result):
+        raise InputError(
+            f"has a {tag} that is not one number: {_shown(header, tag)}; export the series again"
+        )
+    return result
+
+
+def numbers(header: Dataset, tag: str, count: int) -> np.ndarray:
+    """Return the numbers of a tag (count,), float64; raise InputError if it holds others."""
+    try:
+        values = np.array(value(header, tag), dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.array([])
+    if values.shape != (count,) or not np.isfinite(values).all():
+        raise InputError(f"has a {tag} that is not {count} numbers; export the series again")
+    return values
+
+
+def shortened(names: list[str], most: int = 3) -> str:
+    """Return the first of some names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _read_header(path: Path) -> Dataset | None:
+    """Return the header of a DICOM file without its voxels; None if the file is no DICOM."""
+    # MONAI Label fetches frames one by one and stores them without the DICOM preamble
+    force = path.suffix.lower() == ".dcm"
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True, force=force)
+    except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, NotImplementedError):
+        return None
+
+
+def _frames(path: Path, header: Dataset) -> Iterator[DicomFrame]:
+    """Yield the slices of a file."""
+    count = number(header, "NumberOfFrames", 1)
+    if not count.is_integer() or count < 1:
+        raise InputError(f"has a NumberOfFrames of {count:g} in {path.name}; export it again")
+    groups = value(header, "PerFrameFunctionalGroupsSequence")
+    if not groups:
+        if count > 1:
+            raise InputError(SEVERAL_IN_ONE)
+        yield DicomFrame(path, header)
+        return
+    if len(groups) != count:
+        raise InputError(
+            f"has {count:g} frames in {path.name}, but describes {len(groups)}; export it again"
+        )
+    shared = value(header, "SharedFunctionalGroupsSequence") or [Dataset()]
+    for index, group in enumerate(groups):
+        yield DicomFrame(path, _frame_header(header, group, shared[0]), index)
+
+
+def _frame_header(header: Dataset, group: Dataset, shared: Dataset) -> Dataset:
+    """Return the tags of one frame as those of a single slice."""
+    flat = Dataset()
+    flat.file_meta = header.file_meta
+    _copy(header, COMMON_TAGS, flat)
+    for name, tags in FRAME_TAGS.items():
+        items = value(group, name) or value(shared, name) or [Dataset()]
+        _copy(items[0], tags, flat)
+    return flat
+
+
+def _copy(source: Dataset, tags: tuple[str, ...], target: Dataset) -> None:
+    for tag in tags:
+        if tag in source:
+            target[source.get_item(tag).tag] = source.get_item(tag)
+
+
+def _shown(header: Dataset, tag: str) -> str:
+    """Return the stored text of a tag, shortened."""
+    try:
+        return repr(header.get_item(tag).value)[:40]
+    except Exception:
+        return "?"

@@ -1,0 +1,122 @@
+"""DICOMweb servers differ: capped answers, ignored filters, refused transfer syntaxes."""
+
+import pydicom
+import pytest
+import requests
+from pydicom.dataset import Dataset, FileMetaDataset
+
+from lib.datastore.pacs_reader import PacsReader
+from lib.errors import InputError
+
+EXPLICIT, HTJ2K = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.202"
+AS_STORED = (("application/dicom", "*"),)
+
+
+def refuse(status):
+    response = requests.Response()
+    response.status_code = status
+    raise requests.HTTPError(f"{status}", response=response)
+
+
+class Server:
+    """A DICOMweb server with 250 series."""
+
+    def __init__(self, cap=None, knows_offset=True, knows_filter=True, end=None, stored=EXPLICIT):
+        self.cap, self.knows_offset, self.knows_filter = cap, knows_offset, knows_filter
+        self.end, self.stored = end, stored
+        self.refuses = {}
+        self.asked = []
+
+    def search_for_series(self, search_filters, offset=None):
+        uids = [f"1.2.{number}" for number in range(250)]
+        wanted = search_filters.get("SeriesInstanceUID")
+        if wanted and self.knows_filter:
+            uids = [uid for uid in uids if uid == wanted]
+        if self.knows_offset:
+            if self.end is not None and offset and offset >= len(uids):
+                refuse(self.end)
+            uids = uids[offset or 0 :]
+        return [{"0020000E": {"vr": "UI", "Value": [uid]}} for uid in uids[: self.cap]]
+
+    def retrieve_series(self, study_uid, series_uid, media_types=None):
+        self.asked.append(media_types)
+        if media_types in self.refuses:
+            refuse(self.refuses[media_types])
+        instance = Dataset()
+        instance.file_meta = FileMetaDataset()
+        is_stored = media_types == AS_STORED
+        instance.file_meta.TransferSyntaxUID = self.stored if is_stored else EXPLICIT
+        return [instance]
+
+
+@pytest.mark.parametrize("knows_offset", [True, False])
+@pytest.mark.parametrize("end", [None, 400, 404])
+@pytest.mark.parametrize("cap", [None, 100, 1, 250])
+def test_a_server_may_cap_its_answers(cap, knows_offset, end):
+    found = PacsReader(Server(cap, knows_offset, end=end)).search({"Modality": "CT"})
+    uids = [series.SeriesInstanceUID for series in found]
+    expected = 250 if knows_offset or cap is None else min(cap, 250)
+    assert uids == [f"1.2.{number}" for number in range(expected)]
+
+
+@pytest.mark.parametrize("knows_filter", [True, False])
+def test_a_series_is_found_behind_the_first_page(knows_filter):
+    reader = PacsReader(Server(100, knows_filter=knows_filter))
+    assert reader.find_series("1.2.240").SeriesInstanceUID == "1.2.240"
+    assert reader.find_series("1.2.999") is None
+
+
+def test_an_error_of_the_first_page_is_none_of_the_last():
+    server = Server()
+    server.search_for_series = lambda **arguments: refuse(503)
+    with pytest.raises(requests.HTTPError):
+        list(PacsReader(server).search({"Modality": "CT"}))
+
+
+def test_series_are_asked_for_as_stored():
+    server = Server(stored="1.2.840.10008.1.2.4.90")
+    (instance,) = PacsReader(server).retrieve("1", "2")
+    assert instance.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.90"
+    assert server.asked == [AS_STORED]
+
+
+@pytest.mark.parametrize("status", [400, 406, 415, 501])
+def test_a_server_that_does_not_send_as_stored_is_asked_again_without(status):
+    server = Server()
+    server.refuses[AS_STORED] = status
+    (instance,) = PacsReader(server).retrieve("1", "2")
+    assert instance.file_meta.TransferSyntaxUID == EXPLICIT
+    assert server.asked == [AS_STORED, None]
+
+
+def test_other_errors_are_not_asked_again():
+    server = Server()
+    server.refuses[AS_STORED] = 404
+    with pytest.raises(requests.HTTPError):
+        PacsReader(server).retrieve("1", "2")
+    assert len(server.asked) == 1
+
+
+def test_what_cannot_be_decoded_here_is_decompressed_by_the_server():
+    server = Server(stored=HTJ2K)
+    (instance,) = PacsReader(server).retrieve("1", "2")
+    assert instance.file_meta.TransferSyntaxUID == EXPLICIT
+
+
+def test_a_server_that_cannot_decompress_sends_what_it_has():
+    server = Server(stored=HTJ2K)
+    server.refuses[(("application/dicom", EXPLICIT),)] = 406
+    (instance,) = PacsReader(server).retrieve("1", "2")
+    assert instance.file_meta.TransferSyntaxUID == HTJ2K
+
+
+def test_a_segmentation_without_its_series_is_named():
+    server = Server()
+    header = pydicom.Dataset()
+    server.retrieve_series_metadata = lambda study, series: [header.to_json_dict()]
+    with pytest.raises(InputError, match="does not name the series"):
+        PacsReader(server).referenced_series("1", "2")
+    item = pydicom.Dataset()
+    item.SeriesInstanceUID = "1.2.3"
+    header.ReferencedSeriesSequence = [item]
+    assert PacsReader(server).referenced_series("1", "2") == ["1.2.3"]

@@ -1,0 +1,317 @@
+"""Labels over HTTP: versions, two people, refusals that keep the old label; images that come in."""
+
+import gzip
+import io
+import json
+import stat
+import tarfile
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+import requests
+from nibabel.affines import from_matvec
+
+SHAPE_IJK = (34, 29, 23)
+AFFINE_MM = from_matvec(np.diag([-2.1, -1.7, 3.0]), [40, 50, -30])
+NAMES = [{"name": "肝臓", "idx": 1}]
+
+
+def nifti(array, affine_mm=AFFINE_MM):
+    return nib.Nifti1Image(array, affine_mm).to_bytes()
+
+
+def mask(value=1):
+    array = np.zeros(SHAPE_IJK, np.uint8)
+    array[5:20, 7:21, 3:16] = value
+    return array
+
+
+def scan(seed=0):
+    return np.random.default_rng(seed).integers(-1000, 1000, SHAPE_IJK, dtype=np.int16)
+
+
+@pytest.fixture
+def server(ball_server):
+    return ball_server
+
+
+@pytest.fixture
+def image(server, tmp_path, request):
+    """Add a study whose name is that of the test; its labels and journal are its own."""
+    name = "labels-" + "".join(filter(str.isalnum, request.node.name))[-60:]
+    nib.save(nib.Nifti1Image(scan(), AFFINE_MM), tmp_path / "scan.nii.gz")
+    server.add_study(tmp_path / "scan.nii.gz", name)
+    yield name
+    for path in server.studies.rglob(f"{name}*"):
+        if path.is_file():
+            path.unlink()
+
+
+def save(server, image, content, name="label.nii", headers=None, client_id="Anna", **query):
+    params = {"label_info": NAMES, "client_id": client_id}
+    return requests.put(
+        f"{server.url}/datastore/label",
+        params={"image": image, **query},
+        data={"params": json.dumps(params)},
+        files={"label": (name, content)},
+        headers=headers,
+        timeout=60,
+    )
+
+
+def load(server, image):
+    reply = requests.get(
+        f"{server.url}/datastore/label", params={"label": image, "tag": "final"}, timeout=60
+    )
+    assert reply.status_code == 200, reply.text
+    return reply
+
+
+def values(reply):
+    content = reply.content
+    content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    return np.asarray(nib.Nifti1Image.from_bytes(content).dataobj)
+
+
+def versions(server, image):
+    query = {"image": image, "tag": "final"}
+    return requests.get(f"{server.url}/datastore/label/versions", params=query, timeout=60).json()
+
+
+def test_versions_are_listed_and_restored(server, image):
+    first = save(server, image, nifti(mask(1)))
+    assert (first.json()["version"], first.json()["replaced"]) == (1, None)
+    second = save(server, image, nifti(mask(2)), client_id="Ben").json()
+    assert (second["replaced"]["version"], second["replaced"]["user"]) == (1, "Anna")
+    listed = versions(server, image)
+    assert (listed["current"]["version"], listed["current"]["user"]) == (2, "Ben")
+    assert [v["version"] for v in listed["versions"]] == [1]
+    assert listed["versions"][0]["label_info"] == NAMES
+    query = {"image": image, "version": 1}
+    restored = requests.post(f"{server.url}/datastore/label/restore", params=query, timeout=60)
+    assert restored.json()["version"] == 3
+    np.testing.assert_array_equal(values(load(server, image)), mask(1))
+    query["version"] = 77
+    missing = requests.post(f"{server.url}/datastore/label/restore", params=query, timeout=60)
+    assert missing.status_code == 404 and "kept: 1, 2" in missing.json()["detail"]
+
+
+def test_two_people_see_each_other(server, image):
+    save(server, image, nifti(mask(1)))
+    tag = load(server, image).headers["ETag"]
+    assert save(server, image, nifti(mask(2)), client_id="Ben", headers={"If-Match": tag}).ok
+    for late in ({"headers": {"If-Match": tag}}, {"base": 1}, {"base": 0}):
+        reply = save(server, image, nifti(mask(3)), **late)
+        assert reply.status_code == 409
+        assert "Ben saved version 2 at 20" in reply.json()["detail"]
+    np.testing.assert_array_equal(values(load(server, image)), mask(2))
+    assert save(server, image, nifti(mask(3)), base=2).ok
+    bad = save(server, image, nifti(mask(3)), headers={"If-Match": "abc"})
+    assert bad.status_code == 400 and "If-Match is 'abc'" in bad.json()["detail"]
+
+
+def detached(_):
+    return b"NRRD0004\ntype: uchar\ndimension: 3\ndata file: /etc/passwd\n\n"
+
+
+BAD_LABELS = {
+    "five letters": ("x.nii.gz", lambda _: b"Label", 400, "no NIfTI file"),
+    "nothing": ("x.nii.gz", lambda _: b"", 400, "the file is empty"),
+    "cut off": ("x.nii", lambda good: good[:-100], 400, "cannot be read"),
+    "detached": ("x.nrrd", detached, 400, "voxels are in another file"),
+    "raw": ("x.bin", lambda _: b"Label", 400, "has 5 voxels, not those of its image (22678)"),
+    "other grid": ("x.nii", lambda _: nifti(mask()[1:]), 400, "has 33 × 29 × 23 voxels"),
+    "elsewhere": ("x.nii", lambda _: nifti(mask(), np.eye(4)), 400, "lies elsewhere"),
+    "empty": ("x.nii", lambda _: nifti(mask(0)), 409, "the label is empty"),
+    "archive": ("x.zip", lambda _: b"PK", 400, "send one of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LABELS)
+def test_a_bad_label_never_replaces_a_good_one(server, image, case):
+    save(server, image, nifti(mask(1)))
+    name, make, status, says = BAD_LABELS[case]
+    reply = save(server, image, make(nifti(mask(2))), name)
+    assert reply.status_code == status, reply.text
+    assert says in reply.json()["detail"]
+    np.testing.assert_array_equal(values(load(server, image)), mask(1))
+    assert versions(server, image)["versions"] == []
+
+
+def test_an_empty_label_on_request_and_raw_voxels(server, image):
+    save(server, image, nifti(mask(1)))
+    assert save(server, image, nifti(mask(0)), allow_empty="true").json()["version"] == 2
+    assert save(server, image, mask(4).tobytes(order="F"), "x.bin").json()["version"] == 3
+    np.testing.assert_array_equal(values(load(server, image)), mask(4))
+
+
+@pytest.mark.parametrize("names", ["liver", 3, {"name": "liver"}, ["liver"], [[1]]])
+def test_names_of_segments_of_another_type(server, image, names):
+    save(server, image, nifti(mask()))
+    body = json.dumps({"label_info": names})
+    query = {"image": image, "label": image, "tag": "final"}
+    saving = requests.put(
+        f"{server.url}/datastore/label",
+        params=query,
+        data={"params": body},
+        files={"label": ("x.nii", nifti(mask()))},
+        timeout=60,
+    )
+    describing = requests.put(
+        f"{server.url}/datastore/label/info", params=query, data={"info": body}, timeout=60
+    )
+    for reply in (saving, describing):
+        assert reply.status_code == 400
+        assert "label_info is" in reply.json()["detail"]
+
+
+def files_of(server):
+    """Return all files but those that the list of studies is written with."""
+    return {path for path in server.folder.rglob("*") if path.suffix != ".partial"}
+
+
+PATHS = ["../x", "/etc/passwd", "..", ".hidden", "a\\b", "a/b", "a\0b", "x" * 300]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_ids_and_tags_are_names_on_every_route(server, image, name):
+    def request(method, path, **query):
+        files = {"label": ("x.nii", nifti(mask()))} if path == "/datastore/label" else None
+        if path == "/datastore/image" and method == "PUT":
+            files = {"file": ("x.nii", nifti(scan()))}
+        return requests.request(
+            method, f"{server.url}{path}", params=query, files=files, timeout=60
+        )
+
+    before = files_of(server)
+    replies = [
+        request("PUT", "/datastore/image", image=name),
+        request("PUT", "/datastore/label", image=name),
+        request("PUT", "/datastore/label", image=image, tag=name),
+        request("GET", "/datastore/label", label=name, tag="final"),
+        request("GET", "/datastore/label", label=image, tag=name),
+        request("GET", "/datastore/label/info", label=name, tag="final"),
+        request("PUT", "/datastore/label/info", label=image, tag=name),
+        request("PUT", "/datastore/updatelabelinfo", label=name, tag="final"),
+        request("GET", "/datastore/label/versions", image=name),
+        request("GET", "/datastore/label/versions", image=image, tag=name),
+        request("POST", "/datastore/label/restore", image=name, version=1),
+        request("POST", "/datastore/label/restore", image=image, tag=name, version=1),
+        request("GET", "/datastore/image", image=name),
+        request("GET", "/datastore/image/info", image=name),
+        request("PUT", "/datastore/image/info", image=name),
+    ]
+    assert [reply.status_code for reply in replies if reply.status_code not in (400, 404)] == []
+    assert files_of(server) == before
+
+
+# --- images that come in --------------------------------------------------------------------------
+
+
+def upload(server, name, content, **query):
+    return requests.put(
+        f"{server.url}/datastore/image",
+        params=query,
+        files={"file": (name, content)},
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def remove_uploads(server):
+    yield
+    for path in [*server.studies.glob("up-*"), *server.studies.glob("P.*")]:
+        path.unlink()
+
+
+@pytest.mark.usefixtures("remove_uploads")
+def test_an_upload_never_replaces_another(server):
+    assert upload(server, "P.001.nii", nifti(scan(1))).json() == {"image": "P.001"}
+    assert upload(server, "P.002.nii", nifti(scan(2))).json() == {"image": "P.002"}
+    assert upload(server, "P.001.nii", nifti(scan(1))).json() == {"image": "P.001"}
+    reply = upload(server, "other.nii", nifti(scan(3)), image="P.001")
+    assert reply.status_code == 409
+    assert "there is an image 'P.001' already, with other voxels" in reply.json()["detail"]
+    for name, seed in (("P.001", 1), ("P.002", 2)):
+        stored = nib.load(server.studies / f"{name}.nii")
+        np.testing.assert_array_equal(np.asarray(stored.dataobj), scan(seed))
+
+
+def archive(kind):
+    content = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w") as file:
+            file.writestr("../evil.nii", b"x")
+    else:
+        with tarfile.open(fileobj=content, mode="w:gz") as file:
+            file.addfile(tarfile.TarInfo("../evil.nii"))
+    return content.getvalue()
+
+
+BAD_UPLOADS = {
+    "zip": ("up-a.zip", archive("zip"), "send one of .nii.gz, .nii, .nrrd"),
+    "tar named as NIfTI": ("up-a.nii.gz", archive("tar"), "no NIfTI file"),
+    "detached NRRD": ("up-a.nrrd", detached(None), "voxels are in another file"),
+    "MetaImage": ("up-a.mhd", b"ElementDataFile = /etc/passwd", "send one of"),
+    "DICOM": ("up-a.dcm", b"\0" * 128 + b"DICM", "send one of"),
+    "text": ("up-a.nii", b"text", "no NIfTI file"),
+    "hidden": (".up.nii", nifti(scan()), "send a name"),
+    "no name": (".nii", nifti(scan()), "send a name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_UPLOADS)
+def test_other_files_are_refused(server, case):
+    name, content, says = BAD_UPLOADS[case]
+    before = files_of(server)
+    reply = upload(server, name, content)
+    assert reply.status_code == 400, reply.text
+    assert says in reply.json()["detail"]
+    assert files_of(server) == before
+
+
+def session(server, *files, **query):
+    return requests.put(
+        f"{server.url}/session/",
+        params=query,
+        files=[("files", file) for file in files],
+        timeout=60,
+    )
+
+
+def test_sessions_take_images_and_dicom_files_only(server):
+    dicom = b"\0" * 128 + b"DICM"
+    made = session(server, ("x.nii", nifti(scan()))).json()
+    described = requests.get(f"{server.url}/session/{made['session_id']}", timeout=60)
+    assert described.json()["image"].endswith("/x.nii")
+    assert session(server, ("a", dicom), ("b.dcm", dicom)).ok
+    for says, files, query in (
+        ("archives are not unpacked", [("x.zip", archive("zip"))], {}),
+        ("archives are not unpacked", [("x.nii", nifti(scan()))], {"uncompress": "true"}),
+        ("voxels are in another file", [("x.nrrd", detached(None))], {}),
+        ("slices of one DICOM series", [("x.nii", nifti(scan())), ("b.dcm", dicom)], {}),
+        ("two of the files have the same name", [("a", dicom), ("a", dicom)], {}),
+        ("the file is empty", [("x.nii", b"")], {}),
+    ):
+        reply = session(server, *files, **query)
+        assert reply.status_code == 400
+        assert says in reply.json()["detail"]
+    assert requests.delete(f"{server.url}/session/{made['session_id']}", timeout=60).ok
+    for name in (made["session_id"], ".hidden", "%2e%2e%2fsessions"):
+        assert requests.get(f"{server.url}/session/{name}", timeout=60).status_code == 404
+
+
+def test_the_journal_of_an_image_without_clicks(server, image):
+    reply = requests.get(f"{server.url}/interactions/{image}", timeout=60)
+    assert reply.json() == {"image": image, "interactions": []}
+    assert requests.get(f"{server.url}/interactions/nobody", timeout=60).status_code == 404
+
+
+def test_the_journals_of_the_folder_are_private_and_no_tag(server, image):
+    save(server, image, nifti(mask()))
+    info = server.info()["datastore"]
+    assert set(info["label_tags"]) <= {"final", "original"}
+    path = server.studies / "labels" / "final" / f"{image}.json"
+    assert stat.S_ISREG(path.stat().st_mode)

@@ -194,10 +194,12 @@ class FastSAM3DInfer(BasicInferTask):
         stages = data["latencies"]["infer"] = Stopwatch(
             Crop=0, Wait=0, Encode=0, Decode=0, Outline=0
         )
+        follows_image = data["weights"].network.policy.mask_edges == "image"
         for structure in data["structures"]:
             structure.state = self._replay(predictor, data, structure, structure.roi, stages)
             structure.mask = RoiMask(structure.roi, structure.state.margins)
-            if structure.beginning.state is None:
+            # published weights give exactly the masks that they were published with
+            if follows_image and structure.beginning.state is None:
                 self._go_on_beyond(predictor, data, structure, stages)
         return data
 

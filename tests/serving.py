@@ -21,6 +21,13 @@ APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
 CLICK_BALL = Path(__file__).resolve().parent / "data" / "click_ball.safetensors"
 """CLICK_BALL: weights that draw a ball of 20 mm at each click (`data/make_click_ball.py`)."""
 
+# The second model takes the same small weights: the default ones add seconds to each start.
+BALL_WEIGHTS = (
+    *("--conf", "weights", str(CLICK_BALL)),
+    *("--conf", "teacher_weights", str(CLICK_BALL)),
+    *("--conf", "zoom", "fixed"),  # the ball is as large as it should be at 1.5 mm only
+)
+
 START_SECONDS = 300
 """START_SECONDS: limit for a machine that runs other jobs; an idle one needs about 10 s."""
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import requests
 
-from conftest import BALL_WEIGHTS
-from serving import running_server
+from serving import BALL_WEIGHTS, running_server
 
 SHAPE_IJK = (50, 64, 30)
 AFFINE_MM = nib.affines.from_matvec(np.diag([-1.4, -1.2, 2.5]), [40, 50, -30])

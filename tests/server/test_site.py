@@ -18,9 +18,8 @@ from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 from nibabel.affines import from_matvec
 
-from conftest import BALL_WEIGHTS
 from lib.server.temporary_folder import PREFIX, remove_abandoned
-from serving import APP, running_server
+from serving import APP, BALL_WEIGHTS, running_server
 
 KEY = "the-key-of-this-site"
 SHAPE_IJK = (60, 52, 34)

@@ -102,7 +102,7 @@ def test_a_browser_on_another_machine_gets_gzip():
 
 
 def test_a_box_lies_where_its_header_says():
-    headers, content = sent(box_reply(box_mask(), NEAR))
+    headers, content = sent(box_reply(box_mask(), {}, {}, NEAR))
     place = json.loads(headers["x-mask-box"])
     values = np.frombuffer(content, np.uint8).reshape(place["size_ijk"], order="F")
     start = place["offset_ijk"]
@@ -129,7 +129,7 @@ def test_slicers_reply(tmp_path, request_, compress, encoding):
     """Read the reply with the class that MONAI Label's client reads it with."""
     params_sent = {"warnings": ["ä"], "latencies": {"pre": 0.1}}
     form = MaskForm(".nrrd", compress=compress)
-    headers, content = sent(multipart_reply(box_mask(), form, params_sent, request_))
+    headers, content = sent(multipart_reply(box_mask(), {}, form, params_sent, request_))
     fields = cgi.FieldStorage(
         io.BytesIO(content), environ={"REQUEST_METHOD": "POST"}, headers=headers
     )

@@ -331,7 +331,7 @@ def test_a_folder_in_the_working_directory_does_not_hide_an_image(server):
 def test_stock_routes_give_reasons(server):
     unknown = requests.post(f"{server.url}/activelearning/clever", json={}, timeout=30)
     assert unknown.status_code == 400
-    assert "no such strategy 'clever'" in unknown.json()["detail"]
+    assert "there is no strategy 'clever'" in unknown.json()["detail"]
     missing = requests.put(f"{server.url}/datastore/label/info?label=x&tag=final", timeout=30)
     assert missing.status_code == 404
     assert "Label: x Tag: final not found" in missing.json()["detail"]

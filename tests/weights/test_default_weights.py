@@ -12,14 +12,14 @@ from lib.imaging.volume import read_volume
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from benchmarks.contestants import Served  # noqa: E402
+from benchmarks.contestants import Prompted, Served  # noqa: E402
 from benchmarks.protocols import Scan, make_protocol  # noqa: E402
 
 SHAPE_IJK = (160, 128, 70)
 SPACING_MM = (2.4, 2.4, 4.5)
 STRUCTURES = ("kidney_right", "spleen")
-MIN_DICE = (0.82, 0.89)
-"""MIN_DICE: Dice after the first and the second click; measured are .847 to .851 and .921 to .936.
+MIN_DICE = (0.75, 0.83)
+"""MIN_DICE: Dice after the first and the second click; measured are .784 to .851 and .858 to .936.
 Later clicks depend on the rounding of the machine.
 """
 
@@ -39,7 +39,7 @@ def model(request):
     served = Served(request.param, str(path))
     info = served.weights()
     assert info["trained"] and info["file"] == path.name and info["licence"] == "Apache-2.0"
-    return served
+    return Prompted(served, "point")
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

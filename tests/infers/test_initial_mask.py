@@ -8,9 +8,9 @@ from lib.errors import InputError
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.initial_mask import (
-    beginning_of,
     pooled,
     read_initial,
+    start_of,
     structure_box,
     structures_at,
 )
@@ -47,8 +47,7 @@ def test_a_mask_of_background_only_has_no_structure(write, roi):
     assert not initial.whole().any()
     assert structure_box(initial, 1) is None
     assert structures_at(initial, np.array([[0, 0, 0], [39, 29, 23]])) == []
-    beginning = beginning_of(initial, 1, roi, 32, overwrite=False)
-    assert beginning.state is None and beginning.protected is None
+    assert start_of(initial, 1, roi, 32) is None
 
 
 def test_a_mask_of_one_structure_everywhere(write):
@@ -94,27 +93,17 @@ def roi():
 
 def test_the_state_shows_the_structure_on_the_roi(write, roi):
     initial = read_initial(write(MASK), IMAGE)
-    beginning = beginning_of(initial, 2, roi, 32, overwrite=False)
-    pasted = roi.paste(beginning.state.margins, 0.0)
+    start = start_of(initial, 2, roi, 32)
+    pasted = roi.paste(start.margins, 0.0)
     assert (pasted != (MASK == 2)).sum() < 0.1 * (MASK == 2).sum()
-    assert beginning.state.low_res.shape == (32, 32, 32)
-    assert abs(beginning.state.low_res).max() <= 6
-    assert roi.paste(beginning.protected.astype(np.float32), 0.5)[22, 15, 8] == 1
-    assert not (beginning.protected & (beginning.state.margins > 0)).any()
-    assert beginning_of(initial, 2, roi, 32, overwrite=True).protected is None
-    assert beginning_of(initial, 9, roi, 32, overwrite=True).state is None
+    assert start.low_res.shape == (32, 32, 32) and abs(start.low_res).max() <= 6
+    assert start_of(initial, 9, roi, 32) is None and start_of(None, 1, roi, 32) is None
 
 
-def test_the_key_changes_with_state_and_protection(write, roi):
+def test_the_digest_changes_with_the_mask(write, roi):
     initial = read_initial(write(MASK), IMAGE)
-    beginnings = [
-        beginning_of(initial, number, roi, 32, overwrite)
-        for number in (2, 200, 9)
-        for overwrite in (True, False)
-    ]
-    assert len({each.key() for each in beginnings}) == 6
-    assert beginnings[4].key() == "" == beginning_of(None, 1, roi, 32, False).key()
-    assert beginning_of(initial, 2, roi, 32, True).key() == beginnings[0].key()
+    digests = [start_of(initial, number, roi, 32).digest() for number in (2, 200, 2)]
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_pooled_shares():

@@ -9,7 +9,7 @@ from lib.infers.mask_steps import (
     fixed_cells,
     is_satisfied_by,
     joined,
-    without_protected,
+    without_cells,
     without_region,
 )
 from lib.infers.roi_cells import on_cells
@@ -59,24 +59,21 @@ def test_a_second_drawing_adds_to_the_mask():
     np.testing.assert_array_equal(joined(state(-1.0), drawing, None), drawing)
 
 
-def test_the_newest_drawing_and_protected_cells_count_most():
-    nan = np.nan
-    first = np.full((4, 4, 4), nan, dtype=np.float32)
+def test_the_newest_drawing_counts_most():
+    first = np.full((4, 4, 4), np.nan, dtype=np.float32)
     first[0], first[1] = 1, 0
-    newest = np.full((4, 4, 4), nan, dtype=np.float32)
+    newest = np.full((4, 4, 4), np.nan, dtype=np.float32)
     newest[1] = 1
-    protected = np.zeros((4, 4, 4), dtype=bool)
-    protected[0] = True
-    result = fixed_cells(first, protected, newest)
-    assert (result[0] == 0).all() and (result[1] == 1).all() and np.isnan(result[2:]).all()
-    assert fixed_cells(None, None) is None and fixed_cells(first, None) is first
-    assert fixed_cells(None, None, np.full((4, 4, 4), nan, dtype=np.float32)) is None
+    result = fixed_cells(first, newest)
+    assert (result[:2] == 1).all() and np.isnan(result[2:]).all()
+    undecided = np.full((4, 4, 4), np.nan, dtype=np.float32)
+    assert fixed_cells(None, undecided) is None and fixed_cells(first, undecided) is first
 
 
-def test_logits_of_protected_cells_are_low():
-    protected = np.zeros((8, 8, 8), dtype=bool)
-    protected[:3] = True
-    logits = without_protected(np.ones((4, 4, 4), np.float32), protected)
+def test_logits_of_removed_cells_are_low():
+    cells = np.zeros((8, 8, 8), dtype=bool)
+    cells[:3] = True
+    logits = without_cells(np.ones((4, 4, 4), np.float32), cells)
     assert (logits[:2] < -5).all() and (logits[2:] == 1).all()
 
 

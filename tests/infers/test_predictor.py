@@ -12,7 +12,7 @@ from lib.cache import ByteCache, array_nbytes
 from lib.infers.corrections import correct
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.device_queue import DeviceQueue
-from lib.infers.mask_state import Beginning, MaskState, RoiPrompt
+from lib.infers.mask_state import MaskState, RoiPrompt
 from lib.infers.precision import lowered
 from lib.infers.predictor import FastSAM3DPredictor
 from lib.infers.random_walker import CELLS, make_guide, random_walk
@@ -213,11 +213,11 @@ def test_the_order_of_prompts_counts(network):
 
 def test_a_given_mask_is_what_the_first_prompt_starts_from(network):
     given = np.random.default_rng(3).standard_normal((16, 16, 16)).astype(np.float32)
-    beginning = Beginning(MaskState(given, np.full((64, 64, 64), -1, np.float32), 0.0))
+    start = MaskState(given, np.full((64, 64, 64), -1, np.float32), 0.0)
     segmenter = predictor(network)
     embedding = segmenter.encode("roi", roi_image)
-    assert segmenter.replay(embedding, [], beginning) is beginning.state
-    result = segmenter.replay(embedding, PROMPTS[:1], beginning).low_res
+    assert segmenter.replay(embedding, [], start) is start
+    result = segmenter.replay(embedding, PROMPTS[:1], start).low_res
     with torch.no_grad():
         encoded = network.encode(torch.from_numpy(roi_image())[None, None])
         points = torch.from_numpy(POINTS_ROI[None, :1]).float()
@@ -226,19 +226,3 @@ def test_a_given_mask_is_what_the_first_prompt_starts_from(network):
         )
     np.testing.assert_array_equal(result, expected[0, 0].numpy())
     assert not np.array_equal(result, segmenter.replay(embedding, PROMPTS[:1]).low_res)
-
-
-def test_cells_of_other_structures_are_background_for_the_network(network):
-    network.policy = dataclasses.replace(network.policy, mask_edges="image")
-    segmenter = predictor(network)
-    embedding = segmenter.encode("roi", roi_image)
-    protected = np.zeros((64, 64, 64), dtype=bool)
-    protected[:, :, 24:] = True
-    given = np.full((16, 16, 16), 3, dtype=np.float32)
-    given_cells = np.full((64, 64, 64), -1, dtype=np.float32)
-    states = []
-    for kept in (None, protected):
-        beginning = Beginning(MaskState(given, given_cells, 0.0), kept)
-        states.append(segmenter.replay(embedding, PROMPTS[:1], beginning))
-    assert (states[1].margins[protected] < -5).all() and (states[0].margins[protected] > -5).any()
-    assert not np.array_equal(states[0].low_res, states[1].low_res)

@@ -8,8 +8,8 @@ from lib.errors import InputError
 from lib.imaging.mask import BoxMask
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
-from lib.infers.initial_mask import beginning_of
-from lib.infers.mask_state import Beginning, MaskState
+from lib.infers.initial_mask import start_of
+from lib.infers.mask_state import MaskState
 from lib.infers.prompt_parser import parse_prompts
 from lib.infers.semantic_mask import compose
 from lib.infers.structures import RoiMask, RoiStructure
@@ -49,15 +49,15 @@ def ball(roi, center, radius_mm, cells=16):
     return MaskState(values[::2, ::2, ::2], values, 0.0)
 
 
-def structure(number, center, radius_mm, beginning=None):
+def structure(number, center, radius_mm):
     roi = roi_at(center)
     state = ball(roi, center, radius_mm)
     mask = RoiMask(roi, state.margins)
-    return RoiStructure(number, roi, (), beginning or Beginning(), state, mask)
+    return RoiStructure(number, roi, (), None, state, mask)
 
 
-def given_structure(roi, beginning, state):
-    return RoiStructure(1, roi, (), beginning, state, RoiMask(roi, state.margins))
+def given_structure(roi, start, state):
+    return RoiStructure(1, roi, (), start, state, RoiMask(roi, state.margins))
 
 
 def given(values):
@@ -135,16 +135,16 @@ def test_a_given_mask_stays_where_no_prompt_changed_it():
     initial = np.zeros(SHAPE_IJK, np.uint8)
     initial[2:38, 4:26, 3:20] = generator.random((36, 22, 17)) < 0.8
     roi = roi_at([20, 15, 12], size=64, spacing_mm=0.4)
-    beginning = beginning_of(given(initial), 1, roi, 32, overwrite=False)
-    unchanged = given_structure(roi, beginning, beginning.state)
+    start = start_of(given(initial), 1, roi, 32)
+    unchanged = given_structure(roi, start, start)
     prompts = parsed([spatial("point", [20, 15, 12])])
     expected = initial.copy()
     expected[20, 15, 12] = 1
     np.testing.assert_array_equal(whole([unchanged], prompts, given(initial)), expected)
 
-    removed = beginning.state.margins.copy()
+    removed = start.margins.copy()
     removed[:32] = -5  # one half of the ROI
-    changed = given_structure(roi, beginning, MaskState(removed[::2, ::2, ::2], removed, 0.0))
+    changed = given_structure(roi, start, MaskState(removed[::2, ::2, ::2], removed, 0.0))
     mask = whole([changed], prompts, given(initial))
     places = nib.affines.apply_affine(np.linalg.inv(roi.affine_mm) @ AFFINE_MM, np.argwhere(mask))
     inside = np.all((places > 2) & (places < 61), axis=1)

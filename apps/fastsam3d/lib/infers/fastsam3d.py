@@ -199,7 +199,7 @@ class FastSAM3DInfer(BasicInferTask):
             structure.state = self._replay(predictor, data, structure, structure.roi, stages)
             structure.mask = RoiMask(structure.roi, structure.state.margins)
             # published weights give exactly the masks that they were published with
-            if follows_image and structure.beginning.state is None:
+            if follows_image and structure.start is None:
                 self._go_on_beyond(predictor, data, structure, stages)
         return data
 
@@ -220,7 +220,7 @@ class FastSAM3DInfer(BasicInferTask):
             stages=stages,
         )
         prompts = prompts_in_roi(structure.prompts, roi)
-        return predictor.replay(embedding, prompts, structure.beginning, stages)
+        return predictor.replay(embedding, prompts, structure.start, stages)
 
     def _go_on_beyond(
         self,

@@ -14,7 +14,7 @@ from lib.imaging.box import EMPTY_BOX, Box, box_slices, contains
 from lib.imaging.mask import BoxMask
 from lib.imaging.roi import Roi, crop_labels
 from lib.imaging.volume import Volume, grid_distance_mm, read_label_map
-from lib.infers.mask_state import Beginning, MaskState
+from lib.infers.mask_state import MaskState
 from lib.infers.prompts import MAX_STRUCTURE
 from lib.infers.random_walker import CELLS
 
@@ -83,26 +83,18 @@ def structure_box(initial: BoxMask, structure: int) -> Box | None:
     return i, j, k
 
 
-def beginning_of(
-    initial: BoxMask | None, structure: int, roi: Roi, low_res_size: int, overwrite: bool
-) -> Beginning:
-    """Return what a given mask says about a structure on a ROI.
+def start_of(
+    initial: BoxMask | None, structure: int, roi: Roi, low_res_size: int
+) -> MaskState | None:
+    """Return the given mask of a structure on a ROI; None if it has no voxel.
 
-    low_res_size: cells of the network's masks along an axis. overwrite: whether the cells of other
-    structures may be taken.
+    low_res_size: cells of the network's masks along an axis.
     """
-    if initial is None:
-        return Beginning()
-    labels_roi = crop_labels(roi, initial.values, initial.box_ijk)
-    state = protected = None
-    if (initial.values == structure).any():
-        share = pooled(labels_roi == structure, CELLS)
-        low_res = pooled(labels_roi == structure, low_res_size)
-        state = MaskState(_logits(low_res), _logits(share), 0.0)
-    others = (labels_roi != structure) & (labels_roi != 0)
-    if not overwrite and others.any():
-        protected = pooled(others, CELLS) >= 0.5
-    return Beginning(state, protected)
+    if initial is None or not (initial.values == structure).any():
+        return None
+    mask_roi = crop_labels(roi, initial.values, initial.box_ijk) == structure
+    share, low_res = (pooled(mask_roi, cells) for cells in (CELLS, low_res_size))
+    return MaskState(_logits(low_res), _logits(share), 0.0)
 
 
 def pooled(mask_roi: np.ndarray, cells: int) -> np.ndarray:

@@ -40,6 +40,13 @@ class MaskState:
     drawn: Drawn | None = None
     fixed: np.ndarray | None = None
 
+    def digest(self) -> str:
+        """Return a key that changes with any value of a mask to start from."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self.low_res, self.margins):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
     @property
     def nbytes(self) -> int:
         optional = [self.fixed, self.drawn.logits if self.drawn else None]
@@ -64,25 +71,3 @@ class RoiPrompt:
     def points_roi(self) -> np.ndarray:
         """The places, (N, 3) float64 ROI voxel indices."""
         return np.array(self.places_roi, dtype=np.float64)
-
-
-@dataclass(frozen=True, eq=False)
-class Beginning:
-    """What is known of a structure before its first prompt.
-
-    state: its mask so far, if there is one. protected: (c, c, c) bool, the cells of the ROI that
-    belong to other structures, if there are any.
-    """
-
-    state: MaskState | None = None
-    protected: np.ndarray | None = None
-
-    def key(self) -> str:
-        """Return a key that changes with any value; "" if nothing is known."""
-        arrays = [self.state.low_res, self.state.margins] if self.state else []
-        arrays += [] if self.protected is None else [self.protected]
-        digest = hashlib.blake2b(digest_size=16)
-        for array in arrays:
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest() if arrays else ""

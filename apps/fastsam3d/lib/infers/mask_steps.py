@@ -11,8 +11,8 @@ from lib.infers.drawings import region
 from lib.infers.mask_state import MaskState, RoiPrompt
 from lib.infers.roi_cells import on_cells, places_along
 
-PROTECTED_LOGIT = -8.0
-"""PROTECTED_LOGIT: logit of cells that cannot be of the structure, as the network gets them."""
+OUTSIDE_LOGIT = -8.0
+"""OUTSIDE_LOGIT: logit of cells that are not of the structure, as the network gets them."""
 
 SCRIBBLE_CLICKS = 3
 """SCRIBBLE_CLICKS: clicks that a scribble becomes for the network: its ends and its middle."""
@@ -81,35 +81,26 @@ def without_region(state: MaskState, prompt: RoiPrompt, roi_size: int) -> MaskSt
     margins = on_cells(state.margins)
     margins = np.where(cells, np.minimum(margins, -CLICKED), margins)
     outside = np.where(cells, np.float32(0), np.float32(np.nan))
-    low_res = without_protected(state.low_res, cells)
-    fixed = fixed_cells(state.fixed, None, outside)
+    low_res = without_cells(state.low_res, cells)
+    fixed = fixed_cells(state.fixed, outside)
     return MaskState(low_res, margins, state.threshold, state.drawn, fixed)
 
 
-def fixed_cells(
-    fixed: np.ndarray | None, protected: np.ndarray | None, newest: np.ndarray | None = None
-) -> np.ndarray | None:
+def fixed_cells(fixed: np.ndarray | None, newest: np.ndarray) -> np.ndarray | None:
     """Return the cells that are decided, (CELLS,)*3: 1 or 0, NaN elsewhere; None if there are none.
 
-    fixed: those before. newest: those of the newest drawing, which count more. protected: bool, the
-    cells of other structures, which count most.
+    fixed: those before. newest: those of the newest drawing, which count more.
     """
-    result = fixed
-    if newest is not None and np.isfinite(newest).any():
-        result = newest if result is None else np.where(np.isfinite(newest), newest, result)
-    if protected is not None:
-        blank = np.full(protected.shape, np.nan, dtype=np.float32)
-        result = np.where(protected, np.float32(0), blank if result is None else result)
-    return result
+    if not np.isfinite(newest).any():
+        return fixed
+    return newest if fixed is None else np.where(np.isfinite(newest), newest, fixed)
 
 
-def without_protected(logits: np.ndarray, protected: np.ndarray | None) -> np.ndarray:
-    """Return logits (s, s, s) that are low in cells that cannot be of the structure.
+def without_cells(logits: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Return logits (s, s, s) that are low in some of the finer cells (c, c, c), bool.
 
-    protected: (c, c, c) bool, c a multiple of s; None if there are none.
+    c is a multiple of s.
     """
-    if protected is None:
-        return logits
-    size, step = len(logits), len(protected) // len(logits)
-    shares = protected.reshape(size, step, size, step, size, step).mean(axis=(1, 3, 5))
-    return np.where(shares >= 0.5, np.float32(PROTECTED_LOGIT), logits)
+    size, step = len(logits), len(cells) // len(logits)
+    shares = cells.reshape(size, step, size, step, size, step).mean(axis=(1, 3, 5))
+    return np.where(shares >= 0.5, np.float32(OUTSIDE_LOGIT), logits)

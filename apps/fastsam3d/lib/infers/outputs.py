@@ -27,7 +27,7 @@ LEVELS = 255
 MAPS = ("probability", "uncertainty")
 """MAPS: the outputs that are maps."""
 
-LEAST = 0.02
+LEAST = 0.1
 """LEAST: the box of a map holds all cells with a larger value."""
 
 

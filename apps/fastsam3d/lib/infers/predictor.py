@@ -21,14 +21,13 @@ from lib.infers.drawing_prior import (
 )
 from lib.infers.drawing_prior import TRUST as DRAWING_TRUST
 from lib.infers.drawings import describe
-from lib.infers.mask_state import Beginning, Drawn, MaskState, RoiPrompt
+from lib.infers.mask_state import Drawn, MaskState, RoiPrompt
 from lib.infers.mask_steps import (
     clicks_of,
     corrected,
     fixed_cells,
     is_satisfied_by,
     joined,
-    without_protected,
     without_region,
 )
 from lib.infers.precision import FLOAT32, Precision
@@ -54,9 +53,6 @@ class ImageEmbedding:
     @property
     def nbytes(self) -> int:
         return self.prepared.nbytes + self.guide.nbytes
-
-
-NOTHING_KNOWN = Beginning()
 
 
 class FastSAM3DPredictor:
@@ -117,21 +113,22 @@ class FastSAM3DPredictor:
         self,
         embedding: ImageEmbedding,
         prompts: Sequence[RoiPrompt],
-        beginning: Beginning = NOTHING_KNOWN,
+        start: MaskState | None = None,
         stages: Stopwatch | None = None,
     ) -> MaskState:
         """Replay the prompts of a structure in order, each with the mask of those before it.
 
-        prompts: N >= 0; without any, the state of `beginning` is returned, or an empty mask. The
-        states after all prefixes of the prompts are cached, so that a further prompt costs one
-        step, and an earlier state none. stages: the times of Wait, Decode and Outline are added.
+        prompts: N >= 0; without any, `start` is returned, or an empty mask. start: the mask that
+        was there before the first prompt, if any. The states after all prefixes of the prompts are
+        cached, so that a further prompt costs one step, and an earlier state none. stages: the
+        times of Wait, Decode and Outline are added.
         """
         stages = stages if stages is not None else Stopwatch()
-        base, prompts = (embedding.key, beginning.key()), tuple(prompts)
+        base, prompts = (embedding.key, start.digest() if start else ""), tuple(prompts)
         cached, state = self._longest_cached_prefix(base, prompts)
-        state = state or beginning.state or self._blank_state()
+        state = state or start or self._blank_state()
         for count in range(cached + 1, len(prompts) + 1):
-            state = self._step(embedding, beginning.protected, prompts[:count], state, stages)
+            state = self._step(embedding, prompts[:count], state, stages)
             self._states.put((base, prompts[:count]), state)
         return state
 
@@ -153,7 +150,6 @@ class FastSAM3DPredictor:
     def _step(
         self,
         embedding: ImageEmbedding,
-        protected: np.ndarray | None,
         prompts: tuple[RoiPrompt, ...],
         state: MaskState,
         stages: Stopwatch,
@@ -166,13 +162,12 @@ class FastSAM3DPredictor:
         if prompt.subtype in ("lasso", "bounding_box") and not prompt.is_foreground:
             return without_region(state, prompt, config.roi_size)
         if prompt.subtype == "point" or not prompt.is_foreground:
-            return self._step_clicks(embedding, protected, prompts, state, stages)
-        return self._step_drawing(embedding, protected, prompts, state, stages)
+            return self._step_clicks(embedding, prompts, state, stages)
+        return self._step_drawing(embedding, prompts, state, stages)
 
     def _step_clicks(
         self,
         embedding: ImageEmbedding,
-        protected: np.ndarray | None,
         prompts: tuple[RoiPrompt, ...],
         state: MaskState,
         stages: Stopwatch,
@@ -184,7 +179,7 @@ class FastSAM3DPredictor:
         low_res, drawn, trust = state.low_res, state.drawn, None
         if drawn is None or NETWORK_SHARE[drawn.kind]:
             low_res = self._queue.run(
-                stages, "Decode", self._decode, embedding, prompts, state.low_res, protected
+                stages, "Decode", self._decode, embedding, prompts, state.low_res
             )
         if self._network.policy.mask_edges == "logits" and drawn is None:
             threshold = self._threshold(low_res)
@@ -193,8 +188,7 @@ class FastSAM3DPredictor:
         if drawn is not None:
             logits = with_network(drawn.logits, drawn.kind, low_res)
             trust = DRAWING_TRUST[drawn.kind]
-        fixed = fixed_cells(state.fixed, protected)
-        values = self._walk(embedding, logits, prompts, fixed, trust, stages)
+        values = self._walk(embedding, logits, prompts, state.fixed, trust, stages)
         threshold = self._threshold(values)
         margins = corrected(state, values - threshold, prompts[-1], self._network.config.roi_size)
         return MaskState(low_res, margins, float(threshold), drawn, state.fixed)
@@ -202,7 +196,6 @@ class FastSAM3DPredictor:
     def _step_drawing(
         self,
         embedding: ImageEmbedding,
-        protected: np.ndarray | None,
         prompts: tuple[RoiPrompt, ...],
         state: MaskState,
         stages: Stopwatch,
@@ -214,13 +207,12 @@ class FastSAM3DPredictor:
         if drawing.kind in NETWORK_KINDS:
             blank = np.zeros_like(state.low_res)
             network_logits = self._queue.run(
-                stages, "Decode", self._decode, embedding, prompts[-1:], blank, protected
+                stages, "Decode", self._decode, embedding, prompts[-1:], blank
             )
         logits = prior_logits(drawing, embedding.guide, network_logits)
-        decided = fixed_cells(state.fixed, None, drawing.fixed)
-        fixed = fixed_cells(decided, protected)
+        decided = fixed_cells(state.fixed, drawing.fixed)
         trust = DRAWING_TRUST[drawing.kind]
-        values = self._walk(embedding, logits, prompts, fixed, trust, stages)
+        values = self._walk(embedding, logits, prompts, decided, trust, stages)
         threshold = float(mask_threshold(torch.from_numpy(values)[None], "expected_dice"))
         margins = joined(state, values - np.float32(threshold), decided)
         low_res = previous_mask(margins, 0.0, config.low_res_size)
@@ -234,7 +226,6 @@ class FastSAM3DPredictor:
         embedding: ImageEmbedding,
         prompts: tuple[RoiPrompt, ...],
         previous: np.ndarray,
-        protected: np.ndarray | None,
     ) -> np.ndarray:
         """Return the logits (s, s, s) of the last prompt, given those before it."""
         shown = prompts if self._network.policy.click_history == "all" else prompts[-1:]
@@ -243,7 +234,7 @@ class FastSAM3DPredictor:
             embedding.prepared,
             points=torch.tensor(points_roi, dtype=torch.float32, device=self._device)[None],
             labels=torch.tensor(labels, device=self._device)[None],
-            mask=self._on_device(without_protected(previous, protected)),
+            mask=self._on_device(previous),
         )
         # a copy, so that the cache does not keep the other masks of the output in memory
         return logits[0, 0].float().cpu().numpy().copy()

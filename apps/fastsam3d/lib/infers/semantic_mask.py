@@ -83,12 +83,13 @@ class _Canvas:
         if initial is not None and initial.values.size:
             self.values[box_slices(initial.box_ijk, box_ijk)] = initial.values
         self._initial = self.values.copy(order="F")
-        self.values[np.isin(self.values, list(numbers))] = 0
+        for number in numbers:  # np.isin and boolean indices are ten times slower
+            np.copyto(self.values, 0, where=self.values == number)
         self._is_protected = None if overwrite else self.values != 0
 
     def add(self, structure: RoiStructure, mask: np.ndarray, box_ijk: Box) -> None:
         """Place a structure. mask: (i, j, k) uint8 in its half-open box of stored voxels."""
-        if structure.beginning.state is not None:
+        if structure.start is not None:
             mask, box_ijk = self._on_given(structure, mask, box_ijk)
         if not mask.size:
             return
@@ -98,7 +99,7 @@ class _Canvas:
             wanted &= ~self._is_protected[slices]
         for other in self._placed:
             wanted &= ~self._loses(structure, other, box_ijk, wanted)
-        self.values[slices][wanted] = structure.number
+        np.copyto(self.values[slices], structure.number, where=wanted)
         self._placed.append(structure)
 
     def mark(self, prompts: Prompts) -> int:
@@ -123,7 +124,7 @@ class _Canvas:
 
         Where nothing changed, the given voxels stay as they are, also outside of the ROI.
         """
-        given = structure.beginning.state
+        given = structure.start
         assert given is not None
         whole = self._initial == structure.number
         before, before_box_ijk = structure.roi.paste_box(given.margins, 0.0)

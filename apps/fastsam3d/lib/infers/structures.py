@@ -16,7 +16,7 @@ from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.drawings import roi_rule
 from lib.infers.initial_mask import structures_at
-from lib.infers.mask_state import Beginning, MaskState, RoiPrompt
+from lib.infers.mask_state import MaskState, RoiPrompt
 from lib.infers.prompts import Prompt, Prompts
 from lib.infers.scale import RoiScale
 
@@ -40,15 +40,15 @@ class RoiMask(NamedTuple):
 class RoiStructure:
     """One structure of a request on its ROI.
 
-    number: its value in the mask. prompts: those about it and the background. beginning: what a
-    given mask says about it. state: its mask on the ROI, once it is computed. mask: the one to
+    number: its value in the mask. prompts: those about it and the background. start: the given mask
+    of it on the ROI, if any. state: its mask on the ROI, once it is computed. mask: the one to
     paste, which may lie on a larger ROI.
     """
 
     number: int
     roi: Roi
     prompts: tuple[Prompt, ...]
-    beginning: Beginning
+    start: MaskState | None
     state: MaskState | None = None
     mask: RoiMask | None = None
 

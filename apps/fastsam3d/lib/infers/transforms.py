@@ -6,13 +6,11 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lib.cache import ByteCache
 from lib.errors import InputError
 from lib.imaging.mask import BoxMask
 from lib.imaging.volume import Volume, read_volume
-from lib.infers.initial_mask import beginning_of, file_digest, read_initial, structure_box
+from lib.infers.initial_mask import file_digest, read_initial, start_of, structure_box
 from lib.infers.outputs import make_outputs
 from lib.infers.prompt_parser import parse_prompts
 from lib.infers.prompts import Prompts
@@ -90,13 +88,12 @@ class PlaceRoisd:
     def __call__(self, data: Data) -> Data:
         prompts, initial = data["prompts"], data["initial"]
         placer = RoiPlacer(self._scale, data["volume"], data["volume_key"], requested_size(data))
-        overwrite = requested_overwrite(data)
         data["structures"] = []
         for number in structures_of(prompts, initial):
             own = prompts.about(number)
             roi = placer.place(own, structure_box(initial, number) if initial else None)
-            beginning = beginning_of(initial, number, roi, self._low_res_size, overwrite)
-            data["structures"].append(RoiStructure(number, roi, own, beginning))
+            start = start_of(initial, number, roi, self._low_res_size)
+            data["structures"].append(RoiStructure(number, roi, own, start))
         return data
 
 
@@ -117,7 +114,7 @@ class PasteStructuresd:
         data["pred"] = marked.mask
         data["warnings"] = [*data["volume"].warnings, *prompts.warnings]
         numbers = [structure.number for structure in structures]
-        if not np.isin(marked.mask.values, numbers).any():
+        if not any((marked.mask.values == number).any() for number in numbers):
             raise InputError(
                 "the mask is empty: all prompts lie outside of the box or on each other; move them"
             )

@@ -8,6 +8,8 @@ from typing import Any, Protocol, cast
 
 from monailabel.interfaces.utils.app import app_instance as monailabel_app_instance
 
+from lib.imaging.volume import Volume
+
 
 class Studies(Protocol):
     """A MONAI Label datastore: images and labels by ID."""
@@ -49,6 +51,18 @@ class ModelTrainer(Protocol):
         ...
 
 
+class Images(Protocol):
+    """The images of the app: decoded once, and kept for the clicks on them."""
+
+    def __call__(self, name: str, find: Callable[[], str]) -> None:
+        """Read an image in the background; name: identifies it, find: returns its path."""
+        ...
+
+    def read(self, path: str) -> Volume:
+        """Return an image; raises InputError."""
+        ...
+
+
 class ServedApp(Protocol):
     """The app of ``main.py`` as the routes use it."""
 
@@ -62,7 +76,7 @@ class ServedApp(Protocol):
     def configs(self) -> Mapping[str, Any]: ...
 
     @property
-    def prefetch(self) -> Callable[[str, Callable[[], str]], None]: ...
+    def prefetch(self) -> Images: ...
 
     def datastore(self) -> Studies: ...
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 import requests
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +24,7 @@ from monailabel.interfaces.exception import (
 )
 
 from lib.errors import AppError, ConflictError, InputError, NotFoundError
-from lib.server import images, infer, ohif, train
+from lib.server import images, infer, ohif, pacs_proxy, train, viewer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def install(app: FastAPI) -> None:
     """
     routes = app.router.routes
     stock_count = len(routes)
-    for module in (infer, images, train, ohif):
+    for module in (infer, images, train, ohif, pacs_proxy, viewer):
         app.include_router(module.router, prefix=settings.MONAI_LABEL_API_STR)
     own = routes[stock_count:]
     del routes[stock_count:]
@@ -61,7 +62,7 @@ def _describe_validation(error: RequestValidationError) -> str:
     return f"the request is invalid: {'; '.join(lines)}"
 
 
-def _describe_dicom_error(error: requests.RequestException) -> str:
+def _describe_dicom_error(error: requests.RequestException | httpx.HTTPError) -> str:
     return (
         f"the DICOM server does not answer as it should ({type(error).__name__}); "
         "check that it runs, and see the log of this one"
@@ -82,6 +83,7 @@ ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     LabelNotFoundException: (404, lambda error: error.msg),
     MONAILabelException: (400, lambda error: error.msg),
     requests.RequestException: (502, _describe_dicom_error),
+    httpx.HTTPError: (502, _describe_dicom_error),
     Exception: (500, _describe_unexpected),
 }
 """ERRORS: the HTTP status and the message for each error class; the most derived class decides."""

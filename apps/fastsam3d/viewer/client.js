@@ -1,0 +1,108 @@
+// The server's routes as the viewer uses them. Nothing here knows OHIF.
+
+/** Turn the ordered prompts of one structure into the form field `params` of a request.
+ *
+ * structure: {prompts, size}. A prompt is {kind, include, places}: places are LPS mm; a point has one
+ * place, a box two corners, a lasso or scribble a path. takesPrompts: whether the server takes an
+ * ordered list; an older one takes clicks alone.
+ *
+ * Throws an Error with a sentence for the user if the server cannot take these prompts. */
+export function requestParams({ prompts, size }, takesPrompts) {
+  const params = { coordinates: 'lps_mm', size };
+  if (takesPrompts) {
+    params.prompts = prompts.map(({ kind, include, places }) => ({
+      type: 'spatial',
+      subtype: SUBTYPES[kind],
+      prompt: kind === 'point' ? places[0] : places,
+      semantic_id_key: { semantic_id: include ? 1 : 0 },
+      aux: {},
+    }));
+    return params;
+  }
+  if (prompts.some(prompt => prompt.kind !== 'point'))
+    throw new Error('This server takes points only; remove the boxes and drawn lines.');
+  const places = include =>
+    prompts.filter(prompt => prompt.include === include).map(prompt => prompt.places[0]);
+  return { ...params, foreground: places(true), background: places(false) };
+}
+
+const SUBTYPES = { point: 'point', box: 'bounding_box', lasso: 'lasso', scribble: 'scribble' };
+
+/** An answer of the server that is no mask; the message is the server's sentence. */
+export class ServerError extends Error {}
+
+export class ServerClient {
+  constructor() {
+    this.images = new Map();
+    this.info = null;
+  }
+
+  /** Return {labels, model, takesPrompts} of this server; asked once. */
+  describe() {
+    this.info ??= this.#describe().catch(error => {
+      this.info = null;
+      throw error;
+    });
+    return this.info;
+  }
+
+  async #describe() {
+    const info = await (await this.#fetch('/info/')).json();
+    const models = Object.keys(info.models);
+    const model = models.includes('fastsam3d') ? 'fastsam3d' : models[0];
+    const described = info.models[model]?.interactions ?? info.interactions;
+    return { labels: info.labels ?? [], model, takesPrompts: Boolean(described) };
+  }
+
+  /** Return the image ID of a series, and let the server read it ahead; asked once. */
+  image(seriesUid) {
+    if (!this.images.has(seriesUid)) {
+      const asked = this.#fetch(`/viewer/series/${seriesUid}`).then(async reply => {
+        return (await reply.json()).image;
+      });
+      asked.catch(() => this.images.delete(seriesUid));
+      this.images.set(seriesUid, asked);
+    }
+    return this.images.get(seriesUid);
+  }
+
+  /** Return {voxels, place, warning}: the mask in its box, i fastest, and where the box lies.
+   *
+   * Throws ServerError with the server's sentence, and AbortError if the signal ends it. */
+  async mask(seriesUid, structure, signal) {
+    const [{ model, takesPrompts }, image] = await Promise.all([
+      this.describe(),
+      this.image(seriesUid),
+    ]);
+    const form = new FormData();
+    form.append('params', JSON.stringify(requestParams(structure, takesPrompts)));
+    const query = new URLSearchParams({ image, output: 'box' });
+    const reply = await this.#fetch(`/infer/${model}?${query}`, {
+      method: 'POST',
+      body: form,
+      signal,
+    });
+    const voxels = new Uint8Array(await reply.arrayBuffer());
+    const place = JSON.parse(reply.headers.get('X-Mask-Box'));
+    return { voxels, place, warning: reply.headers.get('X-Warning') };
+  }
+
+  async #fetch(path, options) {
+    let reply;
+    try {
+      reply = await fetch(path, options);
+    } catch (error) {
+      if (error.name === 'AbortError') throw error;
+      throw new ServerError(`The server does not answer (${error.message}); is it running?`);
+    }
+    if (reply.ok) return reply;
+    const text = await reply.text();
+    let detail = `The server answers ${reply.status} to ${path}`;
+    try {
+      detail = String(JSON.parse(text).detail ?? detail);
+    } catch {
+      // not one of the server's own messages
+    }
+    throw new ServerError(detail);
+  }
+}

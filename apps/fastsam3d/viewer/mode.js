@@ -1,0 +1,74 @@
+// The mode "FastSAM3D": OHIF's segmentation mode in three planes, with the prompt tool on.
+
+import { MODE_ID, PANEL_ID, Viewer, addPromptTool, loadSegmentationMode } from './ohif.js';
+import { ServerClient } from './client.js';
+import { Session } from './session.js';
+import { PromptTools } from './tools.js';
+
+let session = null;
+const listeners = new Set();
+
+/** Return the session of the study that is open, or null. */
+export function currentSession() {
+  return session;
+}
+
+/** Call listener with each session that starts, and with null when it ends; returns a function
+ * that stops that. */
+export function onSession(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+function start(context) {
+  const viewer = new Viewer(context);
+  session = new Session(viewer, new ServerClient());
+  session.tools = new PromptTools(viewer, session);
+  listeners.forEach(listener => listener(session));
+  session.start();
+}
+
+function end() {
+  session?.tools.stop();
+  session?.stop();
+  session = null;
+  listeners.forEach(listener => listener(null));
+}
+
+export default {
+  id: MODE_ID,
+
+  async modeFactory({ loadModules }) {
+    const stock = await loadSegmentationMode(loadModules);
+    const route = stock.routes[0];
+    const layout = {
+      ...route.layoutInstance,
+      props: {
+        ...route.layoutInstance.props,
+        rightPanels: [PANEL_ID, ...route.layoutInstance.props.rightPanels],
+      },
+    };
+    return {
+      ...stock,
+      id: MODE_ID,
+      routeName: 'fastsam3d',
+      displayName: 'FastSAM3D',
+      hangingProtocol: 'mpr',
+      // else OHIF computes statistics of the whole volume after each change
+      modeCustomizations: { 'panelSegmentation.disableUpdateSegmentationStats': true },
+      initToolGroups(context) {
+        stock.initToolGroups(context);
+        addPromptTool(context);
+      },
+      onModeEnter(context) {
+        stock.onModeEnter.call(this, context);
+        start(context);
+      },
+      onModeExit(context) {
+        end();
+        stock.onModeExit.call(this, context);
+      },
+      routes: [{ ...route, path: 'fastsam3d', layoutInstance: layout }],
+    };
+  },
+};

@@ -136,6 +136,17 @@ class PromptViewer:
     def remove_prompt(self, number: int) -> None:
         self.page.locator(f".fs li[data-prompt='{number}'] button").click()
 
+    def reset(self) -> None:
+        """Take everything back, and choose the first structure and the point tool."""
+        self.page.evaluate("""() => {
+            const history = cornerstone.utilities.HistoryMemo.DefaultHistoryMemo;
+            while (history.canUndo) history.undo();
+        }""")
+        self.page.unroute_all()
+        self.choose("target")
+        self.button("Point")
+        self.errors.clear()
+
     # --- what is there ----------------------------------------------------------------------------
 
     def labelmap(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ const STYLE = `
 .fs button:hover { background: #334155 }
 .fs button[aria-pressed=true] { background: #0369a1 }
 .fs button:disabled { opacity: .4 }
-.fs .row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center }
+.fs .fs-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center }
 .fs ul { max-height: 30vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
 .fs li { display: flex; gap: 6px; align-items: center; padding: 2px 4px; border-radius: 4px }
 .fs li[aria-current=true] { background: #0c4a6e }
@@ -102,7 +102,7 @@ export class Panel {
         label
       )
     );
-    return make('div', { class: 'row' }, ...buttons);
+    return make('div', { class: 'fs-row' }, ...buttons);
   }
 
   #size(structure) {
@@ -115,7 +115,7 @@ export class Panel {
     };
     return make(
       'div',
-      { class: 'row' },
+      { class: 'fs-row' },
       button('[ smaller', -1, size === SIZES.smallest),
       make('span', { 'data-size': size }, size > 0 ? `+${size}` : `${size}`),
       button('larger ]', 1, size === SIZES.largest),

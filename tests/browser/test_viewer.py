@@ -1,0 +1,426 @@
+"""The viewer at /viewer/ on a real Orthanc and on a folder of files: a press becomes a mask there.
+
+The weights draw a ball at each click (`tests/data/make_click_ball.py`), so that the expected mask
+is known in space. The viewer's labelmap is compared with the server's mask voxel for voxel, each on
+its own grid in LPS mm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nibabel
+import numpy as np
+import pytest
+import requests
+import SimpleITK as sitk
+from conftest import ARTIFACTS
+from ohif_page import PLANES
+from playwright.sync_api import Browser, Response, Route
+from series import SERIES, SampleSeries
+from viewer_page import PromptViewer, open_prompt_viewer
+
+import torso
+from lib.server.viewer_package import ViewerError, viewer_files
+from serving import RunningServer
+
+pytestmark = pytest.mark.browser
+
+RADIUS_MM = 20.0
+VOXEL_MM = 6.0
+"""VOXEL_MM: margin at the surface of the ball, which consists of voxels on the screen."""
+
+PLACES = {
+    "mpr-axial": (0.30, 0.60, 0.35),
+    "mpr-sagittal": (0.65, 0.38, 0.62),
+    "mpr-coronal": (0.38, 0.66, 0.70),
+}
+"""PLACES: where to press in each plane, off centre, as shares of the volume's lengths."""
+
+FILES = (
+    SampleSeries("file LAS", "CT", "LAS", (80, 72, 50), (4.4, 4.6, 6.0), seed=21),
+    SampleSeries("file SPL", "CT", "SPL", (56, 70, 84), (5.5, 4.6, 4.4), seed=22),
+    SampleSeries("file ILA", "MR", "ILA", (54, 84, 72), (5.6, 4.4, 4.7), seed=23, turned=True),
+)
+"""FILES: volumes of a folder, in axis orders that no DICOM series has; the first is left-handed."""
+
+Voxel = tuple[int, int, int]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fetched() -> None:
+    try:
+        viewer_files()
+    except ViewerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def opened(
+    browser: Browser, server: RunningServer, uids: dict, series: SampleSeries
+) -> Iterator[PromptViewer]:
+    """Open the series; all tests of a series share the page."""
+    with open_prompt_viewer(browser, server.url, uids[series.name][0]) as viewer:
+        yield viewer
+
+
+@pytest.fixture
+def viewer(opened: PromptViewer, request: pytest.FixtureRequest) -> Iterator[PromptViewer]:
+    """Yield the viewer without prompts and masks; afterwards, the page must have no errors."""
+    opened.reset()
+    yield opened
+    ARTIFACTS.mkdir(exist_ok=True)
+    opened.page.screenshot(path=ARTIFACTS / f"{request.node.name.replace(' ', '-')}.png")
+    assert opened.errors == []
+
+
+def on(*series: SampleSeries) -> pytest.MarkDecorator:
+    params = [pytest.param(one, id=one.name) for one in series]
+    return pytest.mark.parametrize("series", params, indirect=True, scope="module")
+
+
+ALL = on(*SERIES)
+ONE = on(SERIES[0])
+
+
+# --- place ----------------------------------------------------------------------------------------
+
+
+@ALL
+def test_presses_mark_the_place_in_all_planes(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict
+) -> None:
+    check_presses(viewer, series, server, uids[series.name][1])
+
+
+@ONE
+@pytest.mark.parametrize("axis", (0, 1, 2), ids="ijk")
+def test_a_flipped_mask_is_noticed(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict, axis: int
+) -> None:
+    """The comparison fails if the mask is flipped along an axis on its way to the viewer."""
+
+    def flip(route: Route) -> None:
+        reply = route.fetch()
+        size = json.loads(reply.headers["x-mask-box"])["size_ijk"]
+        mask = np.frombuffer(reply.body(), np.uint8).reshape(size[::-1])
+        route.fulfill(response=reply, body=np.flip(mask, 2 - axis).tobytes())
+
+    check_is_noticed(viewer, series, server, uids[series.name][1], flip)
+
+
+@ONE
+@pytest.mark.parametrize("axis", (0, 1, 2), ids="ijk")
+def test_a_mask_that_is_a_voxel_off_is_noticed(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict, axis: int
+) -> None:
+    def shift(route: Route) -> None:
+        reply = route.fetch()
+        box = json.loads(reply.headers["x-mask-box"])
+        for row in range(3):
+            box["affine_lps"][row][3] += box["affine_lps"][row][axis]
+        route.fulfill(response=reply, headers={**reply.headers, "x-mask-box": json.dumps(box)})
+
+    check_is_noticed(viewer, series, server, uids[series.name][1], shift)
+
+
+def check_is_noticed(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, image: str, change
+) -> None:
+    """Check that `check_presses` fails if the replies are changed on their way to the viewer."""
+    viewer.page.route("**/infer/**", change)
+    with pytest.raises(AssertionError):
+        check_presses(viewer, series, server, image)
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+@ONE
+@pytest.mark.parametrize("how", ("ctrl", "right"))
+def test_exclude(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict, how: str
+) -> None:
+    first = voxel_at(series, PLACES["mpr-axial"])
+    second = beside(series, first, -16.0)
+    viewer.press("mpr-axial", series.to_lps(first))
+    assert on_stored_grid(viewer, series)[second]
+    viewer.press("mpr-axial", series.to_lps(second), how=how)
+    mask = on_stored_grid(viewer, series)
+    assert mask[first] and not mask[second]
+    expected = server_mask(server, uids[series.name][1], [first], [second])
+    np.testing.assert_array_equal(mask, expected)
+    assert viewer.prompts() == ["1. + Point", "2. − Point"]
+
+
+@ONE
+def test_undo_and_redo(viewer: PromptViewer, series: SampleSeries) -> None:
+    """Each step comes back, in both directions, with Ctrl+Z and with OHIF's arrows."""
+    masks = [on_stored_grid(viewer, series)]
+    first = voxel_at(series, PLACES["mpr-axial"])
+    for distance_mm in (0.0, 30.0, 60.0, 90.0):
+        voxel = beside(series, first, distance_mm)
+        viewer.press("mpr-axial", series.to_lps(voxel))
+        masks.append(on_stored_grid(viewer, series))
+    assert len({mask.tobytes() for mask in masks}) == 5
+    for step, mask in reversed(list(enumerate(masks[:-1]))):
+        viewer.page.keyboard.press("Control+z")
+        np.testing.assert_array_equal(on_stored_grid(viewer, series), mask)
+        assert len(viewer.prompts()) == step
+    for step, mask in list(enumerate(masks))[1:]:
+        viewer.page.locator('[data-cy="Redo"]').click()
+        np.testing.assert_array_equal(on_stored_grid(viewer, series), mask)
+        assert len(viewer.prompts()) == step
+
+
+@ONE
+def test_a_prompt_is_removed(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict
+) -> None:
+    first = voxel_at(series, PLACES["mpr-axial"])
+    second = beside(series, first, 40.0)
+    for voxel in (first, second):
+        viewer.press("mpr-axial", series.to_lps(voxel))
+    with viewer.waiting_for_mask():
+        viewer.remove_prompt(0)
+    expected = server_mask(server, uids[series.name][1], [second])
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), expected)
+    viewer.button("Remove all")
+    assert viewer.prompts() == []
+    assert not on_stored_grid(viewer, series).any()
+
+
+@ONE
+def test_a_second_structure_keeps_the_first(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict
+) -> None:
+    first = voxel_at(series, PLACES["mpr-axial"])
+    second = beside(series, first, 25.0)
+    viewer.press("mpr-axial", series.to_lps(first))
+    viewer.choose("bone")
+    assert viewer.prompts() == []
+    viewer.press("mpr-axial", series.to_lps(second))
+    target = server_mask(server, uids[series.name][1], [first])
+    bone = server_mask(server, uids[series.name][1], [second])
+    assert (target & bone).any()  # otherwise the first structure has nothing to lose
+    expected = np.where(target, 1, bone * 5)
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), expected)
+
+    viewer.page.keyboard.press("Control+z")
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), target)
+
+
+@ONE
+def test_the_newest_of_fast_presses_wins(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict
+) -> None:
+    """Older requests are cancelled, and the last mask has all presses."""
+    first = voxel_at(series, PLACES["mpr-axial"])
+    voxels = [beside(series, first, 8.0 * step) for step in range(8)]
+    viewer.press("mpr-axial", series.to_lps(voxels[0]))
+    for voxel in voxels[1:]:
+        x, y = viewer.page_position("mpr-axial", series.to_lps(voxel))
+        viewer.page.mouse.click(x, y)
+    viewer.page.wait_for_load_state("networkidle")
+    assert len(viewer.prompts()) == 8
+    expected = server_mask(server, uids[series.name][1], voxels)
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), expected)
+
+
+@ONE
+def test_the_size_key_asks_for_another_answer(viewer: PromptViewer, series: SampleSeries) -> None:
+    viewer.press("mpr-axial", series.to_lps(voxel_at(series, PLACES["mpr-axial"])))
+    for key, size in (("]", 1), ("]", 2), ("[", 1)):
+        with viewer.waiting_for_mask() as waiting:
+            viewer.page.keyboard.press(key)
+        assert sent(waiting["reply"])["size"] == size
+
+
+@ONE
+@pytest.mark.parametrize("kind", ("Box", "Lasso", "Scribble"))
+def test_drawn_prompts_reach_the_server(
+    viewer: PromptViewer, series: SampleSeries, kind: str
+) -> None:
+    """A server that takes ordered prompts gets their places in LPS mm, in the order of drawing."""
+    centre = voxel_at(series, PLACES["mpr-axial"])
+    corners = [(-6, -4), (6, -4), (6, 5)]
+    path = [series.to_lps((centre[0] + i, centre[1] + j, centre[2])) for i, j in corners]
+    bodies = []
+
+    def answer(route: Route) -> None:
+        bodies.append(params_of(route.request.post_data or ""))
+        route.fulfill(status=400, json={"detail": "not in this test"})
+
+    page = viewer.page
+    page.route("**/infer/**", answer)
+    page.route("**/info/", with_interactions)
+    page.reload()
+    viewer.wait_until_ready()
+    viewer.button(kind)
+    viewer.drag("mpr-axial", path)
+    viewer.wait_for_popup("not in this test")
+    (prompt,) = bodies[-1]["prompts"]
+    names = {"Box": "bounding_box", "Lasso": "lasso", "Scribble": "scribble"}
+    assert prompt["subtype"] == names[kind]
+    assert prompt["semantic_id_key"] == {"semantic_id": 1}
+    ends = [prompt["prompt"][0], prompt["prompt"][-1]]
+    np.testing.assert_allclose(ends, [path[0], path[-1]], atol=2.0)
+    assert len(prompt["prompt"]) == 2 if kind == "Box" else len(prompt["prompt"]) > 5
+    assert viewer.prompts() == []  # a refused prompt does not stay
+
+
+# --- around ---------------------------------------------------------------------------------------
+
+
+@ONE
+def test_messages_of_the_server_are_shown(viewer: PromptViewer, series: SampleSeries) -> None:
+    viewer.press("mpr-axial", series.to_lps(voxel_at(series, PLACES["mpr-axial"])))
+    before = on_stored_grid(viewer, series)
+    i, j, k = voxel_at(series, PLACES["mpr-axial"])
+    reply = viewer.press("mpr-axial", series.to_lps((i, -8, k)))
+    assert reply.status == 400
+    viewer.wait_for_popup("outside the image")
+    assert len(viewer.prompts()) == 1
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), before)
+
+
+@ONE
+def test_keys_are_listed(viewer: PromptViewer, series: SampleSeries) -> None:
+    viewer.page.keyboard.press("?")
+    viewer.page.get_by_text("smaller or larger answer").wait_for()
+    viewer.page.keyboard.press("?")
+    viewer.page.get_by_text("smaller or larger answer").wait_for(state="hidden")
+
+
+@ONE
+def test_no_other_host_is_asked(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer
+) -> None:
+    viewer.press("mpr-axial", series.to_lps(voxel_at(series, PLACES["mpr-axial"])))
+    assert viewer.hosts <= {urlsplit(server.url).netloc, ""}  # "": data and blob URLs
+
+
+def test_leaving_and_entering_again(
+    browser: Browser, server: RunningServer, uids: dict[str, tuple[str, str]]
+) -> None:
+    """The list shows the studies; a study that is opened a second time works as the first time."""
+    series = SERIES[0]
+    study_uid, series_uid = uids[series.name]
+    voxel = voxel_at(series, PLACES["mpr-axial"])
+    with open_prompt_viewer(browser, server.url, study_uid) as viewer:
+        viewer.press("mpr-axial", series.to_lps(voxel))
+        viewer.page.locator('[data-cy="return-to-work-list"]').click()
+        viewer.page.get_by_text(series.name).first.wait_for()
+        viewer.page.go_back()
+        viewer.wait_until_ready()
+        assert viewer.prompts() == []
+        viewer.press("mpr-axial", series.to_lps(voxel))
+        expected = server_mask(server, series_uid, [voxel])
+        np.testing.assert_array_equal(on_stored_grid(viewer, series), expected)
+        assert viewer.errors == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_a_file_of_a_folder(
+    browser: Browser, ball_server: RunningServer, tmp_path: Path, file: SampleSeries
+) -> None:
+    """The mask lands on the file's own grid, for every order and direction of its axes."""
+    name = f"viewer-{file.name.replace(' ', '-')}"
+    image, _ = torso.sample(file.shape_ijk, file.affine_mm, seed=file.seed, supersample=1)
+    stored = image.astype(np.int16) if file.modality == "CT" else image.astype(np.float32) * 0.37
+    nibabel.save(nibabel.Nifti1Image(stored, file.affine_mm), tmp_path / f"{name}.nii.gz")
+    ball_server.add_study(tmp_path / f"{name}.nii.gz", name)
+    query = {"PatientID": name}
+    studies = requests.get(f"{ball_server.url}/dicom-web/studies", query, timeout=30).json()
+    (study_uid,) = (study["0020000D"]["Value"][0] for study in studies)
+    with open_prompt_viewer(browser, ball_server.url, study_uid) as viewer:
+        check_presses(viewer, file, ball_server, name)
+        assert viewer.errors == []
+
+
+# --- checks and helpers ---------------------------------------------------------------------------
+
+
+def check_presses(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, image: str
+) -> None:
+    """Press on a structure in each plane; labelmap and planes must agree with the server's masks.
+
+    One press is enough in each plane. Each structure has an include and an exclude beside it along
+    all axes, so that its mask has no symmetry.
+    """
+    expected = np.zeros(series.shape_ijk, np.uint8)
+    for number, (plane, shares) in enumerate(PLACES.items(), start=1):
+        voxel = voxel_at(series, shares)
+        off = (voxel[0] + 2, voxel[1] + 3, voxel[2] + 2)
+        viewer.page.keyboard.press(f"Alt+{number}")
+        viewer.press(plane, series.to_lps(voxel))
+        check_drawn(viewer, series, voxel)
+        viewer.press(plane, series.to_lps(off), how="ctrl")
+        mask = server_mask(server, image, [voxel], [off])
+        assert all((mask != np.flip(mask, axis)).any() for axis in range(3))
+        expected[(expected == 0) & (mask == 1)] = number
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), expected)
+
+
+def check_drawn(viewer: PromptViewer, series: SampleSeries, voxel: Voxel) -> None:
+    """Check that all three planes through the voxel colour the ball around it."""
+    centre = series.to_lps(voxel)
+    viewer.show(centre)
+    for plane in PLANES:
+        points, coloured = viewer.see(plane)
+        inside = np.linalg.norm(points - centre, axis=1) < RADIUS_MM - VOXEL_MM
+        assert inside.sum() > 20, plane
+        assert coloured[inside].mean() > 0.98, plane  # a crosshair's line may cross it
+
+
+def on_stored_grid(viewer: PromptViewer, series: SampleSeries) -> np.ndarray:
+    """Return the viewer's segment numbers (I, J, K) uint8 on the stored grid of the series."""
+    labels, affine_lps = viewer.labelmap()
+    viewed = np.argwhere(labels)
+    stored = np.zeros(series.shape_ijk, np.uint8)
+    if len(viewed):
+        places = viewed @ affine_lps[:3, :3].T + affine_lps[:3, 3]
+        voxels = np.array([series.to_voxel(place) for place in places])
+        np.testing.assert_allclose(voxels, np.rint(voxels), atol=0.05)
+        stored[tuple(np.rint(voxels).astype(int).T)] = labels[tuple(viewed.T)]
+    return stored
+
+
+def server_mask(
+    server: RunningServer, image: str, include: list[Voxel], exclude: list[Voxel] | None = None
+) -> np.ndarray:
+    """Return the server's mask (I, J, K) uint8 for clicks at voxels of the stored grid."""
+    clicks = {"foreground": list(map(list, include)), "background": list(map(list, exclude or []))}
+    mask = server.mask("fastsam3d", image, clicks)
+    return sitk.GetArrayFromImage(mask).T
+
+
+def voxel_at(series: SampleSeries, shares: tuple[float, float, float]) -> Voxel:
+    i, j, k = (int(share * length) for share, length in zip(shares, series.shape_ijk, strict=True))
+    return i, j, k
+
+
+def beside(series: SampleSeries, voxel: Voxel, distance_mm: float) -> Voxel:
+    """Return the voxel at a distance along i."""
+    i, j, k = voxel
+    return i + round(distance_mm / series.spacing_mm[0]), j, k
+
+
+def sent(reply: Response) -> dict:
+    return params_of(reply.request.post_data or "")
+
+
+def params_of(form: str) -> dict:
+    """Return the JSON of the form field params."""
+    (line,) = (line for line in form.splitlines() if line.startswith("{"))
+    return json.loads(line)
+
+
+def with_interactions(route: Route) -> None:
+    """Answer as a server that takes ordered prompts."""
+    reply = route.fetch()
+    route.fulfill(response=reply, json={**reply.json(), "interactions": {"spatial": ["point"]}})

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 import requests
 import SimpleITK as sitk
-from conftest import ARTIFACTS
 from ohif_page import PLANES
 from playwright.sync_api import Browser, Response, Route
 from series import SERIES, SampleSeries
 from viewer_page import PromptViewer, open_prompt_viewer
 
 import torso
+from conftest import ARTIFACTS
 from lib.server.viewer_package import ViewerError, viewer_files
 from serving import RunningServer
 
@@ -46,6 +46,9 @@ FILES = (
     SampleSeries("file ILA", "MR", "ILA", (54, 84, 72), (5.6, 4.4, 4.7), seed=23, turned=True),
 )
 """FILES: volumes of a folder, in axis orders that no DICOM series has; the first is left-handed."""
+
+DRAWN_KINDS = {"Box": "bounding_box", "Lasso": "lasso", "Scribble": "scribble"}
+"""DRAWN_KINDS: the buttons of drawn prompts, and their names in a request."""
 
 Voxel = tuple[int, int, int]
 
@@ -97,7 +100,14 @@ def test_presses_mark_the_place_in_all_planes(
 
 
 @ONE
-@pytest.mark.parametrize("axis", (0, 1, 2), ids="ijk")
+@pytest.mark.parametrize(
+    "axis",
+    [
+        pytest.param(0, id="i"),
+        pytest.param(1, id="j", marks=pytest.mark.slow),
+        pytest.param(2, id="k", marks=pytest.mark.slow),
+    ],
+)
 def test_a_flipped_mask_is_noticed(
     viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict, axis: int
 ) -> None:
@@ -113,7 +123,14 @@ def test_a_flipped_mask_is_noticed(
 
 
 @ONE
-@pytest.mark.parametrize("axis", (0, 1, 2), ids="ijk")
+@pytest.mark.parametrize(
+    "axis",
+    [
+        pytest.param(0, id="i", marks=pytest.mark.slow),
+        pytest.param(1, id="j", marks=pytest.mark.slow),
+        pytest.param(2, id="k"),
+    ],
+)
 def test_a_mask_that_is_a_voxel_off_is_noticed(
     viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict, axis: int
 ) -> None:
@@ -171,7 +188,7 @@ def test_undo_and_redo(viewer: PromptViewer, series: SampleSeries) -> None:
         np.testing.assert_array_equal(on_stored_grid(viewer, series), mask)
         assert len(viewer.prompts()) == step
     for step, mask in list(enumerate(masks))[1:]:
-        viewer.page.locator('[data-cy="Redo"]').click()
+        viewer.page.locator('[data-cy="redo-btn"]').click()
         np.testing.assert_array_equal(on_stored_grid(viewer, series), mask)
         assert len(viewer.prompts()) == step
 
@@ -239,12 +256,11 @@ def test_the_size_key_asks_for_another_answer(viewer: PromptViewer, series: Samp
         assert sent(waiting["reply"])["size"] == size
 
 
-@ONE
-@pytest.mark.parametrize("kind", ("Box", "Lasso", "Scribble"))
 def test_drawn_prompts_reach_the_server(
-    viewer: PromptViewer, series: SampleSeries, kind: str
+    browser: Browser, server: RunningServer, uids: dict[str, tuple[str, str]]
 ) -> None:
     """A server that takes ordered prompts gets their places in LPS mm, in the order of drawing."""
+    series = SERIES[0]
     centre = voxel_at(series, PLACES["mpr-axial"])
     corners = [(-6, -4), (6, -4), (6, 5)]
     path = [series.to_lps((centre[0] + i, centre[1] + j, centre[2])) for i, j in corners]
@@ -252,24 +268,30 @@ def test_drawn_prompts_reach_the_server(
 
     def answer(route: Route) -> None:
         bodies.append(params_of(route.request.post_data or ""))
-        route.fulfill(status=400, json={"detail": "not in this test"})
+        route.fulfill(status=400, json={"detail": f"refusal {len(bodies)}"})
 
-    page = viewer.page
-    page.route("**/infer/**", answer)
-    page.route("**/info/", with_interactions)
-    page.reload()
-    viewer.wait_until_ready()
-    viewer.button(kind)
-    viewer.drag("mpr-axial", path)
-    viewer.wait_for_popup("not in this test")
-    (prompt,) = bodies[-1]["prompts"]
-    names = {"Box": "bounding_box", "Lasso": "lasso", "Scribble": "scribble"}
-    assert prompt["subtype"] == names[kind]
-    assert prompt["semantic_id_key"] == {"semantic_id": 1}
-    ends = [prompt["prompt"][0], prompt["prompt"][-1]]
-    np.testing.assert_allclose(ends, [path[0], path[-1]], atol=2.0)
-    assert len(prompt["prompt"]) == 2 if kind == "Box" else len(prompt["prompt"]) > 5
-    assert viewer.prompts() == []  # a refused prompt does not stay
+    routes = {"**/infer/**": answer, "**/info/": with_interactions}
+    with open_prompt_viewer(browser, server.url, uids[series.name][0], routes) as viewer:
+        for number, (kind, name) in enumerate(DRAWN_KINDS.items(), start=1):
+            viewer.button(kind)
+            viewer.drag("mpr-axial", path)
+            viewer.wait_for_popup(f"refusal {number}")
+            (prompt,) = bodies[-1]["prompts"]
+            assert prompt["subtype"] == name
+            assert prompt["semantic_id_key"] == {"semantic_id": 1}
+            ends = [prompt["prompt"][0], prompt["prompt"][-1]]
+            np.testing.assert_allclose(ends, [path[0], path[-1]], atol=2.0)
+            assert len(prompt["prompt"]) == 2 if kind == "Box" else len(prompt["prompt"]) > 5
+            assert viewer.prompts() == []  # a refused prompt does not stay
+
+
+@ONE
+def test_an_older_server_takes_points_only(viewer: PromptViewer, series: SampleSeries) -> None:
+    i, j, k = voxel_at(series, PLACES["mpr-axial"])
+    viewer.button("Lasso")
+    viewer.drag("mpr-axial", [series.to_lps(voxel) for voxel in ((i, j, k), (i + 9, j, k))])
+    viewer.wait_for_popup("takes points only")
+    assert viewer.prompts() == []
 
 
 # --- around ---------------------------------------------------------------------------------------

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from ohif_page import DRAWN, MOVE_PLANE, PAGE_POSITION, PLANES, SEE, TIMEOUT_MS
-from playwright.sync_api import Browser, Page, Response
+from playwright.sync_api import Browser, Page, Response, Route
 
 WINDOW = {"width": 1500, "height": 760}
 
@@ -21,7 +21,8 @@ READY = """() => {
     return viewports.length === 3 && segmentations.length > 0 && viewports.every(viewport => {
         const volumeId = viewport.getAllVolumeIds?.()[0];
         const shown = services.segmentationService.getSegmentationRepresentations(viewport.id);
-        return volumeId && cornerstone.cache.getVolume(volumeId)?.loadStatus?.loaded && shown.length;
+        const loaded = volumeId && cornerstone.cache.getVolume(volumeId)?.loadStatus?.loaded;
+        return loaded && shown.length;
     });
 }"""
 
@@ -174,9 +175,15 @@ class PromptViewer:
 
 @contextmanager
 def open_prompt_viewer(
-    browser: Browser, server_url: str, study_uid: str
+    browser: Browser,
+    server_url: str,
+    study_uid: str,
+    routes: Mapping[str, Callable[[Route], None]] | None = None,
 ) -> Iterator[PromptViewer]:
+    """Open a study in a new window; routes: what answers requests in place of the server."""
     context = browser.new_context(viewport=WINDOW)
+    for pattern, answer in (routes or {}).items():
+        context.route(pattern, answer)
     try:
         viewer = PromptViewer(context.new_page())
         viewer.open(server_url, study_uid)

@@ -8,6 +8,7 @@ its own grid in LPS mm.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,11 +21,14 @@ import SimpleITK as sitk
 from ohif_page import PLANES
 from playwright.sync_api import Browser, Response, Route
 from series import SERIES, SampleSeries
+from test_ohif import segment_ijk, stored_segmentations
 from viewer_page import PromptViewer, open_prompt_viewer
 
 import torso
 from conftest import ARTIFACTS
+from lib.imaging.affine import itk_affine
 from lib.server.viewer_package import ViewerError, viewer_files
+from orthanc import Orthanc
 from serving import RunningServer
 
 pytestmark = pytest.mark.browser
@@ -299,13 +303,19 @@ def test_an_older_server_takes_points_only(viewer: PromptViewer, series: SampleS
 
 @ONE
 def test_messages_of_the_server_are_shown(viewer: PromptViewer, series: SampleSeries) -> None:
-    viewer.press("mpr-axial", series.to_lps(voxel_at(series, PLACES["mpr-axial"])))
-    before = on_stored_grid(viewer, series)
+    """A warning comes with its mask; an error leaves prompts and mask as they were."""
     i, j, k = voxel_at(series, PLACES["mpr-axial"])
-    reply = viewer.press("mpr-axial", series.to_lps((i, -8, k)))
-    assert reply.status == 400
+    viewer.press("mpr-axial", series.to_lps((i, j, k)))
+    viewer.press("mpr-axial", series.to_lps((i, -8, k)))
     viewer.wait_for_popup("outside the image")
-    assert len(viewer.prompts()) == 1
+    assert len(viewer.prompts()) == 2
+
+    before = on_stored_grid(viewer, series)
+    refusal = {"detail": "the server is being tested"}
+    viewer.page.route("**/infer/**", lambda route: route.fulfill(status=400, json=refusal))
+    viewer.press("mpr-axial", series.to_lps((i + 4, j, k)))
+    viewer.wait_for_popup("the server is being tested")
+    assert len(viewer.prompts()) == 2
     np.testing.assert_array_equal(on_stored_grid(viewer, series), before)
 
 
@@ -338,11 +348,64 @@ def test_leaving_and_entering_again(
         viewer.page.get_by_text(series.name).first.wait_for()
         viewer.page.go_back()
         viewer.wait_until_ready()
-        assert viewer.prompts() == []
-        viewer.press("mpr-axial", series.to_lps(voxel))
-        expected = server_mask(server, series_uid, [voxel])
+        second = beside(series, voxel, 20.0)
+        viewer.press("mpr-axial", series.to_lps(second))
+        assert viewer.prompts() == ["1. + Point", "2. + Point"]
+        expected = server_mask(server, series_uid, [voxel, second])
         np.testing.assert_array_equal(on_stored_grid(viewer, series), expected)
         assert viewer.errors == []
+
+
+def test_saving_and_loading_again(
+    browser: Browser, server: RunningServer, pacs: Orthanc, uids: dict[str, tuple[str, str]]
+) -> None:
+    """The DICOM-SEG has the voxels that the viewer shows; the page has them after a reload."""
+    series = SERIES[-1]  # oblique
+    study_uid, _ = uids[series.name]
+    with open_prompt_viewer(browser, server.url, study_uid) as viewer:
+        for number, shares in ((2, PLACES["mpr-axial"]), (5, PLACES["mpr-coronal"])):
+            viewer.page.keyboard.press(f"Alt+{number}")
+            viewer.press("mpr-axial", series.to_lps(voxel_at(series, shares)))
+        viewer.button("Save •")
+        viewer.wait_for_popup("The label is saved: organ, bone")
+        shown = on_stored_grid(viewer, series)
+        assert set(np.unique(shown)) == {0, 2, 5}
+        (segmentation,) = stored_segmentations(pacs, study_uid)
+        names = [segment.SegmentLabel for segment in segmentation.SegmentSequence]
+        for number, name in enumerate(names, start=1):
+            expected = shown == {"organ": 2, "bone": 5}[name]
+            np.testing.assert_array_equal(segment_ijk(segmentation, number, series), expected)
+
+        viewer.page.reload()
+        viewer.wait_until_ready()
+        viewer.page.wait_for_load_state("networkidle")
+        np.testing.assert_array_equal(on_stored_grid(viewer, series), shown)
+        viewer.choose("bone")
+        assert viewer.prompts() == ["1. + Point"]
+
+
+@ONE
+def test_overwriting_and_taking_it_back(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict
+) -> None:
+    """With the switch, a mask takes voxels of another structure; undo gives them back."""
+    first = voxel_at(series, PLACES["mpr-axial"])
+    second = beside(series, first, 25.0)
+    viewer.press("mpr-axial", series.to_lps(first))
+    before = on_stored_grid(viewer, series)
+    viewer.choose("bone")
+    switch = viewer.page.get_by_label("may take voxels")
+    switch.check()
+    viewer.press("mpr-axial", series.to_lps(second))
+    bone = server_mask(server, uids[series.name][1], [second])
+    after = np.where(bone, 5, before)
+    assert ((before == 1) & (after == 5)).any()
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), after)
+    viewer.page.keyboard.press("Control+z")
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), before)
+    viewer.page.keyboard.press("Control+y")
+    np.testing.assert_array_equal(on_stored_grid(viewer, series), after)
+    switch.uncheck()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -360,6 +423,9 @@ def test_a_file_of_a_folder(
     (study_uid,) = (study["0020000D"]["Value"][0] for study in studies)
     with open_prompt_viewer(browser, ball_server.url, study_uid) as viewer:
         check_presses(viewer, file, ball_server, name)
+        viewer.button("Save •")
+        viewer.wait_for_popup("The label is saved")
+        np.testing.assert_array_equal(saved_label(ball_server, name), on_stored_grid(viewer, file))
         assert viewer.errors == []
 
 
@@ -410,6 +476,19 @@ def on_stored_grid(viewer: PromptViewer, series: SampleSeries) -> np.ndarray:
         np.testing.assert_allclose(voxels, np.rint(voxels), atol=0.05)
         stored[tuple(np.rint(voxels).astype(int).T)] = labels[tuple(viewed.T)]
     return stored
+
+
+def saved_label(server: RunningServer, image: str) -> np.ndarray:
+    """Return the label (I, J, K) that the server has for an image of its folder."""
+    query = {"label": image, "tag": "final"}
+    reply = requests.get(f"{server.url}/datastore/label", query, timeout=60)
+    with tempfile.NamedTemporaryFile(suffix=".nrrd") as file:
+        file.write(reply.content)
+        file.flush()
+        label = sitk.ReadImage(file.name)
+    stored = sitk.ReadImage(str(Path(server.studies, f"{image}.nii.gz")))
+    np.testing.assert_allclose(itk_affine(label), itk_affine(stored), atol=1e-3)
+    return sitk.GetArrayFromImage(label).T
 
 
 def server_mask(

@@ -87,6 +87,20 @@ export class ServerClient {
     return { voxels, place, warning: reply.headers.get('X-Warning') };
   }
 
+  /** Return {shape_ijk, affine_lps}: the grid on which the image of a series is stored. */
+  async grid(seriesUid) {
+    return (await this.#fetch(`/viewer/series/${seriesUid}/grid`)).json();
+  }
+
+  /** Save a label file of a series on the server; labels: [{name, idx, color}]. */
+  async save(seriesUid, file, labels) {
+    const form = new FormData();
+    form.append('label', file, 'label.nrrd');
+    form.append('params', JSON.stringify({ label_info: labels }));
+    const query = new URLSearchParams({ image: await this.image(seriesUid) });
+    await this.#fetch(`/datastore/label?${query}`, { method: 'PUT', body: form });
+  }
+
   async #fetch(path, options) {
     let reply;
     try {

@@ -59,46 +59,94 @@ export class Labelmap {
     this.slices = slices;
   }
 
-  /** Draw a mask as one segment in place of an earlier one; return the slices that changed.
+  /** Draw a mask as one segment in place of an earlier one; return {changed, taken}.
    *
-   * earlier, mask: {place, runs}, or null for none. Only voxels of no segment, and those of this
-   * one, are written: other segments keep theirs. */
-  replace(segment, earlier, mask) {
+   * earlier, mask: {place, runs}, or null for none. mayTake(number): whether voxels of another
+   * segment may be taken; those of no segment always are. taken: what the earlier mask took, which
+   * goes back to its segments first. The result has what this mask took, and the slices that
+   * changed. */
+  replace(segment, earlier, mask, mayTake = () => false, taken = []) {
     const changed = new Set();
-    if (earlier) this.#write(earlier, segment, 0, changed);
-    if (mask) this.#write(mask, 0, segment, changed);
-    return [...changed].sort((a, b) => a - b);
+    const took = [];
+    if (earlier)
+      this.#visit(earlier, (slice, at, z) => {
+        if (slice[at] !== segment) return;
+        slice[at] = 0;
+        changed.add(z);
+      });
+    for (let n = 0; n < taken.length; n += 3) {
+      const slice = this.slices(taken[n]);
+      if (slice[taken[n + 1]] === 0) slice[taken[n + 1]] = taken[n + 2];
+    }
+    if (mask)
+      this.#visit(mask, (slice, at, z) => {
+        const number = slice[at];
+        if (number === segment) return;
+        if (number !== 0) {
+          if (!mayTake(number)) return;
+          took.push(z, at, number);
+        }
+        slice[at] = segment;
+        changed.add(z);
+      });
+    return { changed: [...changed].sort((a, b) => a - b), taken: took };
   }
 
-  #write({ place, runs }, from, to, changed) {
+  /** Return the segment numbers on a stored grid {shape_ijk, affine_lps}, i fastest. */
+  stored({ shape_ijk: shape, affine_lps: affineLps }) {
+    const voxels = new Uint8Array(shape[0] * shape[1] * shape[2]);
+    const rows = new Uint32Array(2 * shape[1] * shape[2]);
+    for (let row = 0; row < rows.length / 2; row++) rows.set([row * shape[0], shape[0]], 2 * row);
+    let next = 0;
+    this.#visit({ place: { size_ijk: shape, affine_lps: affineLps }, runs: rows }, (slice, at) => {
+      voxels[next++] = slice[at];
+    });
+    return voxels;
+  }
+
+  /** Call use(slice, index in it, number of the slice) for each voxel of a mask, in its order. */
+  #visit({ place, runs }, use) {
     const { axes, shift } = boxToVolume(place.affine_lps, this.volume);
     const [lengthI, lengthJ] = place.size_ijk;
     const [columns, rows, count] = this.volume.dimensions;
     const step = axes[0][0] + axes[0][1] * columns;
+    const stepZ = axes[0][2];
     for (let run = 0; run < runs.length; run += 2) {
       const first = runs[run];
       const i = first % lengthI;
       const j = Math.floor(first / lengthI) % lengthJ;
       const k = Math.floor(first / (lengthI * lengthJ));
-      const [x, y, z] = [0, 1, 2].map(
+      let [x, y, z] = [0, 1, 2].map(
         n => shift[n] + i * axes[0][n] + j * axes[1][n] + k * axes[2][n]
       );
       if (Math.min(x, y, z) < 0 || x >= columns || y >= rows || z >= count)
         throw new Error("The server's mask reaches out of the series in the viewer.");
-      this.#writeRun(x + y * columns, z, step, axes[0][2], runs[run + 1], from, to, changed);
-    }
-  }
-
-  #writeRun(at, z, step, stepZ, length, from, to, changed) {
-    let slice = this.slices(z);
-    for (let n = 0; n < length; n++, at += step) {
-      if (n && stepZ) {
-        z += stepZ;
-        slice = this.slices(z);
+      let slice = this.slices(z);
+      for (let n = 0, at = x + y * columns; n < runs[run + 1]; n++, at += step) {
+        if (n && stepZ) slice = this.slices((z += stepZ));
+        use(slice, at, z);
       }
-      if (slice[at] !== from) continue;
-      slice[at] = to;
-      changed.add(z);
     }
   }
+}
+
+/** Return the file name.nrrd of segment numbers on a stored grid, compressed; a Blob. */
+export async function nrrdFile(voxels, { shape_ijk: shape, affine_lps: affineLps }) {
+  const vector = n => `(${[0, 1, 2].map(row => affineLps[row][n]).join(',')})`;
+  const head = [
+    'NRRD0004',
+    'type: uint8',
+    'dimension: 3',
+    'space: left-posterior-superior',
+    `sizes: ${shape.join(' ')}`,
+    `space directions: ${[0, 1, 2].map(vector).join(' ')}`,
+    'kinds: domain domain domain',
+    'endian: little',
+    'encoding: gzip',
+    `space origin: ${vector(3)}`,
+    '',
+    '',
+  ];
+  const packed = new Blob([voxels]).stream().pipeThrough(new CompressionStream('gzip'));
+  return new Blob([head.join('\n'), await new Response(packed).blob()]);
 }

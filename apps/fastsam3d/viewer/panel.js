@@ -151,7 +151,26 @@ export class Panel {
       },
       'New structure'
     );
-    return make('section', {}, make('h3', {}, 'Structures'), make('ul', {}, ...rows), add);
+    const { session } = this;
+    const overwrite = make('input', {
+      type: 'checkbox',
+      onchange: () => (session.overwrite = overwrite.checked),
+    });
+    overwrite.checked = session.overwrite;
+    const save = make(
+      'button',
+      { title: 'Save all structures on the server', onclick: () => session.save() },
+      session.isSaving ? 'Saving …' : session.isUnsaved ? 'Save •' : 'Save'
+    );
+    save.disabled = session.isSaving;
+    return make(
+      'section',
+      {},
+      make('h3', {}, 'Structures'),
+      make('ul', {}, ...rows),
+      make('div', { class: 'fs-row' }, add, save),
+      make('label', {}, overwrite, ' A new mask may take voxels of other structures')
+    );
   }
 
   #prompts(structure) {

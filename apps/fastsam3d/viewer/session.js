@@ -1,8 +1,10 @@
 // What the user does to one study: prompts of each structure, requests, masks, undo and redo.
 
-import { runsOf } from './labelmap.js';
+import { nrrdFile, runsOf } from './labelmap.js';
+import { keptWork, keepWork } from './work.js';
 
 const BUSY_MS = 300; // a computation that takes longer is shown
+const RESTORE_TRIES = 5;
 const ONLY_EXCLUDED = 'There are only excluding prompts: press on the structure without Ctrl, too.';
 export const SIZES = { smallest: -2, largest: 2 };
 
@@ -13,6 +15,7 @@ class Structure {
   constructor(segment, seriesUid) {
     this.segment = segment;
     this.seriesUid = seriesUid;
+    this.taken = []; // voxels of other structures that the drawn mask took
     this.set({ prompts: [], size: 0, mask: null });
   }
 
@@ -29,18 +32,25 @@ export class Session extends EventTarget {
     this.viewer = viewer;
     this.client = client;
     this.structures = new Map();
+    this.restored = new Set(); // series whose kept prompts were asked for
     this.segmentations = new Map(); // image ID -> promise of its segmentation's ID
     this.running = null;
     this.busy = false;
+    this.overwrite = false; // whether a mask takes voxels of other structures
+    this.isUnsaved = false;
+    this.isSaving = false;
+    this.askBeforeLeaving = event => this.isUnsaved && event.preventDefault();
   }
 
   start() {
+    window.addEventListener('beforeunload', this.askBeforeLeaving);
     this.viewer.onImage(viewportId => this.#prepare(viewportId));
     this.viewer.onSegments(() => this.#changed());
     this.viewer.viewportIds().forEach(id => this.#prepare(id));
   }
 
   stop() {
+    window.removeEventListener('beforeunload', this.askBeforeLeaving);
     this.#abort();
     this.viewer.stop();
   }
@@ -62,6 +72,7 @@ export class Session extends EventTarget {
       await this.viewer.showSegmentation(viewportId, segmentationId);
       this.viewer.showPanel();
       this.#changed();
+      await this.#restore(image.seriesUid, segmentationId);
     } catch (error) {
       this.viewer.notify(error.message);
     }
@@ -72,13 +83,37 @@ export class Session extends EventTarget {
       const made = this.client
         .describe()
         .catch(() => ({ labels: [] }))
-        .then(({ labels }) =>
-          this.viewer.createSegmentation(image, labels.length ? labels : ['target'])
-        );
+        .then(({ labels }) => {
+          const names = keptWork(image.seriesUid)?.names ?? labels;
+          return this.viewer.createSegmentation(image, names.length ? names : ['target']);
+        });
       made.catch(() => this.segmentations.delete(image.id));
       this.segmentations.set(image.id, made);
     }
     return this.segmentations.get(image.id);
+  }
+
+  /** Ask once for the masks of the prompts that this browser keeps for a series. */
+  async #restore(seriesUid, segmentationId) {
+    if (this.restored.has(seriesUid)) return;
+    this.restored.add(seriesUid);
+    const kept = keptWork(seriesUid);
+    this.isUnsaved ||= Boolean(kept?.isUnsaved);
+    for (const { number, prompts, size } of kept?.structures ?? []) {
+      const structure = this.#structureOf([segmentationId, number], seriesUid);
+      let isDone = structure.prompts.length > 0;
+      for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
+        await this.running?.finished; // a press of the user comes first
+        Object.assign(structure, { prompts, size });
+        isDone = await this.#compute(structure, { isUndoable: false });
+      }
+    }
+  }
+
+  #structureOf(segment, seriesUid) {
+    const key = segment.join(':');
+    if (!this.structures.has(key)) this.structures.set(key, new Structure(segment, seriesUid));
+    return this.structures.get(key);
   }
 
   /** Return the structure that the user works on in a viewport, or null if there is none. */
@@ -87,10 +122,7 @@ export class Session extends EventTarget {
     const segmentationId = this.viewer.activeSegmentation(viewportId);
     const number = this.viewer.activeSegment(viewportId);
     if (!image || !segmentationId || number === null) return null;
-    const key = `${segmentationId}:${number}`;
-    if (!this.structures.has(key))
-      this.structures.set(key, new Structure([segmentationId, number], image.seriesUid));
-    return this.structures.get(key);
+    return this.#structureOf([segmentationId, number], image.seriesUid);
   }
 
   // --- prompts -----------------------------------------------------------------------------------
@@ -134,29 +166,42 @@ export class Session extends EventTarget {
 
   // --- computing ---------------------------------------------------------------------------------
 
-  /** Ask for the mask of the prompts and draw it; a newer request takes the place of an older one. */
-  async #compute(structure) {
+  /** Ask for the mask of the prompts and draw it; a newer request takes the place of an older one.
+   *
+   * Returns a promise of false if that happened to this one. */
+  #compute(structure, { isUndoable = true } = {}) {
     this.#abort(structure);
-    const { prompts, size } = structure;
-    const run = { controller: new AbortController(), structure };
+    const run = { controller: new AbortController(), structure, isUndoable };
     this.running = run;
+    run.finished = this.#finish(run);
+    return run.finished;
+  }
+
+  async #finish(run) {
+    const { structure } = run;
+    const { prompts, size } = structure;
     run.timer = setTimeout(() => this.#setBusy(true), BUSY_MS);
     try {
       let mask = null;
       if (prompts.some(prompt => prompt.include)) mask = await this.#request(structure, run);
       else if (prompts.length) this.viewer.notify(ONLY_EXCLUDED, 'info');
-      if (this.running !== run) return;
+      if (this.running !== run) return false;
+      if (run.isUndoable) this.isUnsaved = true;
       const earlier = structure.drawn;
       this.#draw(structure, { prompts, size, mask });
       const later = structure.drawn;
-      this.viewer.remember(isUndo => {
+      const restore = isUndo => {
         this.#abort();
+        this.isUnsaved = true;
         this.#draw(structure, isUndo ? earlier : later);
-      });
+      };
+      if (run.isUndoable) this.viewer.remember(restore);
+      return true;
     } catch (error) {
-      if (error.name === 'AbortError') return;
+      if (error.name === 'AbortError') return false;
       if (this.running === run) structure.set(structure.drawn);
       this.viewer.notify(error.message);
+      return true;
     } finally {
       clearTimeout(run.timer);
       if (this.running === run) {
@@ -192,11 +237,65 @@ export class Session extends EventTarget {
 
   #draw(structure, drawn) {
     const [segmentationId, number] = structure.segment;
-    const labelmap = this.viewer.labelmap(segmentationId);
-    const changed = labelmap.replace(number, structure.drawn.mask, drawn.mask);
+    const { changed, taken } = this.viewer
+      .labelmap(segmentationId)
+      .replace(
+        number,
+        structure.drawn.mask,
+        drawn.mask,
+        other => this.overwrite && !this.viewer.isLocked([segmentationId, other]),
+        structure.taken
+      );
+    structure.taken = taken;
     structure.set(drawn);
     if (changed.length) this.viewer.redraw(segmentationId, changed);
+    this.#keep(segmentationId, structure.seriesUid);
     this.#changed();
+  }
+
+  /** Keep the prompts of a series in the browser, for a page that is loaded again. */
+  #keep(segmentationId, seriesUid) {
+    const viewportId = this.viewer.activeViewportId();
+    const names = this.viewer.segments(segmentationId, viewportId).map(({ label }) => label);
+    const structures = [...this.structures.values()]
+      .filter(({ segment, drawn }) => segment[0] === segmentationId && drawn.prompts.length)
+      .map(({ segment, drawn }) => ({
+        number: segment[1],
+        prompts: drawn.prompts,
+        size: drawn.size,
+      }));
+    keepWork(seriesUid, { names, structures, isUnsaved: this.isUnsaved });
+  }
+
+  // --- saving ------------------------------------------------------------------------------------
+
+  /** Save all structures of the series in the active viewport as a label on the server. */
+  async save() {
+    const structure = this.structure();
+    if (!structure || this.isSaving) return;
+    this.isSaving = true;
+    this.#changed();
+    try {
+      const { segment, seriesUid } = structure;
+      const grid = await this.client.grid(seriesUid);
+      const voxels = this.viewer.labelmap(segment[0]).stored(grid);
+      const used = new Set(voxels);
+      const labels = this.viewer
+        .segments(segment[0], this.viewer.activeViewportId())
+        .filter(({ number }) => used.has(number))
+        .map(({ number, label, color }) => ({ name: label, idx: number, color }));
+      if (!labels.length) throw new Error('There is nothing to save: every structure is empty.');
+      await this.client.save(seriesUid, await nrrdFile(voxels, grid), labels);
+      this.isUnsaved = false;
+      this.#keep(segment[0], seriesUid);
+      const names = labels.map(({ name }) => name).join(', ');
+      this.viewer.notify(`The label is saved: ${names}`, 'success');
+    } catch (error) {
+      this.viewer.notify(error.message);
+    } finally {
+      this.isSaving = false;
+      this.#changed();
+    }
   }
 
   #setBusy(busy) {

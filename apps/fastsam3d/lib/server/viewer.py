@@ -19,8 +19,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from lib.errors import NotFoundError
+from lib.imaging.affine import RAS_TO_LPS
 from lib.server.app_instance import app_instance
 from lib.server.auth import UserRole
+from lib.server.find_image import find_image
 from lib.server.folder_series import image_of_series
 from lib.server.pacs_proxy import prefetch_series
 from lib.server.viewer_package import PREFIX, ViewerError, ViewerFile, viewer_files
@@ -84,6 +86,17 @@ def series(series_uid: str, user: UserRole) -> dict[str, str]:
     image = image_of_series(app.datastore(), series_uid) or series_uid
     prefetch_series(app, image)
     return {"image": image}
+
+
+@router.get(PREFIX + "series/{series_uid}/grid", include_in_schema=False)
+def grid(series_uid: str, user: UserRole) -> dict[str, Any]:
+    """Return the grid on which the image of a series is stored: shape, and affine to LPS mm."""
+    app = app_instance()
+    image = image_of_series(app.datastore(), series_uid) or series_uid
+    volume = app.prefetch.read(find_image(app, image))
+    affine_lps = volume.affine_mm.copy()
+    affine_lps[:3] = RAS_TO_LPS @ affine_lps[:3]
+    return {"shape_ijk": volume.shape_ijk, "affine_lps": affine_lps.tolist()}
 
 
 @router.get(PREFIX + "{path:path}", include_in_schema=False)

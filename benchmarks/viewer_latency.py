@@ -123,8 +123,7 @@ def make_series(
     affine_mm = torso.centred_affine(coarse_ijk, np.divide(FIELD_MM, coarse_ijk), "LPS")
     hu, labels = torso.sample(coarse_ijk, affine_mm, seed=RNG_SEED, supersample=1)
     deep = np.argwhere(distance_transform_edt(labels == LIVER) > 3)
-    chosen = np.random.default_rng(RNG_SEED).choice(deep, count, replace=False)
-    places_lps = apply_affine(affine_mm, chosen) @ RAS_TO_LPS
+    places_lps = spread(apply_affine(affine_mm, deep) @ RAS_TO_LPS, count)
     fine = zoom(hu.astype(np.float32), np.divide(shape_ijk, coarse_ijk), order=1)
     affine_mm = torso.centred_affine(fine.shape, np.divide(FIELD_MM, fine.shape), "LPS")
     paths = write_ct_series(
@@ -132,6 +131,15 @@ def make_series(
     )
     header = pydicom.dcmread(paths[0], stop_before_pixels=True)
     return str(header.StudyInstanceUID), places_lps.tolist()
+
+
+def spread(places: np.ndarray, count: int) -> np.ndarray:
+    """Return places (count, 3) far from each other: the stock viewer would move a click nearby."""
+    chosen = [places[0]]
+    while len(chosen) < count:
+        distances = np.linalg.norm(places[:, None] - np.array(chosen), axis=2).min(axis=1)
+        chosen.append(places[distances.argmax()])
+    return np.array(chosen)
 
 
 def measure_viewer(

@@ -20,6 +20,14 @@ export function onSession(listener) {
   return () => listeners.delete(listener);
 }
 
+const NOT_VOLUMES = ['SEG', 'RTSTRUCT', 'RTPLAN', 'PR', 'SR', 'SM', 'ECG', 'DOC', 'US', 'XA', 'DX'];
+
+/** Return whether a study of these modalities, "CT\\SEG", may have a volume; "": nobody knows. */
+function isValidMode({ modalities }) {
+  const valid = modalities.split('\\').some(modality => !NOT_VOLUMES.includes(modality));
+  return { valid, description: 'FastSAM3D needs a volume, such as a CT or an MR' };
+}
+
 function start(context) {
   const viewer = new Viewer(context);
   session = new Session(viewer, new ServerClient());
@@ -54,6 +62,7 @@ export default {
       routeName: 'fastsam3d',
       displayName: 'FastSAM3D',
       hangingProtocol: 'mpr',
+      isValidMode,
       // else OHIF computes statistics of the whole volume after each change
       modeCustomizations: { 'panelSegmentation.disableUpdateSegmentationStats': true },
       initToolGroups(context) {

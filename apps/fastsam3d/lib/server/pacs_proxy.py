@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 from fastapi import APIRouter, Request
+from fastapi.background import BackgroundTasks
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from starlette.background import BackgroundTask
 
 from lib.errors import InputError
 from lib.server import folder_dicomweb
@@ -103,9 +103,9 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
     )
     reply = await _client().send(sent, stream=True)
     returned = {name: reply.headers[name] for name in RETURNED if name in reply.headers}
-    return StreamingResponse(
-        reply.aiter_raw(), reply.status_code, returned, background=BackgroundTask(reply.aclose)
-    )
+    close = BackgroundTasks()
+    close.add_task(reply.aclose)
+    return StreamingResponse(reply.aiter_raw(), reply.status_code, returned, background=close)
 
 
 def pacs_url(service: str, path: str) -> str:

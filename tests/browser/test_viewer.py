@@ -22,7 +22,7 @@ from ohif_page import PLANES
 from playwright.sync_api import Browser, Response, Route
 from series import SERIES, SampleSeries
 from test_ohif import segment_ijk, stored_segmentations
-from viewer_page import PromptViewer, open_prompt_viewer
+from viewer_page import WINDOW, PromptViewer, open_prompt_viewer
 
 import torso
 from conftest import ARTIFACTS
@@ -345,7 +345,7 @@ def test_leaving_and_entering_again(
     with open_prompt_viewer(browser, server.url, study_uid) as viewer:
         viewer.press("mpr-axial", series.to_lps(voxel))
         viewer.page.locator('[data-cy="return-to-work-list"]').click()
-        viewer.page.get_by_text(series.name).first.wait_for()
+        viewer.page.get_by_text(f"SYNTHETIC-{series.seed}").first.wait_for()
         viewer.page.go_back()
         viewer.wait_until_ready()
         second = beside(series, voxel, 20.0)
@@ -406,6 +406,19 @@ def test_overwriting_and_taking_it_back(
     viewer.page.keyboard.press("Control+y")
     np.testing.assert_array_equal(on_stored_grid(viewer, series), after)
     switch.uncheck()
+
+
+def test_the_list_opens_a_study_with_our_mode(
+    browser: Browser, server: RunningServer, uids: dict[str, tuple[str, str]]
+) -> None:
+    context = browser.new_context(viewport=WINDOW)
+    viewer = PromptViewer(context.new_page())
+    viewer.page.goto(f"{server.url}/viewer/")
+    viewer.page.get_by_text(f"SYNTHETIC-{SERIES[0].seed}").first.dblclick()
+    viewer.wait_until_ready()
+    assert "/viewer/fastsam3d" in viewer.page.url
+    assert uids[SERIES[0].name][0] in viewer.page.url
+    context.close()
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

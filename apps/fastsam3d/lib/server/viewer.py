@@ -31,6 +31,15 @@ EXTENSION_FOLDER = Path(__file__).resolve().parents[2] / "viewer"
 EXTENSION = "extension"
 """EXTENSION: folder below PREFIX with the modules of EXTENSION_FOLDER."""
 
+HIDDEN_MODES = (
+    "@ohif/mode-segmentation",
+    "@ohif/mode-tmtv",
+    "@ohif/mode-microscopy",
+    "@ohif/mode-preclinical-4d",
+    "@ohif/mode-ultrasound-pleura-bline",
+)
+"""HIDDEN_MODES: OHIF's modes that the study list leaves out."""
+
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -75,7 +84,8 @@ def redirect(user: UserRole) -> Response:
 @router.get(PREFIX + "app-config.js", include_in_schema=False)
 def app_config(http: Request, user: UserRole) -> Response:
     """Return OHIF's configuration: this server's DICOMweb routes, and our mode and extension."""
-    script = f"window.config = {json.dumps(configuration(), indent=1)};\n{ADDRESSES}"
+    config = json.dumps(configuration(), indent=1)
+    script = f"window.config = {config};\n{ADDRESSES}{DEFAULT_MODE}"
     return _reply(http, "app-config.js", script.encode(), immutable=False)
 
 
@@ -120,7 +130,8 @@ def configuration() -> dict[str, Any]:
         "routerBasename": PREFIX.rstrip("/"),
         "extensions": [f"{extension}extension.js"],
         "modes": [f"{extension}mode.js"],
-        "customizationService": {},
+        # the study list offers ours, and OHIF's for a look without prompts
+        "modesConfiguration": {mode: {"hide": {"$set": True}} for mode in HIDDEN_MODES},
         "showStudyList": True,
         "showWarningMessageForCrossOrigin": False,
         "showCPUFallbackMessage": True,
@@ -163,6 +174,16 @@ for (const name of ['wadoUriRoot', 'qidoRoot', 'wadoRoot'])
   window.config.dataSources[0].configuration[name] = `${window.location.origin}/dicom-web`;
 """
 """ADDRESSES: OHIF needs whole addresses; only the browser knows how it reached this server."""
+
+
+DEFAULT_MODE = """\
+try {
+  localStorage['studyList.defaultWorkflow'] ??= '@fastsam3d/mode';
+} catch {
+  // the browser keeps nothing: a study is opened with the button of the mode
+}
+"""
+"""DEFAULT_MODE: a double click in the study list opens our mode, until the user chooses another."""
 
 
 def extension_file(name: str) -> bytes:

@@ -58,7 +58,7 @@ def test_the_policy_allows_this_server_only(client: TestClient) -> None:
 
 def test_the_configuration_names_this_server_only(client: TestClient) -> None:
     script = client.get("/viewer/app-config.js").text
-    config = json.loads(script[script.index("{") : script.index("};") + 1])
+    config = json.loads(script[script.index("{") : script.index("\n};") + 2])
     assert "http" not in script
     assert config["routerBasename"] == "/viewer"
     for path in config["extensions"] + config["modes"]:

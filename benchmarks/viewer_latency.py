@@ -62,6 +62,7 @@ TIMEOUT_MS = 300_000
 # WATCH: the times of the last press, of the labelmap's first change after it, and of the last plane
 # that was drawn after that
 WATCH = """stock => {
+    performance.setResourceTimingBufferSize(10000);  // each slice is an entry
     const times = window.clickTimes = {press: 0, labelmap: 0, drawn: 0};
     const isStart = event => stock
         ? event.target.closest?.('button[title="Run PointPrompts"]')

@@ -29,6 +29,7 @@ from conftest import ARTIFACTS
 from lib.imaging.affine import itk_affine
 from lib.server.viewer_package import ViewerError, viewer_files
 from orthanc import Orthanc
+from pacs import delete_series
 from serving import RunningServer
 
 pytestmark = pytest.mark.browser
@@ -254,9 +255,14 @@ def test_the_newest_of_fast_presses_wins(
 @ONE
 def test_the_size_key_asks_for_another_answer(viewer: PromptViewer, series: SampleSeries) -> None:
     viewer.press("mpr-axial", series.to_lps(voxel_at(series, PLACES["mpr-axial"])))
-    for key, size in (("]", 1), ("]", 2), ("[", 1)):
+    for key, size in (("]", 1), ("]", 2), ("[", 1), ("wheel", 0)):
         with viewer.waiting_for_mask() as waiting:
-            viewer.page.keyboard.press(key)
+            if key == "wheel":
+                viewer.page.keyboard.down("Alt")
+                viewer.page.mouse.wheel(0, 100)
+                viewer.page.keyboard.up("Alt")
+            else:
+                viewer.page.keyboard.press(key)
         assert sent(waiting["reply"])["size"] == size
 
 
@@ -406,6 +412,35 @@ def test_overwriting_and_taking_it_back(
     viewer.page.keyboard.press("Control+y")
     np.testing.assert_array_equal(on_stored_grid(viewer, series), after)
     switch.uncheck()
+
+
+def test_several_series_of_a_study(
+    browser: Browser, server: RunningServer, pacs: Orthanc, tmp_path: Path
+) -> None:
+    """Each series has its own structures; going back to the first one shows its mask again."""
+    several = [
+        SampleSeries("first of two", "CT", "LPS", (80, 72, 50), (4.8, 4.6, 6.0), seed=31),
+        SampleSeries("second of two", "CT", "PIR", (70, 60, 64), (4.8, 5.6, 6.0), seed=31),
+    ]
+    uids = [series.write(tmp_path / series.name) for series in several]
+    assert uids[0][0] == uids[1][0]
+    pacs.upload(tmp_path)
+    try:
+        with open_prompt_viewer(browser, server.url, uids[0][0]) as viewer:
+            for number in (0, 1, 0):
+                viewer.show_series(several[number].name)
+                series, (_, image) = several[number], uids[number]
+                voxel = voxel_at(series, PLACES["mpr-axial"])
+                if not viewer.prompts():
+                    viewer.press("mpr-axial", series.to_lps(voxel))
+                assert viewer.prompts() == ["1. + Point"]
+                expected = server_mask(server, image, [voxel])
+                np.testing.assert_array_equal(on_stored_grid(viewer, series), expected)
+                check_drawn(viewer, series, voxel)
+            assert viewer.errors == []
+    finally:
+        for _, image in uids:
+            delete_series(pacs, image)
 
 
 def test_the_list_opens_a_study_with_our_mode(

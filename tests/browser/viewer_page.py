@@ -22,13 +22,27 @@ READY = """() => {
         const volumeId = viewport.getAllVolumeIds?.()[0];
         const shown = services.segmentationService.getSegmentationRepresentations(viewport.id);
         const loaded = volumeId && cornerstone.cache.getVolume(volumeId)?.loadStatus?.loaded;
-        return loaded && shown.length;
+        return loaded && shown.length && viewport.getActors().length > 1;
     });
 }"""
 
-# LABELMAP: the voxels of the labelmap, their shape, and the (4, 4) way from (i, j, k) to LPS mm
+SHOWS = """description => {
+    const {viewportGridService, displaySetService, segmentationService} = services;
+    return [...viewportGridService.getState().viewports.keys()].every(id => {
+        const sets = viewportGridService.getDisplaySetsUIDsForViewport(id)
+            .map(uid => displaySetService.getDisplaySetByUID(uid));
+        const set = sets.find(set => set.SeriesDescription === description);
+        const active = segmentationService.getActiveSegmentation(id);
+        const imageId = active?.representationData.Labelmap.imageIds[0];
+        return set?.imageIds.includes(cornerstone.cache.getImage(imageId)?.referencedImageId);
+    });
+}"""
+
+# LABELMAP: the voxels of the labelmap in the active viewport, their shape, and the geometry that
+# leads from (i, j, k) to LPS mm
 LABELMAP = """() => {
-    const [{segmentationId}] = services.segmentationService.getSegmentations();
+    const viewportId = services.viewportGridService.getActiveViewportId();
+    const {segmentationId} = services.segmentationService.getActiveSegmentation(viewportId);
     const volume = cornerstoneTools.utilities.segmentation
         .getOrCreateSegmentationVolume(segmentationId);
     const slices = volume.imageIds.map(
@@ -136,6 +150,14 @@ class PromptViewer:
 
     def remove_prompt(self, number: int) -> None:
         self.page.locator(f".fs li[data-prompt='{number}'] button").click()
+
+    def show_series(self, description: str) -> None:
+        """Show a series of the study in all planes."""
+        thumbnail = self.page.locator('[data-cy="study-browser-thumbnail"]', has_text=description)
+        thumbnail.dblclick()
+        self.page.wait_for_function(SHOWS, arg=description, timeout=TIMEOUT_MS)
+        self.page.wait_for_function(READY, timeout=TIMEOUT_MS)
+        self.page.wait_for_timeout(500)
 
     def reset(self) -> None:
         """Take everything back, and choose the first structure and the point tool."""

@@ -13,6 +13,7 @@ export const TOOL_NAME = 'FastSAM3DPrompt';
 
 const TOOL_GROUPS = ['default', 'mpr'];
 const LABELMAP = 'Labelmap';
+const DRAW_WAITS_MS = [300, 600, 1200, 2400]; // until a segmentation that was added is drawn
 const UNDO_STEPS = 1000; // OHIF's own history ends after 50
 
 /** Return OHIF's segmentation mode, from which ours is derived. */
@@ -185,14 +186,38 @@ export class Viewer {
   /** Show a segmentation in a viewport, unless it is there. */
   async showSegmentation(viewportId, segmentationId) {
     const service = this.services.segmentationService;
-    if (service.getSegmentationRepresentations(viewportId, { segmentationId }).length) return;
-    await service.addSegmentationRepresentation(viewportId, { segmentationId, type: LABELMAP });
+    const { removeSegmentationRepresentations } = window.cornerstoneTools.segmentation;
+    for (const wait of DRAW_WAITS_MS) {
+      if (!service.getSegmentationRepresentations(viewportId, { segmentationId }).length)
+        await service.addSegmentationRepresentation(viewportId, { segmentationId, type: LABELMAP });
+      await new Promise(done => setTimeout(done, wait));
+      const viewport = this.#viewport(viewportId);
+      if (!viewport || this.#isDrawn(viewport, segmentationId)) break;
+      // OHIF restores a series' segmentations too, and may then draw the image over them
+      if (this.imageOf(viewportId)) removeSegmentationRepresentations(viewportId, { segmentationId });
+    }
+    if (!this.activeSegmentation(viewportId))
+      service.setActiveSegmentation(viewportId, segmentationId);
   }
 
-  /** Return the ID of the segmentation that the user works on in a viewport, or null. */
+  #isDrawn(viewport, segmentationId) {
+    return viewport
+      .getActors()
+      .some(actor => `${actor.referencedId} ${actor.representationUID}`.includes(segmentationId));
+  }
+
+  /** Return the ID of the segmentation that the user works on in a viewport, or null.
+   *
+   * It must be one of the image that the viewport shows: just after a change of the series it is not.
+   */
   activeSegmentation(viewportId) {
     const active = this.services.segmentationService.getActiveSegmentation(viewportId);
-    return active?.representationData?.[LABELMAP] ? active.segmentationId : null;
+    const [first] = active?.representationData?.[LABELMAP]?.imageIds ?? [];
+    const image = this.imageOf(viewportId);
+    if (!first || !image) return null;
+    const { imageIds } = this.services.displaySetService.getDisplaySetByUID(image.id);
+    const { referencedImageId } = window.cornerstone.cache.getImage(first) ?? {};
+    return imageIds.includes(referencedImageId) ? active.segmentationId : null;
   }
 
   /** Return the number of the segment that the user works on, or null. */

@@ -15,7 +15,7 @@ export const KEYS = [
   ['Press', 'include the structure there'],
   ['Ctrl + press, or right button', 'exclude what is there'],
   ...Object.values(KINDS).map(({ label, key, help }) => [key, `${label}: ${help}`]),
-  ['[ and ]', 'smaller or larger answer to the same prompts'],
+  ['[ and ], Alt + wheel', 'smaller or larger answer to the same prompts'],
   ['Ctrl + Z, Ctrl + Y', 'undo, redo'],
   ['1 … 9 with Alt', 'work on segment 1 … 9'],
   ['Shift + press', 'crosshairs'],
@@ -44,6 +44,7 @@ export class PromptTools extends EventTarget {
     on('mousedown', this.#keepFromOhif);
     on('contextmenu', this.#keepMenuAway);
     on('keydown', this.#key);
+    document.addEventListener('wheel', this.#wheel.bind(this), { ...options, passive: false });
   }
 
   stop() {
@@ -125,6 +126,15 @@ export class PromptTools extends EventTarget {
       event.preventDefault();
       event.stopPropagation();
     }
+  }
+
+  /** The wheel with Alt asks for a smaller or larger answer. */
+  #wheel(event) {
+    const viewportId = this.viewer.viewportAt(event.target);
+    if (!event.altKey || !viewportId || !this.viewer.hasPromptTool(viewportId)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    if (event.deltaY) this.session.resize(event.deltaY < 0 ? 1 : -1);
   }
 
   // --- keys --------------------------------------------------------------------------------------

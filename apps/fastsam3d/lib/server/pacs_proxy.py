@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import httpx
+from cachetools import TTLCache
 from fastapi import APIRouter, Request
 from fastapi.background import BackgroundTasks
 from fastapi.concurrency import run_in_threadpool
@@ -52,6 +53,12 @@ FRAME = re.compile(r"studies/[^/]+/series/([0-9.]+)/instances/[^/]+/frames/")
 """FRAME: the path of a slice's voxels; the group is the SeriesInstanceUID."""
 
 
+REPEAT_SECONDS = 30
+"""REPEAT_SECONDS: a series whose slices are loaded is prefetched again only after this time."""
+
+_opened: TTLCache[str, None] = TTLCache(1024, REPEAT_SECONDS)
+
+
 @router.api_route("/dicom-web/{path:path}", methods=["GET", "POST"], include_in_schema=False)
 async def dicom_web(request: Request, path: str, user: UserRole) -> Response:
     """Pass a request to the PACS; on a folder of files, answer it from the files."""
@@ -88,13 +95,13 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
     Raises httpx.HTTPError if the PACS does not answer.
     """
     frame = FRAME.match(path)
-    if frame:
+    if frame and frame[1] not in _opened:  # each slice of a series comes here
+        _opened[frame[1]] = None
         await run_in_threadpool(prefetch_series, app_instance(), frame[1])
     headers = {name: value for name, value in request.headers.items() if name in FORWARDED}
     headers.setdefault("accept-encoding", "identity")  # else the client asks for what it can unpack
-    token = await run_in_threadpool(_google_token)
-    if token:
-        headers["authorization"] = f"Bearer {token}"
+    if "googleapis.com" in settings.MONAI_LABEL_STUDIES:
+        headers["authorization"] = f"Bearer {await run_in_threadpool(_google_token)}"
     sent = _client().build_request(
         request.method,
         pacs_url(service, path) + (f"?{request.url.query}" if request.url.query else ""),
@@ -150,9 +157,7 @@ def _google_credentials() -> Any:
 
 
 def _google_token() -> str:
-    """Return an access token for a DICOM store of Google's Healthcare API, "" for others."""
-    if "googleapis.com" not in settings.MONAI_LABEL_STUDIES:
-        return ""
+    """Return an access token for a DICOM store of Google's Healthcare API."""
     import google.auth.transport.requests
 
     credentials = _google_credentials()

@@ -132,11 +132,19 @@ export class Viewer {
     this.services.toolbarService.refreshToolbarState({ viewportId: this.activeViewportId() });
   }
 
-  /** Return the place in LPS mm of a point of the page in a viewport. */
-  placeAt(viewportId, clientX, clientY) {
+  /** Return the place in LPS mm of a point of the page in a viewport; isInside: moved into the image
+   * if it lies beside it. */
+  placeAt(viewportId, clientX, clientY, isInside) {
     const viewport = this.#viewport(viewportId);
     const { left, top } = viewport.element.getBoundingClientRect();
-    return [...viewport.canvasToWorld([clientX - left, clientY - top])].map(Number);
+    const place = [...viewport.canvasToWorld([clientX - left, clientY - top])].map(Number);
+    if (!isInside) return place;
+    const { imageData, dimensions } = window.cornerstone.cache.getVolume(viewport.getVolumeId());
+    const index = [...imageData.worldToIndex(place)];
+    const moved = index.map((at, axis) => Math.min(Math.max(at, 0), dimensions[axis] - 1));
+    return moved.every((at, axis) => at === index[axis])
+      ? place
+      : [...imageData.indexToWorld(moved)].map(Number);
   }
 
   /** Move all planes through a place in LPS mm. */

@@ -25,6 +25,7 @@ export const KEYS = [
 const PRESS_PX = 4; // a pointer that moved less was a press
 const STEP_PX = 4; // distance of the points of a drawn path
 const MIN_PATH = 3;
+const MAX_PATH = 500; // the server takes 1000 places
 const [LEFT, RIGHT] = [0, 2];
 
 export class PromptTools extends EventTarget {
@@ -88,6 +89,7 @@ export class PromptTools extends EventTarget {
     const point = [event.clientX, event.clientY];
     if (kind === 'point' || kind === 'box') points[1] = point;
     else if (distance(points.at(-1), point) >= STEP_PX) points.push(point);
+    if (points.length > MAX_PATH) gesture.points = points.filter((_, n) => n % 2 === 0);
     trace?.show(kind, points);
   }
 
@@ -106,7 +108,10 @@ export class PromptTools extends EventTarget {
     this.session.add(viewportId, {
       kind: short ? 'point' : kind,
       include,
-      places: used.map(([x, y]) => this.viewer.placeAt(viewportId, x, y)),
+      // what is drawn may begin or end beside the image; a press there gets the server's message
+      places: used.map(([x, y]) =>
+        this.viewer.placeAt(viewportId, x, y, kind !== 'point' && !short)
+      ),
     });
   }
 

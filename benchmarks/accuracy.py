@@ -2,6 +2,7 @@
 
 python benchmarks/accuracy.py --data DIR
     --models fastsam3d,sam_med3d,ball,region_growing,random_walker --clicks 1,3,5,10
+    [--prompts point,box,box_in_plane,lasso,scribble,stock] [--replay MODEL]
     [--json FILE] [--markdown FILE] [--pictures FOLDER]
 
 `benchmarks/datasets.py` lists the layouts that DIR may have. The app's models run through the
@@ -32,7 +33,7 @@ import torch  # noqa: E402
 
 from benchmarks.accuracy_report import Score, markdown, summarise, worst  # noqa: E402
 from benchmarks.bench import Bench, Plan, collect  # noqa: E402
-from benchmarks.contestants import available_models  # noqa: E402
+from benchmarks.contestants import PROMPTS, available_models  # noqa: E402
 from benchmarks.datasets import choose_cases, find_cases  # noqa: E402
 from benchmarks.machine import cpu_name  # noqa: E402
 from benchmarks.protocols import MIN_MM3, make_protocol  # noqa: E402
@@ -97,7 +98,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="click series per structure")
     parser.add_argument("--radius-mm", type=float, default=10.0, help="radius of the ball baseline")
-    parser.add_argument("--zoom", default="fixed", help="option zoom of the app: fixed, auto or mm")
+    parser.add_argument("--zoom", default="auto", help="option zoom of the app: auto, fixed or mm")
+    parser.add_argument(
+        "--prompts",
+        default="point",
+        help=f"first prompt of a series, comma-separated, of {', '.join(PROMPTS)}",
+    )
+    parser.add_argument(
+        "--replay", default="", help="model whose clicks all others get, instead of their own"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="number of processes")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -123,6 +132,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         options.repeats,
         max(1, (os.cpu_count() or 1) // options.jobs),
         options.zoom,
+        tuple(dict.fromkeys(kind.strip() for kind in options.prompts.split(","))),
+        options.replay,
     )
 
 
@@ -169,8 +180,9 @@ def _arguments_of_report(options: argparse.Namespace) -> list[str]:
     for name in ("part", "models", "protocol", "clicks", "per_source", "seed", "repeats"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    if options.zoom != "fixed":
-        words += ["--zoom", options.zoom]
+    for name, default in (("zoom", "auto"), ("prompts", "point"), ("replay", "")):
+        if (value := getattr(options, name)) != default:
+            words += [f"--{name}", value]
     for text in options.weights:
         name, file = _split_weights(text)
         words += ["--weights", f"{name}={Path(file).name}"]

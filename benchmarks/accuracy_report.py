@@ -23,7 +23,8 @@ class Score:
     """The scores of one structure of one case.
 
     dice: after each of the click counts. extra: values of `CURVE_AREAS`, empty unless measured.
-    seconds: the model's median time for a click. refused: clicks that the model refused.
+    harm: share of the corrections that made the mask worse. seconds: the model's median time for a
+    click. refused: clicks that the model refused.
     """
 
     source: str
@@ -35,10 +36,11 @@ class Score:
     extra: Mapping[str, float]
     seconds: float
     refused: int
+    harm: float = 0.0
 
     def values(self) -> tuple[float, ...]:
         """Return all values that are averaged, in the order of `_names`."""
-        return (*self.dice, *self.extra.values())
+        return (*self.dice, *self.extra.values(), self.harm)
 
 
 def summarise(scores: Sequence[Score], counts: Sequence[int], seed: int) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def summarise(scores: Sequence[Score], counts: Sequence[int], seed: int) -> dict
 
 
 def _names(scores: Sequence[Score], counts: Sequence[int]) -> list[str]:
-    return [*(str(count) for count in counts), *scores[0].extra]
+    return [*(str(count) for count in counts), *scores[0].extra, "harm"]
 
 
 def _grouped(scores: Sequence[Score], key: Callable[[Score], str]) -> dict[str, list[Score]]:

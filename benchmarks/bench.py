@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lib.errors import InputError
 
 from .accuracy_report import CURVE_AREAS, Score
-from .contestants import Contestant, Served, make_contestants
+from .contestants import Contestant, Prompted, make_contestants
 from .datasets import BenchmarkCase, read_case, targets
 from .protocols import MIN_MM3, Protocol, Scan, Series, area
 
@@ -39,7 +39,9 @@ class Plan:
     radius_mm: float
     repeats: int = 1
     threads: int = 1
-    zoom: str = "fixed"
+    zoom: str = "auto"
+    prompts: tuple[str, ...] = ("point",)
+    replay: str = ""
 
 
 class Bench:
@@ -48,15 +50,18 @@ class Bench:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.contestants: dict[str, Contestant] = make_contestants(
-            plan.models, plan.weights, plan.radius_mm, plan.zoom
+            plan.models, plan.weights, plan.radius_mm, plan.zoom, plan.prompts
         )
+        if plan.replay and plan.replay not in self.contestants:
+            names = ", ".join(self.contestants)
+            raise InputError(f"--replay {plan.replay}: it is not measured; choose one of {names}")
 
     def weights(self) -> dict[str, dict[str, Any]]:
         """Return the weights' description of each model that the app serves."""
         return {
             name: contestant.weights()
             for name, contestant in self.contestants.items()
-            if isinstance(contestant, Served)
+            if isinstance(contestant, Prompted)
         }
 
     def measure(self, case: BenchmarkCase) -> Scores | str:
@@ -71,21 +76,37 @@ class Bench:
         scan = Scan(case.image, volume)
         scores: Scores = {name: [] for name in self.contestants}
         for structure, target in targets(case, labels, MIN_MM3):
+            key = f"{case.name}/{structure}"
+            repeats = range(self.plan.repeats)
+            replayed: list[Series | None] = [None] * self.plan.repeats
+            if self.plan.replay:
+                replayed = [
+                    self.click(self.plan.replay, scan, key, target, repeat) for repeat in repeats
+                ]
             for name in self.contestants:
                 series = [
-                    self.click(name, scan, f"{case.name}/{structure}", target, repeat)
-                    for repeat in range(self.plan.repeats)
+                    self.click(name, scan, key, target, repeat, replayed[repeat])
+                    for repeat in repeats
                 ]
                 scores[name].append(make_score(case, structure, target, series))
         return scores
 
-    def click(self, name: str, scan: Scan, key: str, target: np.ndarray, repeat: int = 0) -> Series:
+    def click(
+        self,
+        name: str,
+        scan: Scan,
+        key: str,
+        target: np.ndarray,
+        repeat: int = 0,
+        replayed: Series | None = None,
+    ) -> Series:
         """Run one click series on a model.
 
-        key: names case and structure; it seeds the clicks. target: (I, J, K) bool.
+        key: names case and structure; it seeds the clicks. target: (I, J, K) bool. replayed: a
+        series whose clicks are made again.
         """
         protocol = replace(self.plan.protocol, seed=self.plan.protocol.seed + repeat)
-        return self.contestants[name](scan, target, protocol, key)
+        return self.contestants[name](scan, target, protocol, key, replayed)
 
 
 def make_score(
@@ -105,6 +126,7 @@ def make_score(
         {name: round(float(v), 4) for name, v in zip(CURVE_AREAS, curve_areas, strict=False)},
         round(float(np.median([seconds for one in series for seconds in one.seconds])), 4),
         sum(one.refused for one in series),
+        round(float(np.mean([one.harm for one in series])), 4),
     )
 
 

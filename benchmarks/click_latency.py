@@ -178,7 +178,7 @@ def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
         "decode": "Decode",
         "outline": "Outline",
     }
-    names |= {"paste": "PasteRoid", "write": "Write", "http": "http", "wait": "Wait"}
+    names |= {"paste": "PasteStructuresd", "write": "Write", "http": "http", "wait": "Wait"}
     stages = {f"{name}_ms": median(stage) for name, stage in names.items()}
     stages["decode_file_ms"] = round(max(spent.get("LoadVolumed", [0.0])), 1)
     return {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from typing import Protocol as Protocol_
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from lib.options import Options
 
 from .baselines import Ball, RandomWalker, RegionGrowing
 from .protocols import Model, Protocol, Scan, Series, click_series
+from .simulated_prompts import DRAWINGS
 
 MODEL_FOLDER = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d" / "model"
 
@@ -40,11 +43,21 @@ VOLUME_CACHE_BYTES = 2**30
 RESULT_CACHE_BYTES = 2**29
 
 
-Contestant = Callable[[Scan, np.ndarray, Protocol, str], Series]
-"""Contestant(scan, target, protocol, key) returns the Series of its clicks.
+PROMPTS = ("point", *DRAWINGS, "stock")
+"""PROMPTS: the first prompt of a series. All others are points in one ordered list; ``stock`` sends
+all points in the two lists of stock clients, which lose the order between them."""
 
-target: (I, J, K) bool. key: names case and structure; it seeds the clicks.
-"""
+
+class Contestant(Protocol_):
+    """Returns the Series of its clicks on a structure.
+
+    target: (I, J, K) bool. key: names case and structure; it seeds the clicks. replayed: a series
+    whose clicks are made again, if any.
+    """
+
+    def __call__(
+        self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str, replayed: Series | None
+    ) -> Series: ...
 
 
 class Served:
@@ -54,7 +67,7 @@ class Served:
     written to a file.
     """
 
-    def __init__(self, kind: str, weights: str, zoom: str = "fixed") -> None:
+    def __init__(self, kind: str, weights: str, zoom: str = "auto") -> None:
         """Load the app's model `kind`.
 
         weights: a file, or "" for the default weights. zoom: the app's option of this name.
@@ -64,7 +77,8 @@ class Served:
         caches = Caches(
             volumes=ByteCache(VOLUME_CACHE_BYTES, array_nbytes),
             embeddings=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
-            masks=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
+            states=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
+            initial_masks=ByteCache(RESULT_CACHE_BYTES, lambda mask: mask.values.nbytes),
         )
         config: Any = MODELS[kind]()
         options = Options.from_conf(conf)
@@ -72,21 +86,65 @@ class Served:
         self._task: Any = config.infer()
         self._task.skip_writer = True
 
-    def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:
-        def model(clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            request = {
-                "image": str(scan.path),
-                "foreground": clicks_ijk[labels == 1].tolist(),
-                "background": clicks_ijk[labels == 0].tolist(),
-            }
-            _, data = self._task(request)
-            return data["pred"].whole(bool)
-
-        return click_series(model, target, protocol, key, scan.spacing_mm)
+    def mask(self, scan: Scan, request: Mapping[str, Any]) -> np.ndarray:
+        """Return the mask (I, J, K), bool, of a request; raises InputError."""
+        _, data = self._task({"image": str(scan.path), **request})
+        return data["pred"].whole(bool)
 
     def weights(self) -> dict[str, Any]:
         """Return the description of the weights that `/info` shows."""
         return self._task.info()["weights"]
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A served model whose series start with a kind of prompt, one of PROMPTS."""
+
+    served: Served
+    kind: str
+
+    def __call__(
+        self,
+        scan: Scan,
+        target: np.ndarray,
+        protocol: Protocol,
+        key: str,
+        replayed: Series | None = None,
+    ) -> Series:
+        drawn = []
+        if self.kind in DRAWINGS:
+            generator = np.random.default_rng([protocol.seed, zlib.crc32(key.encode()), 0])
+            path_ijk = DRAWINGS[self.kind](target, scan.spacing_mm, generator)
+            subtype = "bounding_box" if self.kind.startswith("box") else self.kind
+            drawn = [_spatial(subtype, path_ijk.tolist(), 1)]
+
+        def model(clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            if self.kind == "stock":
+                lists = zip(("foreground", "background"), (1, 0), strict=True)
+                request = {name: clicks_ijk[labels == label].tolist() for name, label in lists}
+                return self.served.mask(scan, request)
+            points = zip(clicks_ijk.tolist(), labels.tolist(), strict=True)
+            prompts = [*drawn, *(_spatial("point", place, label) for place, label in points)]
+            return self.served.mask(scan, {"prompts": prompts})
+
+        return click_series(
+            model,
+            target,
+            protocol,
+            key,
+            scan.spacing_mm,
+            has_drawing=bool(drawn),
+            replayed=replayed,
+        )
+
+    def weights(self) -> dict[str, Any]:
+        """Return the description of the weights that `/info` shows."""
+        return self.served.weights()
+
+
+def _spatial(subtype: str, places: list[Any], structure: int) -> dict[str, Any]:
+    key = {"semantic_id": structure}
+    return {"type": "spatial", "subtype": subtype, "prompt": places, "semantic_id_key": key}
 
 
 @dataclass(frozen=True)
@@ -95,8 +153,16 @@ class Classical:
 
     make: Callable[[Volume], Model]
 
-    def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:
-        return click_series(self.make(scan.volume), target, protocol, key, scan.spacing_mm)
+    def __call__(
+        self,
+        scan: Scan,
+        target: np.ndarray,
+        protocol: Protocol,
+        key: str,
+        replayed: Series | None = None,
+    ) -> Series:
+        model = self.make(scan.volume)
+        return click_series(model, target, protocol, key, scan.spacing_mm, replayed=replayed)
 
 
 def available_models(weights: Mapping[str, str]) -> list[str]:
@@ -114,21 +180,35 @@ def make_contestants(
     names: Sequence[str],
     weights: Mapping[str, str],
     radius_mm: float = 10.0,
-    zoom: str = "fixed",
+    zoom: str = "auto",
+    prompts: Sequence[str] = ("point",),
 ) -> dict[str, Contestant]:
     """Load the models.
 
     weights: file of a model, by its name; a name that is not in `SERVED` becomes a FastSAM3D with
-    these weights. zoom: the app's option of this name, for the models that it serves. Raises
-    InputError for an unknown name and for missing weights.
+    these weights. zoom: the app's option of this name, for the models that it serves. prompts:
+    kinds of the first prompt, for the same models; each kind but ``point`` becomes a contestant of
+    its own, named "model, kind". Raises InputError for an unknown name or kind and for missing
+    weights.
     """
     unused = sorted(set(weights) - set(names))
     if unused:
         raise InputError(f"--weights {unused[0]}=…: {unused[0]} is not in --models")
-    return {name: _make(name, weights.get(name, ""), radius_mm, zoom) for name in names}
+    unknown = [kind for kind in prompts if kind not in PROMPTS]
+    if unknown:
+        raise InputError(f"--prompts {unknown[0]}: choose from {', '.join(PROMPTS)}")
+    contestants: dict[str, Contestant] = {}
+    for name in names:
+        model = _make(name, weights.get(name, ""), radius_mm, zoom)
+        if isinstance(model, Served):
+            for kind in prompts:
+                contestants[name if kind == "point" else f"{name}, {kind}"] = Prompted(model, kind)
+        else:
+            contestants[name] = model
+    return contestants
 
 
-def _make(name: str, weights: str, radius_mm: float, zoom: str) -> Contestant:
+def _make(name: str, weights: str, radius_mm: float, zoom: str) -> Contestant | Served:
     if name == "ball":
         return Classical(lambda volume: Ball(volume, radius_mm))
     if name in BASELINES:

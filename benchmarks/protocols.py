@@ -36,6 +36,9 @@ MIN_MM3 = 500 * 1.5**3
 """MIN_MM3: smallest volume of a structure that is measured; 500 voxels of the networks' spacing."""
 
 NSD_TOLERANCE_MM = 2.0
+HARM = 0.02
+"""HARM: a correction that lowers the Dice by more has harmed the mask."""
+
 NSD_FROM_DICE = 0.2
 """NSD_FROM_DICE: the NSD is 0 up to this Dice."""
 
@@ -104,8 +107,9 @@ class Series:
     """The result of clicking on one structure.
 
     dice, nsd: after each of the counts; nsd is empty unless measured. clicks_ijk (N, 3), labels
-    (N,): all clicks. mask: the last mask, (I, J, K) bool. seconds: the model's time for each click.
-    refused: number of clicks for which the model raised InputError.
+    (N,): all clicks. mask: the last mask, (I, J, K) bool. seconds: the model's time for each
+    prompt. harm: share of the corrections that lowered the Dice by more than HARM; 0 without
+    corrections. refused: number of prompts for which the model raised InputError.
     """
 
     dice: tuple[float, ...]
@@ -114,16 +118,26 @@ class Series:
     labels: np.ndarray
     mask: np.ndarray
     seconds: tuple[float, ...]
+    harm: float = 0.0
     refused: int = 0
 
 
 def click_series(
-    model: Model, target: np.ndarray, protocol: Protocol, key: str, spacing_mm: Sequence[float]
+    model: Model,
+    target: np.ndarray,
+    protocol: Protocol,
+    key: str,
+    spacing_mm: Sequence[float],
+    *,
+    has_drawing: bool = False,
+    replayed: Series | None = None,
 ) -> Series:
     """Click on a structure up to the last of the counts; stop early if the mask is perfect.
 
     target: (I, J, K) bool, not empty. key: names case and structure; it seeds the clicks.
-    spacing_mm: voxel sizes along I, J, K.
+    spacing_mm: voxel sizes along I, J, K. has_drawing: the model's own drawing is the first prompt,
+    so that the first call has no click. replayed: make the clicks of this series, which were drawn
+    on the errors of another model.
     """
     mask = np.zeros_like(target)
     clicks: list[tuple[int, ...]] = []
@@ -132,22 +146,46 @@ def click_series(
     refused = 0
     for count in range(1, protocol.counts[-1] + 1):
         error = mask != target
-        if error.any():
-            clicks.append(protocol.click(error, (zlib.crc32(key.encode()), count)))
-            labels.append(int(target[clicks[-1]]))
+        is_drawing = has_drawing and count == 1
+        if is_drawing:
+            place = None
+        elif replayed is not None:
+            made = len(clicks)
+            place = tuple(replayed.clicks_ijk[made]) if made < len(replayed.clicks_ijk) else None
+        else:
+            number = (zlib.crc32(key.encode()), count)
+            place = protocol.click(error, number) if error.any() else None
+        if place is not None:
+            clicks.append(place)
+            labels.append(int(target[place]))
+        if place is not None or is_drawing:
             start = time.perf_counter()
             try:
-                mask = model(np.array(clicks), np.array(labels))
+                mask = model(np.array(clicks).reshape(-1, 3), np.array(labels))
             except InputError:
                 refused += 1
             seconds.append(time.perf_counter() - start)
-        if count in protocol.counts:
-            dices.append(dice(mask, target))
-            if protocol.has_surfaces:
-                nsd.append(surface_dice(mask, target, spacing_mm, dices[-1]))
+        dices.append(dice(mask, target))
+        if count in protocol.counts and protocol.has_surfaces:
+            nsd.append(surface_dice(mask, target, spacing_mm, dices[-1]))
     return Series(
-        tuple(dices), tuple(nsd), np.array(clicks), np.array(labels), mask, tuple(seconds), refused
+        tuple(dices[count - 1] for count in protocol.counts),
+        tuple(nsd),
+        np.array(clicks).reshape(-1, 3),
+        np.array(labels),
+        mask,
+        tuple(seconds),
+        share_of_harm(dices[: len(seconds)]),
+        refused,
     )
+
+
+def share_of_harm(dices: Sequence[float]) -> float:
+    """Return the share of the corrections that lowered the Dice by more than HARM.
+
+    dices: after each prompt. Return 0 if there are no corrections.
+    """
+    return float(np.mean(np.diff(dices) < -HARM)) if len(dices) > 1 else 0.0
 
 
 def random_voxel(mask: np.ndarray, generator: np.random.Generator) -> tuple[int, ...]:

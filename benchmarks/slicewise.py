@@ -59,7 +59,16 @@ class Slicewise:
         except (AppError, ImportError) as error:
             raise InputError(f"{name}: {error}") from error
 
-    def __call__(self, scan: Scan, target: np.ndarray, protocol: Protocol, key: str) -> Series:
+    def __call__(
+        self,
+        scan: Scan,
+        target: np.ndarray,
+        protocol: Protocol,
+        key: str,
+        replayed: Series | None = None,
+    ) -> Series:
+        if replayed is not None:
+            raise InputError("--replay: a slicewise model clicks slice by slice; leave it out")
         axis = int(np.argmax(io_orientation(scan.volume.affine_mm)[:, 0] == 2))
         low, high = _window(scan.volume)
         masks = np.zeros((len(protocol.counts), *target.shape), dtype=bool)

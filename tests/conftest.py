@@ -54,7 +54,11 @@ def shared_dir() -> Path:
 
 
 # The second model takes the same small weights: the default ones add seconds to each start.
-BALL_WEIGHTS = ("--conf", "weights", str(CLICK_BALL), "--conf", "teacher_weights", str(CLICK_BALL))
+BALL_WEIGHTS = (
+    *("--conf", "weights", str(CLICK_BALL)),
+    *("--conf", "teacher_weights", str(CLICK_BALL)),
+    *("--conf", "zoom", "fixed"),  # the ball is as large as it should be at 1.5 mm only
+)
 
 
 @pytest.fixture(scope="session")

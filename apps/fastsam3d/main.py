@@ -28,9 +28,12 @@ from lib.trainers.processes import end_with_parent
 
 logger = logging.getLogger(__name__)
 
-MASK_CACHE_BYTES = 8 * 2**20
-"""MASK_CACHE_BYTES: limit of the cache of low-resolution masks, 128 kB each: those after each click
-on the last structures."""
+STATE_CACHE_BYTES = 64 * 2**20
+"""STATE_CACHE_BYTES: limit of the cache of masks on ROIs, 1.2 MB after each prompt on the last
+structures."""
+
+INITIAL_CACHE_BYTES = 64 * 2**20
+"""INITIAL_CACHE_BYTES: limit of the cache of masks that interactions start from."""
 
 TRAINING_NICENESS = 15
 """TRAINING_NICENESS: niceness of a training's process, so that a server's clicks come first."""
@@ -58,7 +61,8 @@ class MyApp(MONAILabelApp):
         caches = Caches(
             volumes=ByteCache(options.volume_cache_mb * 2**20, array_nbytes),
             embeddings=ByteCache(options.embedding_cache_mb * 2**20, array_nbytes),
-            masks=ByteCache(MASK_CACHE_BYTES, array_nbytes),
+            states=ByteCache(STATE_CACHE_BYTES, array_nbytes),
+            initial_masks=ByteCache(INITIAL_CACHE_BYTES, lambda mask: mask.values.nbytes),
         )
         self.is_server = False
         self.prefetch = Prefetcher(LoadVolumed(caches.volumes))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.imaging import mask as module
-from lib.imaging.box import EMPTY_BOX, box_slices
+from lib.imaging.box import EMPTY_BOX, box_slices, contains
 from lib.imaging.mask import BoxMask, dice
 
 SHAPE_IJK = (7, 9, 12)
@@ -55,11 +55,16 @@ def test_a_box_grows_around_voxels(name):
     mask = box_mask(BOXES[name])
     grown = mask.including(np.array([[3, 8, 4], [6, 0, 2]]))
     np.testing.assert_array_equal(grown.whole(), whole_mask(mask))
-    grown.set_voxel(6, 0, 2, 1)
-    grown.set_voxel(3, 8, 4, 0)
-    expected = whole_mask(mask)
-    expected[6, 0, 2], expected[3, 8, 4] = 1, 0
-    np.testing.assert_array_equal(grown.whole(), expected)
+    assert all(contains(grown.box_ijk, *voxel) for voxel in ((3, 8, 4), (6, 0, 2)))
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_box_covers_another_box(name):
+    mask = box_mask(BOXES[name])
+    grown = mask.covering(((0, 2), (3, 9), (1, 2)))
+    np.testing.assert_array_equal(grown.whole(), whole_mask(mask))
+    assert contains(grown.box_ijk, 0, 3, 1) and contains(grown.box_ijk, 1, 8, 1)
+    assert mask.covering(EMPTY_BOX) is mask
 
 
 def test_a_box_that_holds_the_voxels_stays():

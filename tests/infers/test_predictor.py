@@ -9,16 +9,22 @@ import pytest
 import torch
 
 from lib.cache import ByteCache, array_nbytes
+from lib.infers.corrections import correct
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.device_queue import DeviceQueue
+from lib.infers.mask_state import Beginning, MaskState, RoiPrompt
 from lib.infers.precision import lowered
 from lib.infers.predictor import FastSAM3DPredictor
-from lib.infers.random_walker import make_guide, random_walk
+from lib.infers.random_walker import CELLS, make_guide, random_walk
 from lib.infers.stopwatch import Stopwatch
 from lib.networks import FastSAM3DConfig, MaskPolicy, build_untrained, mask_threshold
 
 POINTS_ROI = np.array([[30.0, 20, 10], [12, 50, 33], [5, 6, 60], [40, 41, 42]])
 LABELS = np.array([1, 1, 0, 0])
+PROMPTS = [
+    RoiPrompt("point", (tuple(point),), bool(label))
+    for point, label in zip(POINTS_ROI.tolist(), LABELS, strict=True)
+]
 
 
 def roi_image(seed=0):
@@ -38,7 +44,11 @@ def predictor(network, embedding_bytes=10**8, mask_bytes=10**8, network_id="a"):
 
 def segment(predictor, count=4, key="roi", seed=0):
     embedding = predictor.encode(key, lambda: roi_image(seed))
-    return predictor.decode(embedding, POINTS_ROI[:count], LABELS[:count])
+    return predictor.replay(embedding, PROMPTS[:count])
+
+
+def low_res_of(predictor, *arguments, **options):
+    return segment(predictor, *arguments, **options).low_res
 
 
 def test_replay_equals_its_definition(network):
@@ -51,41 +61,60 @@ def test_replay_equals_its_definition(network):
             points = torch.from_numpy(POINTS_ROI[None, first:count]).float()
             labels = torch.from_numpy(LABELS[None, first:count])
             low_res, _ = network.decode(embedding, points, labels, low_res)
-    np.testing.assert_array_equal(segment(predictor(network)), low_res[0, 0].numpy())
+    np.testing.assert_array_equal(low_res_of(predictor(network)), low_res[0, 0].numpy())
 
 
 def test_masks_of_published_networks_are_their_logits_above_zero(network):
     segmenter = predictor(network)
-    embedding = segmenter.encode("roi", roi_image)
-    low_res = segment(segmenter)
-    values, threshold = segmenter.delineate(embedding, low_res, POINTS_ROI, LABELS)
-    assert values is low_res and threshold == 0 and embedding.guide is None
+    state = segment(segmenter)
+    np.testing.assert_array_equal(state.margins, state.low_res)
+    assert state.threshold == 0
 
 
 def test_the_random_walker_is_used_if_the_weights_ask_for_it(network):
     network.policy = dataclasses.replace(
         network.policy, mask_threshold="expected_dice", mask_edges="image"
     )
-    segmenter = predictor(network)
+    segmenter, stages = predictor(network), Stopwatch()
     embedding = segmenter.encode("roi", roi_image)
-    low_res, stages = segment(segmenter), Stopwatch()
     np.testing.assert_array_equal(embedding.guide, make_guide(roi_image()))
     assert embedding.nbytes == embedding.prepared.nbytes + embedding.guide.nbytes
-    values, threshold = segmenter.delineate(embedding, low_res, POINTS_ROI, LABELS, stages)
+    state = segmenter.replay(embedding, PROMPTS[:1], stages=stages)
     # the thread of the queue may have another number of workers, and so round otherwise
-    expected = DeviceQueue.on(torch.device("cpu")).run(
-        Stopwatch(), "Outline", random_walk, low_res, embedding.guide, POINTS_ROI, LABELS, 64
-    )
-    np.testing.assert_array_equal(values, expected)
-    assert threshold == float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
-    assert set(stages) == {"Wait", "Outline"}
+    walk = (random_walk, state.low_res, embedding.guide, POINTS_ROI[:1], LABELS[:1], 64)
+    expected = DeviceQueue.on(torch.device("cpu")).run(Stopwatch(), "Outline", *walk)
+    threshold = float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
+    np.testing.assert_array_equal(state.margins, expected - np.float32(threshold))
+    assert state.threshold == threshold
+    assert set(stages) == {"Wait", "Decode", "Outline"}
+
+
+def test_later_clicks_correct_the_mask_before_them(network):
+    """The margins are those of `correct`, and a click that the mask satisfies changes nothing."""
+    network.policy = dataclasses.replace(network.policy, mask_edges="image")
+    segmenter = predictor(network)
+    embedding = segmenter.encode("roi", roi_image)
+    first = segmenter.replay(embedding, PROMPTS[:1])
+    assert (first.margins > 0).any()
+    inside = (np.argwhere(first.margins > 1)[0] + 0.5) * 64 / CELLS - 0.5
+    satisfied = RoiPrompt("point", (tuple(inside),), True)
+    stages = Stopwatch()
+    same = segmenter.replay(embedding, [*PROMPTS[:1], satisfied], stages=stages)
+    assert same is first and stages == {}
+    opposed = RoiPrompt("point", (tuple(inside),), False)
+    second = segmenter.replay(embedding, [*PROMPTS[:1], opposed])
+    points_roi, labels = np.array([POINTS_ROI[0], inside]), np.array([1, 0])
+    walk = (random_walk, second.low_res, embedding.guide, points_roi, labels, 64)
+    answer = DeviceQueue.on(torch.device("cpu")).run(Stopwatch(), "Outline", *walk)
+    expected = correct(first.margins, answer, inside, 0, 64)
+    np.testing.assert_array_equal(second.margins, expected)
 
 
 def test_random_walks_run_one_at_a_time(network, monkeypatch):
     """Two walks at once would share the same cores; without a queue they meet at the barrier."""
     network.policy = dataclasses.replace(network.policy, mask_edges="image")
     segmenter = predictor(network)
-    embedding, low_res = segmenter.encode("roi", roi_image), segment(segmenter)
+    segmenter.encode("roi", roi_image)
     meeting, met = threading.Barrier(2), []
 
     def walk(logits, *_):
@@ -99,23 +128,19 @@ def test_random_walks_run_one_at_a_time(network, monkeypatch):
 
     monkeypatch.setattr("lib.infers.predictor.random_walk", walk)
     with ThreadPoolExecutor(2) as pool:
-        list(
-            pool.map(
-                lambda _: segmenter.delineate(embedding, low_res, POINTS_ROI, LABELS), range(2)
-            )
-        )
+        list(pool.map(lambda count: segment(segmenter, count), (1, 1)))
     assert met == [False] * 2
 
 
 def test_results_do_not_depend_on_earlier_requests(network):
-    cold = segment(predictor(network))
+    cold = low_res_of(predictor(network))
     warm = predictor(network)
     for count in (1, 3, 4, 2, 4):
         segment(warm, count)
         segment(warm, count, key="other", seed=1)
-    np.testing.assert_array_equal(segment(warm), cold)
-    np.testing.assert_array_equal(segment(predictor(network, 0, 0)), cold)
-    assert not np.array_equal(segment(warm, key="other", seed=1), cold)
+    np.testing.assert_array_equal(low_res_of(warm), cold)
+    np.testing.assert_array_equal(low_res_of(predictor(network, 0, 0)), cold)
+    assert not np.array_equal(low_res_of(warm, key="other", seed=1), cold)
 
 
 def test_a_further_click_costs_one_decoder_step(network):
@@ -139,21 +164,21 @@ def test_other_weights_give_other_masks(network):
     other = build_untrained(network.config, seed=1)
     first = predictor(network, network_id="first")
     second = FastSAM3DPredictor(
-        other, "second", torch.device("cpu"), first._embeddings, first._masks
+        other, "second", torch.device("cpu"), first._embeddings, first._states
     )
-    expected = segment(predictor(other, network_id="second"))
+    expected = low_res_of(predictor(other, network_id="second"))
     segment(first)
-    np.testing.assert_array_equal(segment(second), expected)
+    np.testing.assert_array_equal(low_res_of(second), expected)
 
 
 def test_threads_do_not_interfere(network):
-    expected = {(n, s): segment(predictor(network), n, seed=s) for n in (1, 4) for s in (0, 1)}
+    expected = {(n, s): low_res_of(predictor(network), n, seed=s) for n in (1, 4) for s in (0, 1)}
     shared = predictor(network)
     jobs = list(expected) * 6
 
     def run(job):
         count, seed = job
-        return segment(shared, count, key=seed, seed=seed)
+        return low_res_of(shared, count, key=seed, seed=seed)
 
     with ThreadPoolExecutor(6) as pool:
         for job, mask in zip(jobs, pool.map(run, jobs), strict=True):
@@ -163,6 +188,57 @@ def test_threads_do_not_interfere(network):
 def test_a_network_of_lower_precision_is_served_as_it_is(network):
     """Its masks differ slightly from those of float32."""
     low = CapturedNetwork(lowered(network, "int8"))
-    low_mask, expected = segment(predictor(low)), segment(predictor(network))
+    low_mask, expected = low_res_of(predictor(low)), low_res_of(predictor(network))
     assert not np.array_equal(low_mask, expected)
     np.testing.assert_allclose(low_mask, expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_an_earlier_state_costs_nothing(network):
+    """Undo is a request with a shorter list."""
+    segmenter = predictor(network)
+    states = [segment(segmenter, count) for count in (1, 2, 3, 4)]
+    for count in (3, 1, 2):
+        stages = Stopwatch()
+        embedding = segmenter.encode("roi", roi_image)
+        assert segmenter.replay(embedding, PROMPTS[:count], stages=stages) is states[count - 1]
+        assert stages == {}
+
+
+def test_the_order_of_prompts_counts(network):
+    segmenter = predictor(network)
+    embedding = segmenter.encode("roi", roi_image)
+    first = segmenter.replay(embedding, PROMPTS[:2]).low_res
+    assert not np.array_equal(segmenter.replay(embedding, PROMPTS[1::-1]).low_res, first)
+
+
+def test_a_given_mask_is_what_the_first_prompt_starts_from(network):
+    given = np.random.default_rng(3).standard_normal((16, 16, 16)).astype(np.float32)
+    beginning = Beginning(MaskState(given, np.full((64, 64, 64), -1, np.float32), 0.0))
+    segmenter = predictor(network)
+    embedding = segmenter.encode("roi", roi_image)
+    assert segmenter.replay(embedding, [], beginning) is beginning.state
+    result = segmenter.replay(embedding, PROMPTS[:1], beginning).low_res
+    with torch.no_grad():
+        encoded = network.encode(torch.from_numpy(roi_image())[None, None])
+        points = torch.from_numpy(POINTS_ROI[None, :1]).float()
+        expected, _ = network.decode(
+            encoded, points, torch.ones(1, 1, dtype=torch.long), torch.from_numpy(given)[None, None]
+        )
+    np.testing.assert_array_equal(result, expected[0, 0].numpy())
+    assert not np.array_equal(result, segmenter.replay(embedding, PROMPTS[:1]).low_res)
+
+
+def test_cells_of_other_structures_are_background_for_the_network(network):
+    network.policy = dataclasses.replace(network.policy, mask_edges="image")
+    segmenter = predictor(network)
+    embedding = segmenter.encode("roi", roi_image)
+    protected = np.zeros((64, 64, 64), dtype=bool)
+    protected[:, :, 24:] = True
+    given = np.full((16, 16, 16), 3, dtype=np.float32)
+    given_cells = np.full((64, 64, 64), -1, dtype=np.float32)
+    states = []
+    for kept in (None, protected):
+        beginning = Beginning(MaskState(given, given_cells, 0.0), kept)
+        states.append(segmenter.replay(embedding, PROMPTS[:1], beginning))
+    assert (states[1].margins[protected] < -5).all() and (states[0].margins[protected] > -5).any()
+    assert not np.array_equal(states[0].low_res, states[1].low_res)

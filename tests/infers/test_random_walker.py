@@ -121,3 +121,14 @@ def test_the_result_is_the_minimum(
     exact = np.linalg.solve(matrix, (trust * prior).flatten().double().numpy())
     result = module._minimise(prior, trust, weights).flatten().numpy()
     np.testing.assert_allclose(result, exact, rtol=0, atol=tolerance)
+
+
+def test_a_click_reaches_further_in_a_coarse_roi(roi_image: np.ndarray) -> None:
+    """The network finds a part of a uniform ball; at an ordinary voxel size nothing changes."""
+    logits, guide = vague_logits(12), make_guide(roi_image)
+    missed = ball(CELLS, 24) & ~ball(CELLS, 16)
+    default, finer, coarse = (
+        random_walk(logits, guide, *ONE_CLICK, SIZE, spacing_mm)[missed].mean()
+        for spacing_mm in (1.5, 0.8, 4.0)
+    )
+    assert default == finer < coarse - 1

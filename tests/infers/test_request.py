@@ -1,6 +1,5 @@
 """A request names existing options, a form of the reply and a device, or gets an error message."""
 
-import numpy as np
 import pytest
 import torch
 from monailabel.tasks.infer.basic_infer import BasicInferTask
@@ -33,7 +32,7 @@ def test_options_of_clients_are_accepted():
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(InputError, match="unknown option 'mask', 'spacing'; the options are fore"):
+    with pytest.raises(InputError, match="unknown option 'mask', 'spacing'; the options are prom"):
         check_options({"spacing": 1, "foreground": [], "mask": True})
 
 
@@ -92,7 +91,7 @@ def test_a_task_runs_on_the_device_of_the_request(two_gpus, monkeypatch, default
         BasicInferTask, "__call__", lambda self, request, callbacks: requests.append(request)
     )
     network = build_untrained(FastSAM3DConfig(roi_size=64, width=24, depth=2, num_heads=3), seed=0)
-    caches = Caches(*(ByteCache[np.ndarray](10**6, array_nbytes) for _ in range(3)))
+    caches = Caches(*(ByteCache(10**6, array_nbytes) for _ in range(4)))
     task = FastSAM3DInfer(Weights(network, "a", "a.safetensors"), ["liver"], caches, device=default)
     task({"image": "scan.nii", **request_})
     assert requests == [{"image": "scan.nii", **request_, "device": device}]

@@ -5,7 +5,13 @@ import pytest
 
 from lib.cache import ByteCache
 from lib.imaging.volume import Volume
-from lib.infers.scale import LARGEST_MM, SMALLEST_MM, RoiScale, estimate_diameter
+from lib.infers.scale import (
+    LARGEST_MM,
+    SMALLEST_MM,
+    RoiScale,
+    estimate_diameter,
+    is_in_large_region,
+)
 
 CENTRE_IJK = np.array([60.0, 50.0, 45.0])
 SHAPE_IJK = (120, 110, 90)
@@ -84,3 +90,51 @@ def test_each_image_and_click_has_its_own_choice():
 def test_a_roi_without_contrast_keeps_the_default():
     flat = Volume(np.full(SHAPE_IJK, 7, np.int16), np.diag([2.0, 2, 2, 1]), is_ct=False)
     assert scale().spacing_mm(flat, "key", CENTRE_IJK, 0) == 1.5
+
+
+def image_of_ball(radius, contrast=3.0):
+    """Return cells (64,)*3 with a ball around (30, 33, 35), and that place as a share."""
+    line = np.arange(64)
+    squares = (line - 30)[:, None, None] ** 2 + (line - 33)[:, None] ** 2 + (line - 35) ** 2
+    noise = np.random.default_rng(0).normal(0, 0.05, (64,) * 3)
+    image = (contrast * (squares < radius**2) - 1 + noise).astype(np.float32)
+    return image, (np.array([30, 33, 35]) + 0.5) / 64
+
+
+@pytest.mark.parametrize(
+    ("radius", "contrast", "expected"),
+    [
+        (22, 3.0, True),
+        (22, -2.0, True),
+        (12, 3.0, False),  # small
+        (22, 0.3, False),  # the wider tolerance leaks
+        (22, 0.0, False),  # everything is alike
+    ],
+)
+def test_a_large_region_needs_size_and_a_clear_border(radius, contrast, expected):
+    assert is_in_large_region(*image_of_ball(radius, contrast)) == expected
+
+
+def test_a_large_uniform_structure_gets_the_coarsest_roi():
+    volume = ball_volume(70)
+    assert scale().spacing_mm(volume, "key", CENTRE_IJK, 0) == LARGEST_MM
+    assert scale(auto=False).spacing_mm(volume, "key", CENTRE_IJK, 0) == 1.5
+
+
+def test_foreground_clicks_vote_on_a_large_region(monkeypatch):
+    """Near the border of a lung a click says little; a nodule's border may look like the lung."""
+    large = {(60.0, 50.0, 45.0): False, (61.0, 50.0, 45.0): True, (62.0, 50.0, 45.0): False}
+    volume, looks = ball_volume(20), []
+
+    def is_large(self, volume, volume_key, click_ijk):
+        looks.append(tuple(click_ijk.tolist()))
+        return large[looks[-1]]
+
+    monkeypatch.setattr(RoiScale, "_is_large", is_large)
+    clicks_ijk = np.array([*large, (63.0, 50.0, 45.0)])
+    spacings = [
+        scale().spacing_mm(volume, "key", CENTRE_IJK, 0, clicks_ijk[:count])
+        for count in (1, 2, 3, 4)
+    ]
+    assert [spacing == LARGEST_MM for spacing in spacings] == [False, True, False, False]
+    assert (63.0, 50.0, 45.0) not in looks

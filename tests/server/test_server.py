@@ -458,7 +458,7 @@ def test_the_log_has_a_line_for_each_click(server):
     server.infer("fastsam3d", "head", CLICKS)
     lines = [line for line in server.log_text().splitlines() if "click on head" in line]
     assert "2 foreground, 1 background" in lines[-1]
-    for stage in ("LoadVolumed", "Crop", "Wait", "Encode", "Decode", "PasteRoid"):
+    for stage in ("LoadVolumed", "Crop", "Wait", "Encode", "Decode", "PasteStructuresd"):
         assert f"{stage} " in lines[-1]
 
 

@@ -226,7 +226,7 @@ def test_clients_see_the_served_and_the_kept_versions(served, published):
 
 @pytest.fixture
 def task(served, base):
-    caches = Caches(*(ByteCache(2**26, array_nbytes) for _ in range(3)))
+    caches = Caches(*(ByteCache(2**26, array_nbytes) for _ in range(4)))
     return FastSAM3DInfer(base, ["organ"], caches, spacing_mm=4.0, device="cpu", current=served)
 
 

@@ -44,10 +44,11 @@ class Options:
 
     weights, teacher_weights: file, published name, or empty for the default weights.
     labels: label names that clients offer.
+    label_codes: pairs of a label's name and its SNOMED CT code.
     device: ``cpu``, ``cuda`` or ``cuda:N``; empty selects the first GPU, or the CPU without one.
     spacing_mm: voxel size of the ROI.
-    zoom: ``fixed``, or ``auto`` to choose the voxel size for each structure from the image around
-        its first click; a number is the same as ``spacing_mm``.
+    zoom: ``auto`` to choose the voxel size for each structure from its prompts and the image around
+        them, or ``fixed``; a number is the same as ``spacing_mm`` and ``fixed``.
     volume_cache_mb: limit of the cache of images; a quarter of the memory by default.
     embedding_cache_mb: limit of the cache of image embeddings, which the models share.
     model_dir: folder that weights are searched in and trained weights are written to; empty for the
@@ -57,9 +58,10 @@ class Options:
     weights: str = ""
     teacher_weights: str = ""
     labels: tuple[str, ...] = LABELS
+    label_codes: tuple[tuple[str, str], ...] = ()
     device: str = ""
     spacing_mm: float = 1.5
-    zoom: str = "fixed"
+    zoom: str = "auto"
     volume_cache_mb: int = 0
     embedding_cache_mb: int = 256
     model_dir: str = ""
@@ -98,6 +100,16 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _codes(text: str) -> tuple[tuple[str, str], ...]:
+    codes = []
+    for entry in _names(text):
+        name, equals, code = (part.strip() for part in entry.partition("="))
+        if not (name and equals and code.isdigit()):
+            raise ValueError(f"{entry!r} is not a name, =, and an SCT code; write liver=10200004")
+        codes.append((name, code))
+    return tuple(codes)
+
+
 def find_device(name: str) -> str:
     """Return the torch name of a device of this machine, "cpu" or "cuda:N".
 
@@ -134,6 +146,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "weights": str,
     "teacher_weights": str,
     "labels": _names,
+    "label_codes": _codes,
     "device": _device,
     "spacing_mm": _positive(float),
     "zoom": _zoom,

@@ -54,8 +54,9 @@ class FastSAM3DModel(TaskConfig):
             self.kwargs["caches"],
             spacing_mm=options.spacing_mm,
             auto_zoom=options.zoom == "auto",
+            label_codes=dict(options.label_codes),
             device=options.device or None,
-            description="FastSAM3D: a 3D mask from clicks",
+            description="FastSAM3D: a 3D mask from points, boxes and paths",
             current=self.served,
         )
 

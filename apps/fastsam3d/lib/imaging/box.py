@@ -44,3 +44,9 @@ def hull(box_ijk: Box, voxels_ijk: np.ndarray) -> Box:
     low, high = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     i, j, k = ((first, last + 1) for first, last in zip(low, high, strict=True))
     return i, j, k
+
+
+def hull_of_boxes(box_ijk: Box, other_ijk: Box) -> Box:
+    """Return the smallest box around two boxes, which may be empty."""
+    starts, stops = np.transpose(other_ijk)
+    return hull(box_ijk, np.stack([starts, stops - 1])) if np.all(starts < stops) else box_ijk

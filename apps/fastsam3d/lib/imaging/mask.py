@@ -45,11 +45,10 @@ class BoxMask:
             values[box_slices(self.box_ijk, box_ijk)] = self.values
         return replace(self, values=values, box_ijk=box_ijk)
 
-    def set_voxel(self, i: int, j: int, k: int, value: int) -> None:
-        """Set one stored voxel, which must lie inside the box."""
-        starts = (start for start, _ in self.box_ijk)
-        index = tuple(place - start for place, start in zip((i, j, k), starts, strict=True))
-        self.values[index] = value
+    def covering(self, box_ijk: Box) -> BoxMask:
+        """Return the same mask with a box that also holds another half-open box."""
+        starts, stops = np.transpose(box_ijk)
+        return self.including(np.stack([starts, stops - 1])) if np.all(starts < stops) else self
 
     @property
     def box_affine_mm(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +106,10 @@ class Body:
     def of(cls, content: bytes) -> Body:
         return cls(len(content), [content])
 
-    def between(self, before: bytes, after: bytes = b"") -> Body:
-        """Return the body with bytes before and after it."""
-        length = len(before) + self.length + len(after)
-        return Body(length, _chain([before], self.chunks, [after]))
+    @classmethod
+    def chain(cls, bodies: Sequence[Body]) -> Body:
+        """Return bodies one after the other."""
+        return cls(sum(body.length for body in bodies), _chain(*(body.chunks for body in bodies)))
 
     def gzipped(self) -> Body:
         """Return the body compressed; all of it is in memory then."""
@@ -123,7 +123,8 @@ def mask_body(mask: BoxMask, form: MaskForm) -> Body:
     if (form.extension, form.dtype) == (".nrrd", "uint8"):
         voxels = Body(mask.nbytes, mask.chunks())
         voxels = voxels.gzipped() if form.compress else voxels
-        return voxels.between(_nrrd_header(mask, "gzip" if form.compress else "raw"))
+        header = _nrrd_header(mask, "gzip" if form.compress else "raw")
+        return Body.chain([Body.of(header), voxels])
     path = write_temporary(mask, form)
     try:
         return Body.of(Path(path).read_bytes())

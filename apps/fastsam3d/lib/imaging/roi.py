@@ -208,6 +208,22 @@ class Roi:
         k, j, i = box_kji
         return mask_kji.view(np.uint8).transpose(), (i, j, k)
 
+    def sample_box(self, values_roi: np.ndarray, box_ijk: Box) -> np.ndarray:
+        """Return the values that `paste` compares with its threshold, (i, j, k) float32 of a box.
+
+        values_roi: as for `paste`. box_ijk: half-open box of stored voxels; those outside of the
+        ROI get 0.
+        """
+        cells = len(values_roi)
+        cell_taps = linear_taps((np.arange(self.size) + 0.5) * cells / self.size - 0.5, cells)
+        values_kji = values_roi.transpose(np.argsort(self.axes)[::-1])
+        upsampled_kji = interpolate(np.ascontiguousarray(values_kji), [cell_taps] * 3)
+        taps_kji = [
+            linear_taps(self._roi_indices(axis)[slice(*box_ijk[axis])], self.size)
+            for axis in (2, 1, 0)
+        ]
+        return interpolate(upsampled_kji, taps_kji).transpose()
+
     def _roi_indices(self, axis: int) -> np.ndarray:
         """Return the ROI coordinate of every stored voxel along a stored axis."""
         along = self.axes.index(axis)
@@ -219,15 +235,16 @@ class Roi:
         return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
 
 
-def crop_labels(roi: Roi, labels_ijk: np.ndarray) -> np.ndarray:
+def crop_labels(roi: Roi, labels_ijk: np.ndarray, box_ijk: Box | None = None) -> np.ndarray:
     """Return the label of the stored voxel nearest to each ROI voxel, (S, S, S); 0 outside.
 
-    labels_ijk: (I, J, K) label values of the stored image.
+    labels_ijk: (I, J, K) label values of the stored image, or those in a half-open box of it.
     """
     labels_roi = labels_ijk.transpose(roi.axes)
+    offsets = [box_ijk[axis][0] if box_ijk else 0 for axis in roi.axes]
     nearest = [
-        np.rint(np.arange(roi.size) * step + start).astype(int)
-        for step, start in zip(roi.steps, roi.starts, strict=True)
+        np.rint(np.arange(roi.size) * step + start).astype(int) - offset
+        for step, start, offset in zip(roi.steps, roi.starts, offsets, strict=True)
     ]
     inside = [(n >= 0) & (n < length) for n, length in zip(nearest, labels_roi.shape, strict=True)]
     cropped = np.zeros((roi.size,) * 3, dtype=labels_ijk.dtype)

@@ -5,14 +5,15 @@ dictionary `data` per request:
 
 `__call__`         check the request and choose the device      request.py
 `pre_transforms`   read the volume (cached)                     transforms.py, lib/imaging/volume.py
-                   parse clicks and box                         prompts.py
-                   choose the voxel size of the ROI (cached)    scale.py
-                   place the ROI around the clicks              lib/imaging/roi.py
-`run_inferer`      crop and normalise the ROI, encode (cached)  predictor.py
-                   decode click after click (cached)            predictor.py
+                   parse the prompts                            prompt_parser.py
+                   read the mask to start from (cached)         initial_mask.py
+                   place a ROI for each structure               structures.py, scale.py
+`run_inferer`      crop and normalise a ROI, encode (cached)    predictor.py
+                   replay prompt after prompt (cached)          predictor.py
                    give the mask its edges                      random_walker.py
-`post_transforms`  paste the mask into the stored image         transforms.py, lib/imaging/roi.py
-                   give clicked voxels their label              transforms.py
+`post_transforms`  paste the masks into the stored image        semantic_mask.py
+                   give marked voxels their structure           semantic_mask.py
+                   probability, uncertainty, next clicks        outputs.py
 `writer`           return the mask, or write its file           lib/imaging/mask_file.py
 """
 
@@ -22,7 +23,7 @@ import copy
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -34,20 +35,28 @@ from monailabel.utils.others.generic import device_list
 
 from lib.cache import ByteCache
 from lib.imaging.intensity import normalize
+from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import write_temporary
+from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.cuda_graphs import CapturedNetwork
+from lib.infers.interactions import describe_interactions
+from lib.infers.large_mask import coarser_roi, fits_inside, join, reaches_face
+from lib.infers.mask_state import MaskState
+from lib.infers.outputs import Outputs
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
-from lib.infers.request import MASK, check_reply_form, requested_device, requested_form
+from lib.infers.request import MAPS, MASK, check_reply_form, requested_device, requested_form
 from lib.infers.scale import RoiScale
 from lib.infers.stopwatch import Stopwatch
+from lib.infers.structures import RoiMask, RoiStructure, prompts_in_roi
 from lib.infers.transforms import (
-    LabelClickedVoxelsd,
     LoadVolumed,
+    MakeOutputsd,
     ParsePromptsd,
-    PasteRoid,
-    PlaceRoid,
+    PasteStructuresd,
+    PlaceRoisd,
+    ReadInitialMaskd,
     Transforms,
 )
 from lib.weights.files import Weights
@@ -65,11 +74,12 @@ class Caches:
 
     volumes: ByteCache[Volume]
     embeddings: ByteCache[ImageEmbedding]
-    masks: ByteCache[np.ndarray]
+    states: ByteCache[MaskState]
+    initial_masks: ByteCache[BoxMask]
 
 
 class FastSAM3DInfer(BasicInferTask):
-    """An interactive model of type ``deepgrow``: each request has all clicks on one structure."""
+    """An interactive model of type ``deepgrow``: each request has all prompts on its structures."""
 
     def __init__(
         self,
@@ -79,13 +89,15 @@ class FastSAM3DInfer(BasicInferTask):
         *,
         spacing_mm: float = 1.5,
         auto_zoom: bool = False,
+        label_codes: Mapping[str, str] | None = None,
         device: str | None = None,
         description: str = "",
         current: Callable[[], Weights] | None = None,
     ) -> None:
         """Set up the task; a network goes to its device when it is first used there.
 
-        weights: what to serve. labels: names that clients offer. spacing_mm: distance of ROI
+        weights: what to serve. labels: names that clients offer. label_codes: SNOMED CT codes of
+        labels, by name. spacing_mm: distance of ROI
         voxels. auto_zoom: choose another distance for structures of another size. device: a name
         for `find_device`; None offers all devices, the first by default. current: returns the
         weights to use now, if they can change while the server runs.
@@ -103,18 +115,20 @@ class FastSAM3DInfer(BasicInferTask):
         self._caches = caches
         self._spacing_mm = spacing_mm
         self._auto_zoom = auto_zoom
+        self._interactions = describe_interactions(labels, label_codes or {})
         self._voxel_sizes: ByteCache[float] = ByteCache(MAX_VOXEL_SIZES, nbytes=lambda _: 1)
         self._predictors: dict[tuple[str, str], FastSAM3DPredictor] = {}
         self._predictors_lock = threading.Lock()
 
     def info(self) -> dict[str, Any]:
-        """Return the task's entry in ``/info``, with its weights and their precision by device."""
+        """Return the task's entry in ``/info``, with its weights, interactions and precisions."""
         weights = self._current()
         description = f"{self.description} ({weights.describe()})"
         return {
             **super().info(),
             "description": description,
             "weights": weights.info(),
+            "interactions": self._interactions,
             "precision": {
                 device: asdict(predictor.precision)
                 for (_, device), predictor in list(self._predictors.items())
@@ -144,35 +158,69 @@ class FastSAM3DInfer(BasicInferTask):
         return [
             LoadVolumed(self._caches.volumes),
             ParsePromptsd(),
-            PlaceRoid(scale),
+            ReadInitialMaskd(self._caches.initial_masks),
+            PlaceRoisd(scale, weights.network.config.low_res_size),
         ]
 
     def run_inferer(
         self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda"
     ) -> dict[str, Any]:
-        """Compute ``values`` on the ROI, and ``threshold``, from volume, prompts and ROI.
+        """Compute the mask of each structure of ``structures`` on its ROI.
 
         device: "cpu" or "cuda:N", as `__call__` set it.
         """
-        volume, prompts, roi = data["volume"], data["prompts"], data["roi_cube"]
         predictor = self._predictor(data["weights"], device)
         # stages that the caches skip stay 0
-        stages = data["latencies"]["infer"] = Stopwatch(Crop=0, Wait=0, Encode=0, Decode=0)
+        stages = data["latencies"]["infer"] = Stopwatch(
+            Crop=0, Wait=0, Encode=0, Decode=0, Outline=0
+        )
+        for structure in data["structures"]:
+            structure.state = self._replay(predictor, data, structure, structure.roi, stages)
+            structure.mask = RoiMask(structure.roi, structure.state.margins)
+            if structure.beginning.state is None:
+                self._go_on_beyond(predictor, data, structure, stages)
+        return data
+
+    def _replay(
+        self,
+        predictor: FastSAM3DPredictor,
+        data: dict[str, Any],
+        structure: RoiStructure,
+        roi: Roi,
+        stages: Stopwatch,
+    ) -> MaskState:
+        """Return the mask that a structure's prompts lead to on a ROI."""
+        volume: Volume = data["volume"]
         embedding = predictor.encode(
             roi_key=(data["volume_key"], roi),
             make_roi_image=lambda: normalize(roi.crop(volume.array), volume.is_ct),
+            spacing_mm=roi.spacing_mm,
             stages=stages,
         )
-        points_roi = roi.to_roi(prompts.points_ijk)
-        low_res = predictor.decode(embedding, points_roi, prompts.labels, stages)
-        data["values"], data["threshold"] = predictor.delineate(
-            embedding, low_res, points_roi, prompts.labels, stages
-        )
-        return data
+        prompts = prompts_in_roi(structure.prompts, roi)
+        return predictor.replay(embedding, prompts, structure.beginning, stages)
+
+    def _go_on_beyond(
+        self,
+        predictor: FastSAM3DPredictor,
+        data: dict[str, Any],
+        structure: RoiStructure,
+        stages: Stopwatch,
+    ) -> None:
+        """Continue a mask that reaches the face of its ROI on a coarser one."""
+        fine = structure.mask
+        assert fine is not None
+        roi = coarser_roi(fine.roi)
+        if roi is None or not reaches_face(fine.margins, 0.0, fine.roi):
+            return
+        margins = self._replay(predictor, data, structure, roi, stages).margins
+        if fits_inside(margins, 0.0, roi, fine.roi):
+            margins, _ = join(fine.margins, 0.0, fine.roi, margins, 0.0, roi)
+        structure.mask = RoiMask(roi, margins)
 
     def post_transforms(self, data: Any = None) -> Transforms:
-        """Return the steps from the network's values to the mask of the stored image."""
-        return [PasteRoid(), LabelClickedVoxelsd()]
+        """Return the steps from the masks on the ROIs to the mask of the stored image."""
+        return [PasteStructuresd(), MakeOutputsd()]
 
     def writer(
         self, data: dict[str, Any], extension: Any = None, dtype: Any = None
@@ -182,15 +230,17 @@ class FastSAM3DInfer(BasicInferTask):
         The caller removes the file. If the request has the key MASK, there is no file: the path is
         None, and the parameters hold the mask itself.
         """
-        roi = data["roi_cube"]
         params = {
             "warnings": data["warnings"],
             "weights": data["weights"].info(),
-            "roi": {"affine_mm": roi.affine_mm.tolist(), "size": roi.size},
+            "roi": _describe_roi(data["structures"][0]),
+            "structures": {str(each.number): _describe_roi(each) for each in data["structures"]},
         }
         _log_click(data)
+        outputs: Outputs = data["outputs_made"]
+        params |= outputs.facts
         if data.get(MASK):
-            return None, {**params, MASK: data["pred"]}
+            return None, {**params, MASK: data["pred"], MAPS: outputs.maps}
         form = requested_form(data, data["image_path"])
         form = replace(form, extension=extension or form.extension, dtype=dtype or form.dtype)
         return write_temporary(data["pred"], form), params
@@ -207,7 +257,7 @@ class FastSAM3DInfer(BasicInferTask):
                     weights.network_id,
                     torch.device(device),
                     self._caches.embeddings,
-                    self._caches.masks,
+                    self._caches.states,
                     precision,
                 )
             return self._predictors[weights.network_id, device]
@@ -219,18 +269,22 @@ class FastSAM3DInfer(BasicInferTask):
             del self._predictors[key]
         if old:
             self._caches.embeddings.drop(lambda key: key[0] in old)
-            self._caches.masks.drop(lambda key: key[0][0] in old)
+            self._caches.states.drop(lambda key: key[0][0][0] in old)
+
+
+def _describe_roi(structure: RoiStructure) -> dict[str, Any]:
+    return {"affine_mm": structure.roi.affine_mm.tolist(), "size": structure.roi.size}
 
 
 def _log_click(data: dict[str, Any]) -> None:
-    """Log clicks, result and times of a request, and its warnings."""
-    labels = data["prompts"].labels
+    """Log prompts, result and times of a request, and its warnings."""
+    foreground = [prompt.is_foreground for prompt in data["prompts"].items]
     stages = {k: v for stage in data["latencies"].values() for k, v in stage.items()}
     logger.info(
         "click on %s: %d foreground, %d background, %d voxels; %s",
         os.path.basename(data["image_path"]),
-        (labels == 1).sum(),
-        (labels == 0).sum(),
+        sum(foreground),
+        len(foreground) - sum(foreground),
         np.count_nonzero(data["pred"].values),
         ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in stages.items()),
     )

@@ -8,7 +8,8 @@ Multilabel Random Walker Image Segmentation Using Prior Models, CVPR 2005, doi
     sum over neighbours of w_ij (x_i - x_j)² + sum over cells of g_i (x_i - p_i)²
 
 The weights w are small across edges of the image, p is the network's probability and g the trust in
-it. Clicked cells are fixed. So x spreads where the image is uniform and stops at edges.
+it. Clicked cells are fixed. So x spreads where the image is uniform and stops at edges. In a coarse
+ROI the intensities inside and outside of the mask first correct p (:mod:`intensity_likelihood`).
 
 This is our own code because the random walker of scikit-image takes no prior: it knows seeds only.
 """
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from lib.infers.intensity_likelihood import COARSE, likelihood_weight, with_intensities
 
 CELLS = 64
 """CELLS: cells along each side of the ROI. A cell of 3 mm keeps the walk below a tenth of a second.
@@ -37,7 +40,11 @@ LEAST_WEIGHT = 1e-3
 """LEAST_WEIGHT: lower limit of w, so that a walk can cross an edge."""
 
 TRUST = 0.02
-"""TRUST: g of all other cells. In a uniform image a click reaches about 1 / √g = 7 cells."""
+"""TRUST: g of all other cells. In a uniform image a click reaches about 1 / √g = 7 cells. A coarse
+ROI is trusted less, in proportion to its voxel size, so that a click reaches further."""
+
+TRAINED_MM = 1.5
+"""TRAINED_MM: voxel size of the ROIs that the networks were trained with."""
 
 CERTAIN = 1e3
 """CERTAIN: g of clicked cells."""
@@ -71,22 +78,37 @@ def random_walk(
     points_roi: np.ndarray,
     labels: np.ndarray,
     roi_size: int,
+    spacing_mm: float = TRAINED_MM,
+    fixed: np.ndarray | None = None,
+    drawing_trust: float | None = None,
 ) -> np.ndarray:
     """Return the logits of the random walker's probabilities on the ROI, (CELLS,)*3 float32.
 
-    logits: (s, s, s) float32 of the network. guide: see :func:`make_guide`. points_roi: (N, 3) ROI
-    voxel indices. labels: (N,), 1 foreground, 0 background; the last click in a cell counts.
-    roi_size: ROI voxels along each axis.
+    logits: (s, s, s) float32 of the network or of a drawing. guide: see :func:`make_guide`.
+    points_roi: (N, 3) ROI voxel indices. labels: (N,), 1 foreground, 0 background; the last click
+    in a cell counts. roi_size: ROI voxels along each axis. spacing_mm: distance between ROI voxels.
+    fixed: (CELLS,)*3 float32, the probabilities, 0 or 1, of the cells that are decided, NaN
+    elsewhere; clicks count more. drawing_trust: g of all other cells for a drawing's logits, which
+    hold the intensities already; None for the network's.
     """
-    low_res = torch.from_numpy(logits)[None, None]
+    low_res, image = torch.from_numpy(logits)[None, None], torch.from_numpy(guide)
     prior = F.interpolate(low_res, size=(CELLS,) * 3, mode="trilinear")[0, 0].sigmoid_()
-    trust = torch.full_like(prior, TRUST)
+    trust_of_cells = drawing_trust
+    if trust_of_cells is None:
+        coarseness = spacing_mm / TRAINED_MM
+        weight = likelihood_weight(len(labels), coarseness)
+        prior = with_intensities(prior, image, BRIGHTEST, weight)
+        trust_of_cells = TRUST / coarseness if coarseness >= COARSE else TRUST
+    trust = torch.full_like(prior, trust_of_cells)
+    if fixed is not None:
+        decided = torch.from_numpy(np.isfinite(fixed))
+        prior[decided], trust[decided] = torch.from_numpy(fixed)[decided], CERTAIN
     cells = ((points_roi + 0.5) * CELLS / roi_size).astype(int).clip(0, CELLS - 1)
     for cell, label in zip(cells.tolist(), labels.tolist(), strict=True):
         prior[tuple(cell)], trust[tuple(cell)] = float(label), CERTAIN
     if (prior > LIKELY).any():
         box = _box_around(prior > LIKELY)
-        weights = _edge_weights(torch.from_numpy(guide)[box])
+        weights = _edge_weights(image[box])
         prior[box] = _minimise(prior[box], trust[box], weights)
     return prior.logit_(eps=SURE).numpy()
 

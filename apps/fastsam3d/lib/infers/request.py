@@ -11,21 +11,26 @@ from lib.errors import InputError
 from lib.imaging.mask_file import DTYPES, EXTENSIONS, MaskForm, own_extension
 from lib.options import find_device
 
-CLICKS = ("foreground", "background", "roi", "coordinates", "size")
+PROMPTS = ("prompts", "foreground", "background", "roi", "coordinates", "size")
+START = ("start_from", "overwrite")
 REPLY = (
     "result_extension",
     "result_dtype",
     "result_compress",
     "restore_label_idx",
     "shown_box",
+    "outputs",
 )
 CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
-OPTIONS = (*CLICKS, *REPLY, *CLIENT)
+OPTIONS = (*PROMPTS, *START, *REPLY, *CLIENT)
 """OPTIONS: keys that a client may send.
 
-CLICKS: the clicks, the box, and the size of the answer. REPLY: the form of the reply. CLIENT: what
-Slicer and OHIF add.
+PROMPTS: the prompts, and the size of the answer. START: what is there already. REPLY: the form and
+content of the reply. CLIENT: what Slicer and OHIF add.
 """
+
+OUTPUTS = ("probability", "uncertainty", "next_click")
+"""OUTPUTS: what a reply may hold beside the mask."""
 
 SIZES = (-2, -1, 0, 1, 2)
 """SIZES: values of the option ``size``: the next smaller or larger answers to the same clicks."""
@@ -34,6 +39,15 @@ MASK = "mask"
 """MASK: key that the server's own route sets to true, to get the mask itself and no file.
 
 The reply then holds the `BoxMask` under the same key. Clients cannot send it.
+"""
+
+MAPS = "maps"
+"""MAPS: key of the reply beside MASK: the maps that ``outputs`` asked for, each a `BoxMask`."""
+
+INITIAL_MASK = "initial_mask"
+"""INITIAL_MASK: key under which the server's own route gives the path of the mask to start from.
+
+Clients send the file itself, or the tag of a stored label in ``start_from``.
 """
 
 
@@ -53,6 +67,7 @@ def check_reply_form(request: Mapping[str, Any]) -> None:
         if value is not None and value not in choices:
             raise InputError(f"{key} is {value!r}; choose one of {', '.join(choices)}")
     _parse_shown_box(request)
+    requested_outputs(request)
     if request.get("result_compress") not in (None, True, False):
         raise InputError(f"result_compress is {request['result_compress']!r}; send true or false")
 
@@ -77,6 +92,23 @@ def requested_size(request: Mapping[str, Any]) -> int:
     if isinstance(size, bool) or size not in SIZES:
         raise InputError(f"size is {size!r}; choose one of {', '.join(map(str, SIZES))}")
     return int(size)
+
+
+def requested_overwrite(request: Mapping[str, Any]) -> bool:
+    """Return whether prompts may take voxels of other structures; raise InputError if unclear."""
+    overwrite = request.get("overwrite")
+    if overwrite not in (None, True, False):
+        raise InputError(f"overwrite is {overwrite!r}; send true or false")
+    return bool(overwrite)
+
+
+def requested_outputs(request: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the option ``outputs``, in the order of OUTPUTS; raise InputError for others."""
+    outputs = request.get("outputs")
+    outputs = [] if outputs is None else outputs
+    if not isinstance(outputs, list | tuple) or not all(output in OUTPUTS for output in outputs):
+        raise InputError(f"outputs is {outputs!r}; send a list of {', '.join(OUTPUTS)}")
+    return tuple(output for output in OUTPUTS if output in outputs)
 
 
 def shown_box_corners(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> np.ndarray:

@@ -3,7 +3,8 @@
 No single voxel size suits all structures: a ROI of 192 mm shows a hippocampus in a few cells and
 does not hold a lung. A ridge regression estimates the size of the structure from the gradients of
 the image in shells around the click. The network cannot estimate it: its expected Dice is about the
-same at each voxel size.
+same at each voxel size. Where the click lies in a large region with a clear border, as in a lung,
+the region itself tells that the structure is large.
 """
 
 from __future__ import annotations
@@ -29,6 +30,25 @@ ROI_PER_DIAMETER = 5.0
 
 KEEP_RATIO = 1.3
 """KEEP_RATIO: the default voxel size stays if the chosen one differs by a smaller factor."""
+
+LARGE_MM = 2.4
+"""LARGE_MM: from this choice on, the voxel size is LARGEST_MM. The regression shrinks estimates
+towards the mean: only structures of 130 mm and more (lungs, livers) get this far."""
+
+REGION_SMOOTHING, TOLERANCES = 0.8, (0.25, 0.5)
+"""REGION_SMOOTHING, TOLERANCES: standard deviation in cells of the filter before a region is grown,
+and how far its values may differ from that at the click, in standard deviations of the image."""
+
+LARGE_REGION, LARGEST_REGION = 0.55, 0.95
+"""LARGE_REGION, LARGEST_REGION: limits of a large region's diameter, as a share of the ROI's
+side. A ball that fills the ROI has 1; what is larger has leaked into everything."""
+
+LOOKS = 3
+"""LOOKS: foreground clicks that vote on a large region. Each look takes a crop of the image."""
+
+STABLE_GROWTH = 1.08
+"""STABLE_GROWTH: a region has a clear border if the wider tolerance enlarges its diameter by no
+more than this factor."""
 
 SIZE_STEP = 1.5
 """SIZE_STEP: factor between the voxel sizes of neighbouring values of the option ``size``."""
@@ -68,39 +88,75 @@ class RoiScale:
     choices: ByteCache[float]
 
     def spacing_mm(
-        self, volume: Volume, volume_key: Hashable, first_ijk: np.ndarray, step: int
+        self,
+        volume: Volume,
+        volume_key: Hashable,
+        first_ijk: np.ndarray,
+        step: int,
+        foreground_ijk: np.ndarray | None = None,
     ) -> float:
-        """Return the voxel size in mm, a function of image, first click (3,) and step alone.
+        """Return the voxel size in mm, a function of image, clicks and step alone.
 
-        step: one of SIZES, for the next smaller or larger answer to the same clicks.
+        first_ijk: (3,), the first click. step: one of SIZES, for the next smaller or larger answer
+        to the same clicks. foreground_ijk: (N, 3), all foreground clicks in their order: the first
+        LOOKS of them vote on whether the structure is a large region. None: the first click does.
         """
         spacing_mm = self.default_mm
         if self.auto:
-            key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)
-            spacing_mm = self.choices.get_or_make(key, lambda: self._choose(volume, first_ijk))
+            voters_ijk = first_ijk[None] if foreground_ijk is None else foreground_ijk[:LOOKS]
+            votes = [self._is_large(volume, volume_key, click_ijk) for click_ijk in voters_ijk]
+            if any(votes) and 2 * sum(votes) >= len(votes):
+                spacing_mm = max(LARGEST_MM, self.default_mm)
+            else:
+                key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)
+                spacing_mm = self.choices.get_or_make(key, lambda: self._choose(volume, first_ijk))
+        return self.step_from(spacing_mm, step)
+
+    @staticmethod
+    def step_from(spacing_mm: float, step: int) -> float:
+        """Return the voxel size that is `step` sizes above or below another one."""
         if not step:
             return spacing_mm
         # a site may have chosen a default outside of the limits: steps never turn back
         limits = min(SMALLEST_MM, spacing_mm), max(LARGEST_MM, spacing_mm)
         return float(np.clip(spacing_mm * SIZE_STEP**step, *limits))
 
+    def _is_large(self, volume: Volume, volume_key: Hashable, click_ijk: np.ndarray) -> bool:
+        def look() -> float:
+            seen = self._look(volume, click_ijk)
+            return float(seen is not None and is_in_large_region(*seen))
+
+        key = (volume_key, tuple(click_ijk.tolist()), self.roi_size, "large")
+        return bool(self.choices.get_or_make(key, look))
+
     def _choose(self, volume: Volume, first_ijk: np.ndarray) -> float:
+        seen = self._look(volume, first_ijk)
+        if seen is None:
+            return self.default_mm
+        share = estimate_diameter(*seen)
+        chosen = float(np.clip(ROI_PER_DIAMETER * share * self.default_mm, SMALLEST_MM, LARGEST_MM))
+        if chosen >= max(LARGE_MM, self.default_mm):
+            return LARGEST_MM
+        ratio = chosen / self.default_mm
+        return self.default_mm if 1 / KEEP_RATIO < ratio < KEEP_RATIO else chosen
+
+    def _look(self, volume: Volume, click_ijk: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the guide image around a click, and the click as a share of the ROI's sides.
+
+        Return None without contrast: the encoder's crop raises the error with its reason.
+        """
         roi = Roi.place(
             volume.shape_ijk,
             volume.affine_mm,
-            first_ijk[None],
+            click_ijk[None],
             size=self.roi_size,
             spacing_mm=self.default_mm,
         )
         try:
             roi_image = normalize(roi.crop(volume.array), volume.is_ct)
-        except InputError:  # no contrast: the encoder's crop raises it with its reason
-            return self.default_mm
-        place = (roi.to_roi(first_ijk[None])[0] + 0.5) / self.roi_size
-        share = estimate_diameter(make_guide(roi_image), place)
-        chosen = float(np.clip(ROI_PER_DIAMETER * share * self.default_mm, SMALLEST_MM, LARGEST_MM))
-        ratio = chosen / self.default_mm
-        return self.default_mm if 1 / KEEP_RATIO < ratio < KEEP_RATIO else chosen
+        except InputError:
+            return None
+        return make_guide(roi_image), (roi.to_roi(click_ijk[None])[0] + 0.5) / self.roi_size
 
 
 def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:
@@ -111,6 +167,33 @@ def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:
     """
     inputs = (click_features(guide, place) - MEANS) / DEVIATIONS
     return float(np.exp(inputs @ COEFFICIENTS + INTERCEPT))
+
+
+def is_in_large_region(guide: np.ndarray, place: np.ndarray) -> bool:
+    """Return whether a click lies in a large region whose border is clear.
+
+    The region is grown from the click with two tolerances. It is that of a structure if it hardly
+    depends on the tolerance (as maximally stable extremal regions, Matas et al., BMVC 2002).
+
+    guide, place: see :func:`click_features`.
+    """
+    image = np.clip(guide, -BRIGHTEST, BRIGHTEST)
+    i, j, k = np.clip(place * len(image), 0, len(image) - 1).astype(int)
+    # the value at the click is not smoothed, as a click may lie close to the border
+    distance = np.abs(ndimage.gaussian_filter(image, REGION_SMOOTHING, truncate=2) - image[i, j, k])
+    strict, wide = (_region_diameter(distance < tolerance, (i, j, k)) for tolerance in TOLERANCES)
+    return LARGE_REGION <= strict <= LARGEST_REGION and wide <= STABLE_GROWTH * strict
+
+
+def _region_diameter(alike: np.ndarray, cell: tuple[int, int, int]) -> float:
+    """Return the diameter of a ball of a region's volume, as a share of the image's side.
+
+    alike: (c, c, c) bool. cell: a cell of the region; if it is not alike, the result is 0.
+    """
+    # the opening cuts bridges of a cell
+    parts, _ = ndimage.label(ndimage.binary_opening(alike))
+    volume = np.count_nonzero(parts == parts[cell]) if parts[cell] else 0
+    return float(np.cbrt(6 / np.pi * volume) / len(alike))
 
 
 def click_features(guide: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -11,11 +11,15 @@ import numpy as np
 from lib.cache import ByteCache
 from lib.errors import InputError
 from lib.imaging.mask import BoxMask
-from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume, read_volume
-from lib.infers.prompts import FOREGROUND, Prompts, parse_prompts
-from lib.infers.request import requested_size
+from lib.infers.initial_mask import beginning_of, file_digest, read_initial, structure_box
+from lib.infers.outputs import make_outputs
+from lib.infers.prompt_parser import parse_prompts
+from lib.infers.prompts import Prompts
+from lib.infers.request import INITIAL_MASK, requested_outputs, requested_overwrite, requested_size
 from lib.infers.scale import RoiScale
+from lib.infers.semantic_mask import compose
+from lib.infers.structures import RoiPlacer, RoiStructure, structures_of
 
 Data = dict[str, Any]
 
@@ -47,7 +51,7 @@ def volume_key(path: Path) -> Hashable:
 
 
 class ParsePromptsd:
-    """Parse ``foreground``, ``background`` and ``roi`` of the request into ``prompts``."""
+    """Parse the prompts of the request into ``prompts``."""
 
     def __call__(self, data: Data) -> Data:
         volume: Volume = data["volume"]
@@ -55,89 +59,100 @@ class ParsePromptsd:
         return data
 
 
-class PlaceRoid:
-    """Place the ROI around the clicks of ``prompts``, as ``roi_cube``.
+class ReadInitialMaskd:
+    """Read the file ``initial_mask`` of the request into ``initial``, from the cache if known.
 
-    The option ``size`` of the request asks for a smaller or larger voxel.
+    ``initial`` is a BoxMask of structures' numbers, or None if the request has no such file.
     """
 
-    def __init__(self, scale: RoiScale) -> None:
+    def __init__(self, masks: ByteCache[BoxMask]) -> None:
+        self._masks = masks
+
+    def __call__(self, data: Data) -> Data:
+        path, volume = data.get(INITIAL_MASK), data["volume"]
+        data["initial"] = None
+        if path:
+            key = (file_digest(path), data["volume_key"])
+            data["initial"] = self._masks.get_or_make(key, lambda: read_initial(path, volume))
+        return data
+
+
+class PlaceRoisd:
+    """Find the structures that the prompts are about, each with its ROI, as ``structures``.
+
+    The option ``size`` of the request asks for smaller or larger voxels of the ROIs.
+    """
+
+    def __init__(self, scale: RoiScale, low_res_size: int) -> None:
         self._scale = scale
+        self._low_res_size = low_res_size
 
     def __call__(self, data: Data) -> Data:
-        volume: Volume = data["volume"]
-        points_ijk = data["prompts"].points_ijk
-        data["roi_cube"] = Roi.place(
-            volume.shape_ijk,
-            volume.affine_mm,
-            points_ijk,
-            size=self._scale.roi_size,
-            spacing_mm=self._scale.spacing_mm(
-                volume, data["volume_key"], points_ijk[0], requested_size(data)
-            ),
-        )
+        prompts, initial = data["prompts"], data["initial"]
+        placer = RoiPlacer(self._scale, data["volume"], data["volume_key"], requested_size(data))
+        overwrite = requested_overwrite(data)
+        data["structures"] = []
+        for number in structures_of(prompts, initial):
+            own = prompts.about(number)
+            roi = placer.place(own, structure_box(initial, number) if initial else None)
+            beginning = beginning_of(initial, number, roi, self._low_res_size, overwrite)
+            data["structures"].append(RoiStructure(number, roi, own, beginning))
         return data
 
 
-class PasteRoid:
-    """Paste ``values`` (s, s, s) > ``threshold`` into the stored image, as ``pred``.
+class PasteStructuresd:
+    """Paste the masks of all ``structures`` into the stored image, as ``pred``.
 
-    The box of ``pred`` also holds the clicks, which may lie outside of the network's mask.
+    Marked voxels always get their structure, so a foreground click never returns an empty mask, for
+    which a viewer would keep showing its last one. ``warnings`` for the user are collected; one
+    says when the network found nothing. Raises InputError if ``pred`` has no voxel of a structure
+    of the request.
     """
 
     def __call__(self, data: Data) -> Data:
-        volume, prompts = data["volume"], data["prompts"]
-        values, box_ijk = data["roi_cube"].paste_box(
-            data["values"], data["threshold"], within_ijk=prompts.within_ijk
+        prompts, structures = data["prompts"], data["structures"]
+        marked = compose(
+            structures, prompts, data["volume"], data["initial"], requested_overwrite(data)
         )
-        mask = BoxMask(values, box_ijk, volume.shape_ijk, volume.affine_mm)
-        data["pred"] = mask.including(allowed_voxels(prompts))
-        return data
-
-
-def allowed_voxels(prompts: Prompts) -> np.ndarray:
-    """Return the clicked voxels (N, 3) inside the box that the mask is limited to."""
-    allowed = [prompts.is_within(*voxel) for voxel in prompts.voxels_ijk]
-    return prompts.voxels_ijk[allowed]
-
-
-class LabelClickedVoxelsd:
-    """Set the clicked voxels of ``pred`` to their label, and collect ``warnings`` for the user.
-
-    Clicked voxels always get their label, so a foreground click never returns an empty mask, for
-    which a viewer would keep showing its last one. A warning says when the network found nothing.
-    Raises InputError if ``pred`` is still empty.
-    """
-
-    def __call__(self, data: Data) -> Data:
-        prompts, mask = data["prompts"], data["pred"]
+        data["pred"] = marked.mask
         data["warnings"] = list(prompts.warnings)
-        network_found_something = mask.values.any()
-        for (i, j, k), label in zip(prompts.voxels_ijk, prompts.labels, strict=True):
-            if prompts.is_within(i, j, k):
-                mask.set_voxel(i, j, k, label)
-        if not mask.values.any():
-            raise InputError(_explain_empty_mask(prompts))
-        if not network_found_something:
-            data["warnings"].append(_explain_nothing_found(prompts))
+        numbers = [structure.number for structure in structures]
+        if not np.isin(marked.mask.values, numbers).any():
+            raise InputError(
+                "the mask is empty: all prompts lie outside of the box or on each other; move them"
+            )
+        for number in numbers:
+            if number not in marked.found:
+                data["warnings"].append(_explain_nothing_found(prompts, number))
+        if marked.hidden:
+            data["warnings"].append(
+                f"{marked.hidden} marked voxels belong to protected structures and stay as they "
+                "are; send overwrite true to change them"
+            )
         return data
 
 
-def _explain_empty_mask(prompts: Prompts) -> str:
-    if FOREGROUND not in prompts.labels:
-        return "there are only background clicks; choose the label and click on the structure"
-    return "the mask is empty: all clicks lie outside of the box or on each other; move them"
-
-
-def _explain_nothing_found(prompts: Prompts) -> str:
-    foreground = int((prompts.labels == FOREGROUND).sum())
-    clicks = "this click" if foreground == 1 else f"these {foreground} clicks"
+def _explain_nothing_found(prompts: Prompts, structure: int) -> str:
+    own = prompts.about(structure)
+    foreground = sum(prompt.is_foreground for prompt in own)
+    marks = "this click" if foreground == 1 else f"these {foreground} clicks"
+    if any(prompt.subtype != "point" for prompt in own):
+        marks = "these prompts"
     cures = ["click again, further inside the structure"]
-    if foreground < len(prompts.labels):
+    if foreground < len(own):
         cures.append("remove background clicks near it")
     if prompts.within_ijk is not None:
         cures.append("widen the box")
-    return f"nothing was found at {clicks}, only the clicks are marked; {', or '.join(cures)}"
+    return f"nothing was found at {marks}, only the clicks are marked; {', or '.join(cures)}"
+
+
+class MakeOutputsd:
+    """Compute what the option ``outputs`` of the request asks for, as ``outputs_made``."""
+
+    def __call__(self, data: Data) -> Data:
+        names = requested_outputs(data)
+        data["outputs_made"] = make_outputs(data["structures"], data["pred"], data["volume"], names)
+        return data
 
 
 Transforms = list[Callable[[Data], Data]]

@@ -20,6 +20,10 @@ class Studies(Protocol):
         """Return the path of an image, or "" if there is no such image."""
         ...
 
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """Return the path of the label with a tag of an image, or "" if there is none."""
+        ...
+
 
 class UploadSession(Protocol):
     """An image that a client uploaded for a limited time."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -20,10 +20,19 @@ from monailabel.endpoints import datastore
 from lib.datastore.dicom_seg import write_segmentation
 from lib.errors import InputError, NotFoundError
 from lib.imaging.mask_file import MaskForm, write_temporary
-from lib.infers.request import MASK, check_options, requested_form, shown_box_corners
+from lib.infers.outputs import MAPS as MAP_NAMES
+from lib.infers.request import (
+    INITIAL_MASK,
+    MAPS,
+    MASK,
+    check_options,
+    requested_form,
+    requested_outputs,
+    shown_box_corners,
+)
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import AnnotatorRole, UserRole
-from lib.server.find_image import find_image, image_file
+from lib.server.find_image import find_image, image_file, start_mask
 from lib.server.form_json import parse_object
 from lib.server.reply import box_reply, image_reply, multipart_reply
 
@@ -49,6 +58,7 @@ def infer(
     session_id: str = "",
     params: Annotated[str, Form()] = "{}",
     file: Annotated[UploadFile | None, File()] = None,
+    initial_mask: Annotated[UploadFile | None, File()] = None,
     output: OutputKind | None = None,
 ) -> Any:
     """Compute a mask on the image of the session, the sent file, or a study, in this order."""
@@ -56,11 +66,17 @@ def infer(
     request = parse_object(params, "params")
     check_options(request)
     _check_model(app, model)
+    _check_room_for_maps(request, output)
     if output == "dicom_seg":
         _check_has_series(app, is_uploaded=bool(session_id) or file is not None)
-    with image_file(app, image, session_id, file) as path:
-        result = app.infer({**request, "model": model, "image": path, MASK: True})["params"]
-        mask, form = result.pop(MASK), requested_form(request, path)
+    studies_image = "" if session_id or file else image
+    with (
+        image_file(app, image, session_id, file) as path,
+        start_mask(app, studies_image, request.get("start_from"), initial_mask) as start,
+    ):
+        own = {"model": model, "image": path, MASK: True, INITIAL_MASK: start}
+        result = app.infer({**request, **own})["params"]
+        mask, maps, form = result.pop(MASK), result.pop(MAPS), requested_form(request, path)
         if output == "dicom_seg":
             label_info = request.get("label_info") or []
             mask_path = write_temporary(mask, MaskForm(".nii.gz"))
@@ -69,10 +85,11 @@ def infer(
         return result
     if output == "box":
         mask = mask.including(shown_box_corners(request, mask.shape_ijk))
-        return _add_warnings(box_reply(mask, http), result["warnings"])
+        facts = {key: result[key] for key in ("next_click",) if key in result}
+        return _add_warnings(box_reply(mask, maps, facts, http), result["warnings"])
     if output == "image":
         return _add_warnings(image_reply(mask, form, http), result["warnings"])
-    return _add_warnings(multipart_reply(mask, form, result, http), result["warnings"])
+    return _add_warnings(multipart_reply(mask, maps, form, result, http), result["warnings"])
 
 
 @router.put("/datastore/label", summary="Save a label", tags=["Datastore"])
@@ -122,6 +139,14 @@ def _check_has_series(app: ServedApp, is_uploaded: bool) -> None:
     if is_uploaded or not isinstance(app.datastore(), DICOMWebDatastore):
         raise InputError(
             "a DICOM-SEG needs a series of a DICOM server; ask for output=image instead"
+        )
+
+
+def _check_room_for_maps(request: Mapping[str, Any], output: OutputKind | None) -> None:
+    maps = [name for name in requested_outputs(request) if name in MAP_NAMES]
+    if maps and output not in (None, "all", "box"):
+        raise InputError(
+            f"output={output} has no room for {', '.join(maps)}; ask for output=all or output=box"
         )
 
 

@@ -33,20 +33,30 @@ def image_reply(mask: BoxMask, form: MaskForm, request: Request) -> Response:
     return stream(body, "application/octet-stream", headers)
 
 
-def box_reply(mask: BoxMask, request: Request) -> Response:
+def box_reply(
+    mask: BoxMask, maps: Mapping[str, BoxMask], facts: Mapping[str, Any], request: Request
+) -> Response:
     """Return the mask inside its box, uint8, i runs fastest; X-Mask-Box says where the box lies.
 
-    The header is a JSON object: ``offset_ijk`` and ``size_ijk`` in stored voxels, and
-    ``affine_lps``, the (4, 4) matrix from an index in the box to LPS mm.
+    The header is a JSON object: ``offset_ijk`` and ``size_ijk`` in stored voxels, ``affine_lps``,
+    the (4, 4) matrix from an index in the box to LPS mm, ``arrays``, the names of the arrays of
+    this size in the body, one after the other, and the facts. maps: further arrays, by name; the
+    box holds theirs too.
     """
+    for other in maps.values():
+        mask = mask.covering(other.box_ijk)
+    arrays = {"mask": mask, **{name: other.covering(mask.box_ijk) for name, other in maps.items()}}
     affine_lps = mask.box_affine_mm
     affine_lps[:3] = RAS_TO_LPS @ affine_lps[:3]
     place = {
         "offset_ijk": [start for start, _ in mask.box_ijk],
         "size_ijk": [stop - start for start, stop in mask.box_ijk],
         "affine_lps": affine_lps.tolist(),
+        "arrays": list(arrays),
+        **facts,
     }
-    body, headers = Body.of(mask.values.tobytes(order="F")), {"X-Mask-Box": json.dumps(place)}
+    content = b"".join(array.values.tobytes(order="F") for array in arrays.values())
+    body, headers = Body.of(content), {"X-Mask-Box": json.dumps(place)}
     if is_far(request) and "gzip" in request.headers.get("accept-encoding", ""):
         body = body.gzipped()
         headers |= {"content-encoding": "gzip", "vary": "accept-encoding"}
@@ -54,27 +64,36 @@ def box_reply(mask: BoxMask, request: Request) -> Response:
 
 
 def multipart_reply(
-    mask: BoxMask, form: MaskForm, params: Mapping[str, Any], request: Request
+    mask: BoxMask,
+    maps: Mapping[str, BoxMask],
+    form: MaskForm,
+    params: Mapping[str, Any],
+    request: Request,
 ) -> Response:
-    """Return two parts: ``params`` as JSON, then ``image``, the mask file.
+    """Return the parts ``params`` as JSON, ``image``, the mask file, and a file for each map.
 
-    If the request leaves the compression open, the mask is compressed for a client on another
+    If the request leaves the compression open, the files are compressed for a client on another
     machine.
     """
     if form.compress is None and is_far(request):
         form = MaskForm(form.extension, form.dtype, compress=True)
     boundary = uuid.uuid4().hex
-    name = f"{uuid.uuid4().hex}{form.extension}"  # Slicer stores the file under this name
     head = (
         f"--{boundary}\r\n"
         'Content-Disposition: form-data; name="params"\r\n'
         "Content-Type: application/json\r\n\r\n"
-        f"{json.dumps(params)}\r\n"
-        f"--{boundary}\r\n"
-        f'Content-Disposition: form-data; name="image"; filename="{name}"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
+        f"{json.dumps(params)}"
     )
-    body = mask_body(mask, form).between(head.encode(), f"\r\n--{boundary}--\r\n".encode())
+    bodies = [Body.of(head.encode())]
+    for part, array in {"image": mask, **maps}.items():
+        name = f"{uuid.uuid4().hex}{form.extension}"  # Slicer stores the file under this name
+        before = (
+            f"\r\n--{boundary}\r\n"
+            f'Content-Disposition: form-data; name="{part}"; filename="{name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        bodies += [Body.of(before.encode()), mask_body(array, form)]
+    body = Body.chain([*bodies, Body.of(f"\r\n--{boundary}--\r\n".encode())])
     return stream(body, f"multipart/form-data; boundary={boundary}", {})
 
 

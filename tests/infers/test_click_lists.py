@@ -1,4 +1,4 @@
-"""Clicks and box of a request are parsed, or give an error message that names the value."""
+"""The click lists of stock clients and the box: parsed, or an error names the value."""
 
 import nibabel as nib
 import numpy as np
@@ -8,46 +8,54 @@ from hypothesis import strategies as st
 
 from lib.errors import InputError
 from lib.imaging.affine import RAS_TO_LPS
-from lib.infers.prompts import parse_prompts
+from lib.infers.prompt_parser import parse_prompts
 
 SHAPE = (512, 400, 90)
 INSIDE = [[1, 2, 3], [511, 399, 89], [0, 0, 0]]
 
 
+def places(prompts):
+    """Return the places of all prompts, each of which must be a point."""
+    assert all(prompt.subtype == "point" for prompt in prompts.items)
+    return [list(place) for prompt in prompts.items for place in prompt.places_ijk]
+
+
+def labels(prompts):
+    return [prompt.structure for prompt in prompts.items]
+
+
 def test_clicks_keep_their_order_foreground_first():
     request = {"background": [[9, 9, 9], [4, 5, 6]], "foreground": INSIDE}
     prompts = parse_prompts(request, SHAPE)
-    assert prompts.points_ijk.tolist() == [*INSIDE, [9, 9, 9], [4, 5, 6]]
-    assert prompts.points_ijk.dtype == np.float64
-    assert prompts.labels.tolist() == [1, 1, 1, 0, 0]
-    assert prompts.labels.dtype == np.int64
+    assert places(prompts) == [*INSIDE, [9, 9, 9], [4, 5, 6]]
+    assert labels(prompts) == [1, 1, 1, 0, 0]
     assert prompts.within_ijk is None and prompts.warnings == ()
 
 
-@pytest.mark.parametrize("nothing", [{}, {"foreground": None}, {"foreground": []}])
-def test_background_alone_is_enough(nothing):
-    prompts = parse_prompts({**nothing, "background": [[7, 8, 9]]}, SHAPE)
-    assert prompts.points_ijk.tolist() == [[7, 8, 9]]
-    assert prompts.labels.tolist() == [0]
-    assert "only background clicks" in prompts.warnings[0]
-
-
-def test_the_same_clicks_twice_are_background():
-    prompts = parse_prompts({"foreground": INSIDE, "background": INSIDE}, SHAPE)
-    assert prompts.points_ijk.tolist() == INSIDE
-    assert prompts.labels.tolist() == [0, 0, 0]
-    assert "used as background only" in prompts.warnings[0]
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"background": INSIDE},
+        {"foreground": None, "background": INSIDE},
+        {"foreground": [], "background": INSIDE},
+        # OHIF sends the background clicks under both names while that list is active
+        {"foreground": INSIDE, "background": INSIDE},
+    ],
+)
+def test_background_alone_is_an_error(request_):
+    with pytest.raises(InputError, match="only background clicks; choose the label and click"):
+        parse_prompts(request_, SHAPE)
 
 
 def test_clicks_in_common_are_not_the_same_clicks():
     prompts = parse_prompts({"foreground": INSIDE, "background": INSIDE[:1]}, SHAPE)
-    assert prompts.labels.tolist() == [1, 1, 1, 0]
+    assert labels(prompts) == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32, np.float64])
 def test_numpy_clicks_are_accepted(dtype):
     prompts = parse_prompts({"foreground": np.array(INSIDE, dtype=dtype)}, SHAPE)
-    assert prompts.points_ijk.tolist() == INSIDE
+    assert places(prompts) == INSIDE
 
 
 @pytest.mark.parametrize(
@@ -111,8 +119,8 @@ OUTSIDE = [[512, 40, 3], [-1, 40, 3], [5, 400, 3], [5, 40, 90], [5, 40, -0.51], 
 @pytest.mark.parametrize("click", OUTSIDE)
 def test_a_click_outside_is_left_out_while_others_remain(click):
     prompts = parse_prompts({"foreground": [click, *INSIDE], "background": [[5, 5, 5]]}, SHAPE)
-    assert prompts.points_ijk.tolist() == [*INSIDE, [5, 5, 5]]
-    assert prompts.labels.tolist() == [1, 1, 1, 0]
+    assert places(prompts) == [*INSIDE, [5, 5, 5]]
+    assert labels(prompts) == [1, 1, 1, 0]
     assert len(prompts.warnings) == 1
     assert prompts.warnings[0].endswith("lies outside the image of 512 × 400 × 90 voxels; left out")
 
@@ -134,11 +142,11 @@ def test_several_clicks_outside_are_counted():
 
 @pytest.mark.parametrize("click", [[-0.5, 0, 0], [511.49, 399.49, 89.49]])
 def test_a_click_within_the_outermost_voxels_is_inside(click):
-    assert parse_prompts({"foreground": [click]}, SHAPE).points_ijk.tolist() == [click]
+    assert places(parse_prompts({"foreground": [click]}, SHAPE)) == [click]
 
 
 def test_too_many_clicks_are_an_error():
-    assert len(parse_prompts({"foreground": [[1, 2, 3]] * 100}, SHAPE).labels) == 100
+    assert len(parse_prompts({"foreground": [[1, 2, 3]] * 100}, SHAPE).items) == 100
     with pytest.raises(InputError, match="101 clicks are too many; send at most 100"):
         parse_prompts({"foreground": [[1, 2, 3]] * 99, "background": [[4, 5, 6]] * 2}, SHAPE)
 
@@ -200,9 +208,10 @@ def test_any_request_gives_clicks_inside_the_image_or_an_input_error(request_):
     except InputError as error:
         assert len(str(error)) < 200
         return
-    assert len(prompts.points_ijk) == len(prompts.labels) >= 1
-    assert np.all(np.rint(prompts.points_ijk) >= 0)
-    assert np.all(prompts.points_ijk < np.array([9, 7, 5]) - 0.5)
+    points_ijk = np.array(places(prompts))
+    assert len(points_ijk) >= 1
+    assert np.all(np.rint(points_ijk) >= 0)
+    assert np.all(points_ijk < np.array([9, 7, 5]) - 0.5)
 
 
 AFFINE_MM = nib.affines.from_matvec(
@@ -217,11 +226,11 @@ def to_lps(points_ijk):
 def test_clicks_in_lps_mm_are_those_voxels():
     request = {"foreground": to_lps(INSIDE), "background": to_lps([[9, 9, 9]])}
     prompts = parse_prompts({**request, "coordinates": "lps_mm"}, SHAPE, AFFINE_MM)
-    assert prompts.points_ijk.tolist() == [*INSIDE, [9, 9, 9]]
+    assert places(prompts) == [*INSIDE, [9, 9, 9]]
     rounded = {key: np.round(clicks, 3).tolist() for key, clicks in request.items()}
     again = parse_prompts({**rounded, "coordinates": "lps_mm"}, SHAPE, AFFINE_MM)
-    assert again.points_ijk.tolist() == prompts.points_ijk.tolist()
-    assert prompts.voxels_ijk.tolist() == [*INSIDE, [9, 9, 9]]
+    assert places(again) == places(prompts)
+    assert prompts.items[1].voxels_ijk.tolist() == [INSIDE[1]]
 
 
 def test_a_click_in_mm_outside_of_the_image_is_named_as_it_was_sent():

@@ -1,0 +1,114 @@
+"""Corrections: what a further click changes in the mask before it.
+
+The network answers each click with a whole new mask, which is right near the click and often worse
+elsewhere. So the new mask is taken near the click, and far from it only in part. Masks are given by
+their margins: the logits minus the threshold, positive inside the mask.
+
+    after = before + reach × (answer - before) ± PUSH × push
+
+`reach` falls from 1 at the click to FAR far away. A click far from the border of the mask tells of
+a large error, so the distance between them scales both `reach` and `push`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+REACH_PER_DEPTH, REACH_PER_RADIUS = 1.0, 0.4
+"""REACH_PER_DEPTH, REACH_PER_RADIUS: the standard deviation of the reach is the sum of the click's
+distance from the mask's border and of the radius of a ball of the mask's volume, times these."""
+
+LEAST_REACH, LEAST_PUSH = 2.0, 1.5
+"""LEAST_REACH, LEAST_PUSH: smallest standard deviations of reach and push, in cells."""
+
+FAR = 0.1
+"""FAR: share of the answer that is taken far from the click."""
+
+OPPOSED = 0.7
+"""OPPOSED: factor for changes against the click: removals by a foreground click, additions by a
+background click."""
+
+PUSH = 1.0
+"""PUSH: what a click adds at its place, in the unit of logits, towards its own label."""
+
+CLICKED = 1.0
+"""CLICKED: least distance of the clicked cell from the threshold, on the side of its label."""
+
+
+def correct(
+    before: np.ndarray | None, answer: np.ndarray, point_roi: np.ndarray, label: int, roi_size: int
+) -> np.ndarray:
+    """Return the margins after a click, (c, c, c) float32; the inputs are not changed.
+
+    before: margins (c, c, c) of the mask that was clicked; None at the first click. answer: margins
+    (c, c, c) of the network's mask with this click, which are its logits minus its threshold.
+    point_roi: (3,) ROI voxel indices of the click. label: 1 foreground, 0 background. roi_size: ROI
+    voxels along each axis.
+
+    The first answer is returned as it is, and so is any answer to an empty mask. A click that the
+    mask satisfies (foreground inside of it, background outside) changes nothing: `before` is
+    returned.
+    """
+    if before is None or not (before > 0).any():
+        return answer
+    if is_satisfied(before, point_roi, label, roi_size):
+        return before
+    cells = len(before)
+    place = cell_place(point_roi, roi_size, cells)
+    depth = border_distance(before, place, bool(label))
+    radius = ball_radius(before)
+    deviation = max(LEAST_REACH, REACH_PER_DEPTH * depth + REACH_PER_RADIUS * radius)
+    sign = 1 if label else -1
+    reach = FAR + (1 - FAR) * bell(cells, place, deviation)
+    change = answer - before
+    change *= np.where(sign * change < 0, OPPOSED * reach, reach)
+    after = before + change
+    after += sign * PUSH * bell(cells, place, max(LEAST_PUSH, depth))
+    cell = nearest_cell(place, cells)
+    after[cell] = sign * max(CLICKED, sign * float(after[cell]))
+    return after
+
+
+def is_satisfied(margins: np.ndarray, point_roi: np.ndarray, label: int, roi_size: int) -> bool:
+    """Return whether the cell of a click has its label already; see :func:`correct`."""
+    cells = len(margins)
+    cell = nearest_cell(cell_place(point_roi, roi_size, cells), cells)
+    return bool(margins[cell] > 0) == bool(label)
+
+
+def cell_place(point_roi: np.ndarray, roi_size: int, cells: int) -> np.ndarray:
+    """Return the place of ROI voxel indices (3,) in cells, (3,); 0 is the first cell's centre."""
+    return (np.asarray(point_roi) + 0.5) * cells / roi_size - 0.5
+
+
+def nearest_cell(place: np.ndarray, cells: int) -> tuple[int, int, int]:
+    """Return the index of the cell that holds a place, as the random walker takes its seeds."""
+    i, j, k = (place + 0.5).astype(int).clip(0, cells - 1).tolist()
+    return i, j, k
+
+
+def border_distance(margins: np.ndarray, place: np.ndarray, to_mask: bool) -> float:
+    """Return the distance in cells from a place (3,) to the mask, or to the cells outside of it.
+
+    Return 0 if there are no such cells.
+    """
+    other = (margins > 0) == to_mask
+    if not other.any():
+        return 0.0
+    i, j, k = (np.square(np.arange(len(margins)) - along) for along in place)
+    squares = i[:, None, None] + j[:, None] + k
+    return float(np.sqrt(squares[other].min()))
+
+
+def ball_radius(margins: np.ndarray) -> float:
+    """Return the radius in cells of a ball of the mask's volume."""
+    return float((3 / (4 * np.pi) * np.count_nonzero(margins > 0)) ** (1 / 3))
+
+
+def bell(cells: int, place: np.ndarray, deviation: float) -> np.ndarray:
+    """Return a Gaussian that is 1 at a place (3,), (cells,)*3 float32. deviation: in cells."""
+    i, j, k = (
+        np.exp(-0.5 * np.square((np.arange(cells) - along) / deviation)).astype(np.float32)
+        for along in place
+    )
+    return i[:, None, None] * j[:, None] * k

@@ -1,0 +1,124 @@
+"""The mask that an interaction starts from: a file of structures on the grid of the image."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from scipy import ndimage
+
+from lib.errors import InputError
+from lib.imaging.box import EMPTY_BOX, Box, box_slices, contains
+from lib.imaging.mask import BoxMask
+from lib.imaging.roi import Roi, crop_labels
+from lib.imaging.volume import Volume, read_volume
+from lib.infers.mask_state import Beginning, MaskState
+from lib.infers.prompts import MAX_STRUCTURE
+from lib.infers.random_walker import CELLS
+
+SURE_LOGIT = 6.0
+"""SURE_LOGIT: logit of a cell that a given mask covers as a whole."""
+
+ROUNDING = 0.05
+"""ROUNDING: distance from an integer within which a scaled value of a mask file is that integer."""
+
+
+def read_initial(path: str | Path, image: Volume) -> BoxMask:
+    """Read a mask of structures; raises InputError if it does not lie on the grid of the image.
+
+    The values are the numbers of the structures, from 0 to MAX_STRUCTURE. The result covers the box
+    of all structures.
+    """
+    mask = read_volume(path)
+    corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in image.shape_ijk), 1]]).T
+    apart_mm = np.abs((mask.affine_mm - image.affine_mm) @ corners).max()
+    if mask.shape_ijk != image.shape_ijk or apart_mm > voxel_sizes(image.affine_mm).min() / 2:
+        raise InputError(
+            f"initial_mask has {mask.shape_ijk} voxels on another grid than the image with "
+            f"{image.shape_ijk}; send it on the grid of the image"
+        )
+    values = np.rint(mask.array)
+    if values.min() < 0 or values.max() > MAX_STRUCTURE:
+        raise InputError(
+            f"initial_mask holds values from {values.min():g} to {values.max():g}; "
+            f"send numbers of structures from 0 to {MAX_STRUCTURE}"
+        )
+    if np.abs(values - mask.array).max() > ROUNDING:
+        raise InputError("initial_mask holds fractions; send integers")
+    values = values.astype(np.uint8)
+    found = ndimage.find_objects((values > 0).view(np.uint8))
+    box_ijk = box_of(found[0]) if found else EMPTY_BOX
+    inside = np.asfortranarray(values[box_slices(box_ijk)])
+    return BoxMask(inside, box_ijk, image.shape_ijk, image.affine_mm)
+
+
+def box_of(slices: tuple[slice, ...]) -> Box:
+    """Return the half-open box of an index of `scipy.ndimage.find_objects`."""
+    i, j, k = ((int(part.start), int(part.stop)) for part in slices)
+    return i, j, k
+
+
+def file_digest(path: str | Path) -> str:
+    """Return a key for the content of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def structures_at(initial: BoxMask, voxels_ijk: np.ndarray) -> list[int]:
+    """Return the numbers of the structures that voxels (N, 3) lie in, without repeats, in order."""
+    starts = [start for start, _ in initial.box_ijk]
+    inside = [voxel for voxel in voxels_ijk.tolist() if contains(initial.box_ijk, *voxel)]
+    numbers = (int(initial.values[tuple(np.subtract(voxel, starts))]) for voxel in inside)
+    return list(dict.fromkeys(number for number in numbers if number))
+
+
+def structure_box(initial: BoxMask, structure: int) -> Box | None:
+    """Return the half-open box of stored voxels of a structure; None if it has no voxel."""
+    found = ndimage.find_objects((initial.values == structure).view(np.uint8))
+    if not found:
+        return None
+    inner = box_of(found[0])
+    i, j, k = (
+        (start + low, start + high)
+        for (start, _), (low, high) in zip(initial.box_ijk, inner, strict=True)
+    )
+    return i, j, k
+
+
+def beginning_of(
+    initial: BoxMask | None, structure: int, roi: Roi, low_res_size: int, overwrite: bool
+) -> Beginning:
+    """Return what a given mask says about a structure on a ROI.
+
+    low_res_size: cells of the network's masks along an axis. overwrite: whether the cells of other
+    structures may be taken.
+    """
+    if initial is None:
+        return Beginning()
+    labels_roi = crop_labels(roi, initial.values, initial.box_ijk)
+    state = protected = None
+    if (initial.values == structure).any():
+        share = pooled(labels_roi == structure, CELLS)
+        low_res = pooled(labels_roi == structure, low_res_size)
+        state = MaskState(_logits(low_res), _logits(share), 0.0)
+    others = (labels_roi != structure) & (labels_roi != 0)
+    if not overwrite and others.any():
+        protected = pooled(others, CELLS) >= 0.5
+    return Beginning(state, protected)
+
+
+def pooled(mask_roi: np.ndarray, cells: int) -> np.ndarray:
+    """Return the share of true voxels in each of (cells,)*3 cells of a mask (S, S, S), float32."""
+    step = len(mask_roi) // cells
+    return mask_roi.reshape(cells, step, cells, step, cells, step).mean(
+        axis=(1, 3, 5), dtype=np.float32
+    )
+
+
+def _logits(share: np.ndarray) -> np.ndarray:
+    """Return logits of shares, at most SURE_LOGIT from 0."""
+    least = 1 / (1 + np.exp(SURE_LOGIT))
+    share = np.clip(share, least, 1 - least)
+    return np.log(share / (1 - share)).astype(np.float32)

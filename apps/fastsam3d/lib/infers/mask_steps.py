@@ -1,0 +1,124 @@
+"""The parts of a replay's step: what a prompt tells the network, and what it makes of the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lib.infers.corrections import CLICKED, correct, is_satisfied
+from lib.infers.drawings import region
+from lib.infers.mask_state import MaskState, RoiPrompt
+from lib.infers.random_walker import CELLS
+from lib.infers.roi_cells import places_along
+
+PROTECTED_LOGIT = -8.0
+"""PROTECTED_LOGIT: logit of cells that cannot be of the structure, as the network gets them."""
+
+SCRIBBLE_CLICKS = 3
+"""SCRIBBLE_CLICKS: clicks that a scribble becomes for the network: its ends and its middle."""
+
+
+def clicks_of(prompts: Sequence[RoiPrompt]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the clicks (N, 3) that points and scribbles become, ROI voxels, and labels (N,)."""
+    points, labels = [np.empty((0, 3))], [np.empty(0, dtype=np.int64)]
+    for prompt in prompts:
+        if prompt.subtype in ("point", "scribble"):
+            places = clicks_of_one(prompt)
+            points.append(places)
+            labels.append(np.full(len(places), int(prompt.is_foreground), dtype=np.int64))
+    return np.concatenate(points), np.concatenate(labels)
+
+
+def clicks_of_one(prompt: RoiPrompt) -> np.ndarray:
+    """Return the clicks (N, 3) of a point or a scribble, ROI voxel indices."""
+    if prompt.subtype == "point":
+        return prompt.points_roi
+    return places_along(prompt.points_roi, np.linspace(0, 1, SCRIBBLE_CLICKS))
+
+
+def is_satisfied_by(state: MaskState, prompt: RoiPrompt, roi_size: int) -> bool:
+    """Return whether a point asks for nothing new: the mask is right there already.
+
+    False for drawings, and while there is no mask: the first prompt always counts.
+    """
+    if prompt.subtype != "point" or not (state.margins > 0).any():
+        return False
+    return is_satisfied(state.margins, prompt.points_roi[0], prompt.is_foreground, roi_size)
+
+
+def corrected(state: MaskState, answer: np.ndarray, prompt: RoiPrompt, roi_size: int) -> np.ndarray:
+    """Return the margins after a point or a scribble, (c, c, c).
+
+    answer: (c, c, c) margins of the network's mask with this prompt.
+    """
+    margins = state.margins
+    for point in clicks_of_one(prompt):
+        margins = correct(margins, answer, point, int(prompt.is_foreground), roi_size)
+    if prompt.subtype == "scribble":
+        on_path = region("scribble", prompt.points_roi, roi_size)
+        margins = np.where(on_path, np.minimum(margins, -CLICKED), margins)
+    return margins
+
+
+def joined(state: MaskState, margins: np.ndarray, decided: np.ndarray | None) -> np.ndarray:
+    """Return the margins after a drawing on the structure, (CELLS,)*3.
+
+    The mask before it stays: a second drawing shows another part of the structure. margins: of the
+    drawing alone. decided: see `MaskState.fixed`.
+    """
+    before = on_cells(state.margins)
+    if (before > 0).any():
+        margins = np.maximum(margins, before)
+    if decided is not None:
+        margins = np.where(decided == 1, np.maximum(margins, CLICKED), margins)
+        margins = np.where(decided == 0, np.minimum(margins, -CLICKED), margins)
+    return margins
+
+
+def without_region(state: MaskState, prompt: RoiPrompt, roi_size: int) -> MaskState:
+    """Return the state after a box or a lasso around background: its cells are taken off."""
+    cells = region(prompt.subtype, prompt.points_roi, roi_size)
+    margins = on_cells(state.margins)
+    margins = np.where(cells, np.minimum(margins, -CLICKED), margins)
+    outside = np.where(cells, np.float32(0), np.float32(np.nan))
+    low_res = without_protected(state.low_res, cells)
+    fixed = fixed_cells(state.fixed, None, outside)
+    return MaskState(low_res, margins, state.threshold, state.drawn, fixed)
+
+
+def fixed_cells(
+    fixed: np.ndarray | None, protected: np.ndarray | None, newest: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Return the cells that are decided, (CELLS,)*3: 1 or 0, NaN elsewhere; None if there are none.
+
+    fixed: those before. newest: those of the newest drawing, which count more. protected: bool, the
+    cells of other structures, which count most.
+    """
+    result = fixed
+    if newest is not None and np.isfinite(newest).any():
+        result = newest if result is None else np.where(np.isfinite(newest), newest, result)
+    if protected is not None:
+        blank = np.full(protected.shape, np.nan, dtype=np.float32)
+        result = np.where(protected, np.float32(0), blank if result is None else result)
+    return result
+
+
+def without_protected(logits: np.ndarray, protected: np.ndarray | None) -> np.ndarray:
+    """Return logits (s, s, s) that are low in cells that cannot be of the structure.
+
+    protected: (c, c, c) bool, c a multiple of s; None if there are none.
+    """
+    if protected is None:
+        return logits
+    size, step = len(logits), len(protected) // len(logits)
+    shares = protected.reshape(size, step, size, step, size, step).mean(axis=(1, 3, 5))
+    return np.where(shares >= 0.5, np.float32(PROTECTED_LOGIT), logits)
+
+
+def on_cells(margins: np.ndarray) -> np.ndarray:
+    """Return margins (c, c, c) on the cells of the walk, (CELLS,)*3, c a divisor of CELLS."""
+    repeats = CELLS // len(margins)
+    for axis in range(3):
+        margins = margins.repeat(repeats, axis) if repeats > 1 else margins
+    return margins

@@ -1,0 +1,151 @@
+"""One mask of all structures: those that were computed, those that were there, and the marks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.imaging.box import EMPTY_BOX, Box, box_slices, hull, hull_of_boxes, intersect
+from lib.imaging.mask import BoxMask
+from lib.imaging.volume import Volume
+from lib.infers.prompts import Prompts
+from lib.infers.structures import RoiStructure
+
+
+@dataclass(frozen=True)
+class MarkedMask:
+    """The mask of a reply.
+
+    mask: structures' numbers. found: the structures for which the network marked a voxel. hidden:
+    number of marked voxels that belong to protected structures.
+    """
+
+    mask: BoxMask
+    found: frozenset[int]
+    hidden: int
+
+
+def compose(
+    structures: Sequence[RoiStructure],
+    prompts: Prompts,
+    volume: Volume,
+    initial: BoxMask | None,
+    overwrite: bool,
+) -> MarkedMask:
+    """Return the mask of all structures on the grid of the image.
+
+    Where two structures meet, each voxel gets the one whose value is further above its threshold.
+    Structures of `initial` that have no prompt stay; they yield to others only with `overwrite`.
+    The voxels that the user marked get the structure they were marked with, the latest mark last.
+    """
+    pasted = [_paste(structure, prompts.within_ijk) for structure in structures]
+    voxels_ijk = _marked_voxels(prompts)
+    box_ijk = initial.box_ijk if initial else EMPTY_BOX
+    for _, own_box_ijk in pasted:
+        box_ijk = hull_of_boxes(box_ijk, own_box_ijk)
+    box_ijk = hull(box_ijk, voxels_ijk)
+    canvas = _Canvas(box_ijk, initial, [structure.number for structure in structures], overwrite)
+    found = set()
+    for structure, (values, own_box_ijk) in zip(structures, pasted, strict=True):
+        canvas.add(structure, values, own_box_ijk)
+        if values.any():
+            found.add(structure.number)
+    hidden = canvas.mark(prompts)
+    mask = BoxMask(canvas.values, box_ijk, volume.shape_ijk, volume.affine_mm)
+    return MarkedMask(mask, frozenset(found), hidden)
+
+
+def _paste(structure: RoiStructure, within_ijk: Box | None) -> tuple[np.ndarray, Box]:
+    assert structure.mask is not None
+    return structure.mask.roi.paste_box(structure.mask.margins, 0.0, within_ijk)
+
+
+def _marked_voxels(prompts: Prompts) -> np.ndarray:
+    """Return the voxels (N, 3) that the user marked, inside the box that limits the mask."""
+    voxels_ijk = np.concatenate([prompt.voxels_ijk for prompt in prompts.items])
+    allowed = [prompts.is_within(*voxel) for voxel in voxels_ijk.tolist()]
+    return voxels_ijk[allowed]
+
+
+class _Canvas:
+    """The voxels of a box, on which structures are placed one after the other."""
+
+    def __init__(
+        self, box_ijk: Box, initial: BoxMask | None, numbers: Sequence[int], overwrite: bool
+    ) -> None:
+        """numbers: the structures that are placed; their voxels in `initial` are taken off."""
+        self._box_ijk = box_ijk
+        self._placed: list[RoiStructure] = []
+        shape = [stop - start for start, stop in box_ijk]
+        self.values = np.zeros(shape, dtype=np.uint8, order="F")
+        if initial is not None and initial.values.size:
+            self.values[box_slices(initial.box_ijk, box_ijk)] = initial.values
+        self._initial = self.values.copy(order="F")
+        self.values[np.isin(self.values, list(numbers))] = 0
+        self._is_protected = None if overwrite else self.values != 0
+
+    def add(self, structure: RoiStructure, mask: np.ndarray, box_ijk: Box) -> None:
+        """Place a structure. mask: (i, j, k) uint8 in its half-open box of stored voxels."""
+        if structure.beginning.state is not None:
+            mask, box_ijk = self._on_given(structure, mask, box_ijk)
+        if not mask.size:
+            return
+        slices = box_slices(box_ijk, self._box_ijk)
+        wanted = mask.astype(bool)
+        if self._is_protected is not None:
+            wanted &= ~self._is_protected[slices]
+        for other in self._placed:
+            wanted &= ~self._loses(structure, other, box_ijk, wanted)
+        self.values[slices][wanted] = structure.number
+        self._placed.append(structure)
+
+    def mark(self, prompts: Prompts) -> int:
+        """Give marked voxels their structure; return how many are protected and stay."""
+        starts = [start for start, _ in self._box_ijk]
+        hidden = 0
+        for prompt in prompts.items:
+            for voxel in prompt.voxels_ijk.tolist():
+                if not prompts.is_within(*voxel):
+                    continue
+                index = tuple(np.subtract(voxel, starts))
+                if self._is_protected is not None and self._is_protected[index]:
+                    hidden += 1
+                else:
+                    self.values[index] = prompt.structure
+        return hidden
+
+    def _on_given(
+        self, structure: RoiStructure, mask: np.ndarray, box_ijk: Box
+    ) -> tuple[np.ndarray, Box]:
+        """Return a structure's given mask with the changes that the prompts made on its ROI.
+
+        Where nothing changed, the given voxels stay as they are, also outside of the ROI.
+        """
+        given = structure.beginning.state
+        assert given is not None
+        whole = self._initial == structure.number
+        before, before_box_ijk = structure.roi.paste_box(given.margins, 0.0)
+        changed = np.zeros_like(whole)
+        for part, part_box_ijk in ((mask, box_ijk), (before, before_box_ijk)):
+            inner = intersect(part_box_ijk, self._box_ijk)
+            if part.size and all(start < stop for start, stop in inner):
+                changed[box_slices(inner, self._box_ijk)] ^= part[
+                    box_slices(inner, part_box_ijk)
+                ].astype(bool)
+        return (whole ^ changed).view(np.uint8), self._box_ijk
+
+    def _loses(
+        self, structure: RoiStructure, other: RoiStructure, box_ijk: Box, wanted: np.ndarray
+    ) -> np.ndarray:
+        """Return where a structure's wanted voxels (i, j, k) stay with another one."""
+        taken = wanted & (self.values[box_slices(box_ijk, self._box_ijk)] == other.number)
+        if not taken.any():
+            return taken
+        own, theirs = (
+            each.mask.roi.sample_box(each.mask.margins, box_ijk)
+            for each in (structure, other)
+            if each.mask is not None
+        )
+        return taken & (own <= theirs)

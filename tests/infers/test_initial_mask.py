@@ -1,0 +1,106 @@
+"""A mask to start from is read from a file on the image's grid and brought to the ROI."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lib.errors import InputError
+from lib.imaging.roi import Roi
+from lib.imaging.volume import Volume
+from lib.infers.initial_mask import (
+    beginning_of,
+    pooled,
+    read_initial,
+    structure_box,
+    structures_at,
+)
+
+SHAPE_IJK = (40, 30, 24)
+AFFINE_MM = np.diag([-1.2, 0.9, 2.5, 1])
+IMAGE = Volume(np.zeros(SHAPE_IJK, np.int16), AFFINE_MM, is_ct=False)
+MASK = np.zeros(SHAPE_IJK, np.uint8)
+MASK[10:20, 5:25, 4:12] = 2
+MASK[20:26, 5:25, 4:12] = 200
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_mask(values, affine_mm=AFFINE_MM, name="mask.nii.gz"):
+        nib.save(nib.Nifti1Image(values, affine_mm), tmp_path / name)
+        return tmp_path / name
+
+    return write_mask
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_the_mask_is_read_in_the_box_of_its_structures(write, dtype):
+    initial = read_initial(write(MASK.astype(dtype)), IMAGE)
+    assert initial.box_ijk == ((10, 26), (5, 25), (4, 12)) and initial.values.dtype == np.uint8
+    np.testing.assert_array_equal(initial.whole(), MASK)
+    assert structure_box(initial, 2) == ((10, 20), (5, 25), (4, 12))
+    assert structure_box(initial, 200) == ((20, 26), (5, 25), (4, 12))
+    assert structure_box(initial, 3) is None
+
+
+def test_scaled_integers_are_rounded(write):
+    np.testing.assert_array_equal(
+        read_initial(write(MASK.astype(np.float32) * 1.0001), IMAGE).whole(), MASK
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "affine_mm", "message"),
+    [
+        (MASK[:-1], AFFINE_MM, "on another grid than the image"),
+        (MASK, np.diag([1.2, 0.9, 2.5, 1]), "on another grid than the image"),
+        (MASK.astype(np.int16) * 2, AFFINE_MM, "holds values from 0 to 400; send numbers of str"),
+        (MASK.astype(np.float32) / 4, AFFINE_MM, "holds fractions; send integers"),
+    ],
+)
+def test_another_mask_is_an_error(write, values, affine_mm, message):
+    with pytest.raises(InputError, match=message):
+        read_initial(write(values, affine_mm), IMAGE)
+
+
+def test_the_structures_at_marked_voxels(write):
+    initial = read_initial(write(MASK), IMAGE)
+    voxels = np.array([[21, 6, 5], [0, 0, 0], [11, 6, 5], [22, 6, 5], [39, 29, 23]])
+    assert structures_at(initial, voxels) == [200, 2]
+
+
+@pytest.fixture
+def roi():
+    center = np.array([[18.0, 15, 8]])
+    return Roi.place(SHAPE_IJK, AFFINE_MM, center, size=128, spacing_mm=0.5)
+
+
+def test_the_state_shows_the_structure_on_the_roi(write, roi):
+    initial = read_initial(write(MASK), IMAGE)
+    beginning = beginning_of(initial, 2, roi, 32, overwrite=False)
+    pasted = roi.paste(beginning.state.margins, 0.0)
+    assert (pasted != (MASK == 2)).sum() < 0.1 * (MASK == 2).sum()
+    assert beginning.state.low_res.shape == (32, 32, 32)
+    assert abs(beginning.state.low_res).max() <= 6
+    assert roi.paste(beginning.protected.astype(np.float32), 0.5)[22, 15, 8] == 1
+    assert not (beginning.protected & (beginning.state.margins > 0)).any()
+    assert beginning_of(initial, 2, roi, 32, overwrite=True).protected is None
+    assert beginning_of(initial, 9, roi, 32, overwrite=True).state is None
+
+
+def test_the_key_changes_with_state_and_protection(write, roi):
+    initial = read_initial(write(MASK), IMAGE)
+    beginnings = [
+        beginning_of(initial, number, roi, 32, overwrite)
+        for number in (2, 200, 9)
+        for overwrite in (True, False)
+    ]
+    assert len({each.key() for each in beginnings}) == 6
+    assert beginnings[4].key() == "" == beginning_of(None, 1, roi, 32, False).key()
+    assert beginning_of(initial, 2, roi, 32, True).key() == beginnings[0].key()
+
+
+def test_pooled_shares():
+    mask = np.zeros((8, 8, 8), dtype=bool)
+    mask[:3, :2, :2] = True
+    share = pooled(mask, 4)
+    assert share[0, 0, 0] == 1 and share[1, 0, 0] == 0.5 and share.sum() == 1.5

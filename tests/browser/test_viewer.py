@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +21,8 @@ import requests
 import SimpleITK as sitk
 from ohif_page import PLANES, TIMEOUT_MS
 from playwright.sync_api import Browser, Response, Route
-from series import SERIES, SampleSeries
+from scipy import ndimage
+from series import LPS_TO_RAS, SERIES, SampleSeries
 from test_ohif import segment_ijk, stored_segmentations
 from viewer_page import WINDOW, PromptViewer, open_prompt_viewer
 
@@ -315,6 +316,61 @@ def test_an_older_server_takes_points_only(
         assert viewer.prompts() == ["1. + Point"]
 
 
+# --- where the mask may be wrong ------------------------------------------------------------------
+
+
+@on(SERIES[0], SERIES[-1])
+def test_uncertainty_lies_over_its_voxels(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict
+) -> None:
+    """All planes show the server's map in its place; off by default, and again with the key."""
+    voxel = voxel_at(series, PLACES["mpr-axial"])
+    off = (voxel[0] + 2, voxel[1] + 3, voxel[2] + 2)
+    viewer.press("mpr-axial", series.to_lps(voxel))
+    assert len(viewer.overlay("mpr-axial")[0]) == 0
+    with viewer.page.expect_response(asks_for("uncertainty")):
+        viewer.page.keyboard.press("u")
+    viewer.wait_for_overlay(shown=True)
+    with viewer.page.expect_response(asks_for("uncertainty")):  # of the mask after the next press
+        viewer.press("mpr-axial", series.to_lps(off), how="ctrl")
+    viewer.page.wait_for_timeout(300)
+    reply = server_reply(server, uids[series.name][1], [(1, voxel), (0, off)], ["uncertainty"])
+    uncertainty = array_of(reply, "uncertainty", series)
+    assert all(np.abs(uncertainty - np.flip(uncertainty, axis)).max() > 50 for axis in range(3))
+    peak = np.unravel_index(ndimage.minimum_filter(uncertainty, 3).argmax(), series.shape_ijk)
+    viewer.show(series.to_lps(tuple(map(int, peak))))
+    for plane in PLANES:
+        points, rgba = viewer.overlay(plane)
+        least, most = around(uncertainty, points, series)
+        assert (least > 60).sum() > 5, plane
+        assert (rgba[least > 60, 3] > 60).mean() > 0.98, plane
+        assert (rgba[most < 3, 3] < 10).mean() > 0.98, plane
+    viewer.page.keyboard.press("u")
+    viewer.wait_for_overlay(shown=False)
+
+
+@ONE
+def test_the_next_place_worth_a_click(
+    viewer: PromptViewer, series: SampleSeries, server: RunningServer, uids: dict
+) -> None:
+    """Each press of the key leads all planes to the next place of the server and marks it."""
+    voxel = voxel_at(series, PLACES["mpr-axial"])
+    viewer.press("mpr-axial", series.to_lps(voxel))
+    reply = server_reply(server, uids[series.name][1], [(1, voxel)], ["next_click"])
+    places = json.loads(reply.headers["X-Mask-Box"])["next_click"]["places_ijk"]
+    for number, place in enumerate([*places, places[0]]):
+        viewer.page.keyboard.press("n")
+        viewer.page.locator(f".fs [data-place='{number % len(places) + 1}']").wait_for()
+        assert max(viewer.off_planes_mm(series.to_lps(place))) < 0.1
+        for plane in PLANES:
+            points, rgba = viewer.overlay(plane)
+            ring = points[rgba[:, 3] > 100]
+            np.testing.assert_allclose(ring.mean(axis=0), series.to_lps(place), atol=4.0)
+    assert viewer.prompts() == ["1. + Point"]
+    viewer.press("mpr-axial", series.to_lps(beside(series, voxel, 12.0)))
+    viewer.wait_for_overlay(shown=False)
+
+
 # --- around ---------------------------------------------------------------------------------------
 
 
@@ -578,6 +634,58 @@ def beside(series: SampleSeries, voxel: Voxel, distance_mm: float) -> Voxel:
     """Return the voxel at a distance along i."""
     i, j, k = voxel
     return i + round(distance_mm / series.spacing_mm[0]), j, k
+
+
+def asks_for(output: str) -> Callable[[Response], bool]:
+    """Return whether a response answers a request for an output."""
+    return lambda response: f'"{output}"' in (response.request.post_data or "")
+
+
+def server_reply(
+    server: RunningServer,
+    image: str,
+    points: list[tuple[int, Voxel]],
+    outputs: list[str],
+) -> requests.Response:
+    """Return the server's box for points, each with its semantic_id, in their order."""
+    prompts = [
+        {
+            "type": "spatial",
+            "subtype": "point",
+            "prompt": list(voxel),
+            "semantic_id_key": {"semantic_id": number},
+        }
+        for number, voxel in points
+    ]
+    params = {"prompts": prompts, "outputs": outputs}
+    reply = server.infer("fastsam3d", image, params, output="box")
+    assert reply.status_code == 200, reply.text
+    return reply
+
+
+def array_of(reply: requests.Response, name: str, series: SampleSeries) -> np.ndarray:
+    """Return an array of a box on the stored grid of the series, (I, J, K) uint8."""
+    box = json.loads(reply.headers["X-Mask-Box"])
+    size, offset = box["size_ijk"], box["offset_ijk"]
+    arrays = np.frombuffer(reply.content, np.uint8).reshape(len(box["arrays"]), *size[::-1])
+    stored = np.zeros(series.shape_ijk, np.uint8)
+    inside = tuple(slice(start, start + count) for start, count in zip(offset, size, strict=True))
+    stored[inside] = arrays[box["arrays"].index(name)].T
+    return stored
+
+
+def around(
+    values: np.ndarray, points: np.ndarray, series: SampleSeries
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the largest of the voxels (I, J, K) around each point (N, 3) LPS mm."""
+    affine = np.linalg.inv(LPS_TO_RAS @ series.affine_mm)
+    places = points @ affine[:3, :3].T + affine[:3, 3]
+    return tuple(
+        ndimage.map_coordinates(
+            extreme(values, 3, mode="constant"), places.T, order=0, mode="grid-constant"
+        )
+        for extreme in (ndimage.minimum_filter, ndimage.maximum_filter)
+    )
 
 
 def sent(reply: Response) -> dict:

@@ -55,6 +55,28 @@ LABELMAP = """() => {
     };
 }"""
 
+# OVERLAY: the point in space and the opacity of every third pixel of the layer above a plane
+OVERLAY = """id => {
+    const viewport = services.cornerstoneViewportService.getCornerstoneViewport(id);
+    const canvas = viewport.element.querySelector('canvas.fs-overlay');
+    if (!canvas) return '[]';
+    const image = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    const seen = [];
+    for (let x = 1; x < canvas.width; x += 3)
+        for (let y = 1; y < canvas.height; y += 3) {
+            const at = 4 * (y * canvas.width + x);
+            const point = viewport.canvasToWorld([x + 0.5, y + 0.5]);
+            seen.push([...point, ...image.data.slice(at, at + 4)]);
+        }
+    return JSON.stringify(seen);
+}"""
+
+FOCAL_POINTS = """ids => ids.map(id => {
+    const viewport = services.cornerstoneViewportService.getCornerstoneViewport(id);
+    const {focalPoint, viewPlaneNormal} = viewport.getCamera();
+    return [[...focalPoint], [...viewPlaneNormal]];
+})"""
+
 COUNT_CHANGES = """() => {
     window.labelmapChanges = 0;
     const event = cornerstoneTools.Enums.Events.SEGMENTATION_DATA_MODIFIED;
@@ -190,6 +212,23 @@ class PromptViewer:
         self.page.evaluate(DRAWN)
         seen = np.array(json.loads(self.page.evaluate(SEE, plane)))
         return seen[:, :3], np.ptp(seen[:, 3:], axis=1) > 20
+
+    def overlay(self, plane: str) -> tuple[np.ndarray, np.ndarray]:
+        """Read the layer above a plane: points (N, 3) in LPS mm, and RGBA (N, 4); N = 0: none."""
+        self.page.evaluate(DRAWN)
+        seen = np.array(json.loads(self.page.evaluate(OVERLAY, plane))).reshape(-1, 7)
+        return seen[:, :3], seen[:, 3:]
+
+    def wait_for_overlay(self, *, shown: bool) -> None:
+        count = len(PLANES) if shown else 0
+        self.page.wait_for_function(
+            f"document.querySelectorAll('.fs-overlay').length === {count}", timeout=TIMEOUT_MS
+        )
+
+    def off_planes_mm(self, point_lps: list[float]) -> list[float]:
+        """Return how far a point is from each of the three planes."""
+        planes = self.page.evaluate(FOCAL_POINTS, list(PLANES))
+        return [abs(np.dot(np.subtract(point_lps, focal), normal)) for focal, normal in planes]
 
     def wait_for_popup(self, text: str) -> None:
         self.page.get_by_text(text).first.wait_for(timeout=TIMEOUT_MS)

@@ -1,15 +1,16 @@
 // The server's routes as the viewer uses them. Nothing here knows OHIF.
 
-/** Turn the ordered prompts of one structure into the form field `params` of a request.
+/** Turn what is asked about one structure into the form field `params` of a request.
  *
- * structure: {prompts, size}. A prompt is {kind, include, places}: places are LPS mm; a point has one
- * place, a box two corners, a lasso or scribble a path. takesPrompts: whether the server takes an
- * ordered list; an older one takes clicks alone.
+ * asked: {prompts, size, outputs}. A prompt is {kind, include, places}: places are LPS mm; a point has
+ * one place, a box two corners, a lasso or scribble a path. outputs: what the reply holds beside the
+ * mask. takesPrompts: whether the server takes an ordered list; an older one takes clicks alone.
  *
  * Throws an Error with a sentence for the user if the server cannot take these prompts. */
-export function requestParams({ prompts, size }, takesPrompts) {
+export function requestParams({ prompts, size, outputs = [] }, takesPrompts) {
   const params = { coordinates: 'lps_mm', size };
   if (takesPrompts) {
+    if (outputs.length) params.outputs = outputs;
     params.prompts = prompts.map(({ kind, include, places }) => ({
       type: 'spatial',
       subtype: SUBTYPES[kind],
@@ -19,6 +20,7 @@ export function requestParams({ prompts, size }, takesPrompts) {
     }));
     return params;
   }
+  if (outputs.length) throw new Error('This server gives masks only, no uncertainty.');
   if (prompts.some(prompt => prompt.kind !== 'point'))
     throw new Error('This server takes points only; remove the boxes and drawn lines.');
   const places = include =>
@@ -66,25 +68,33 @@ export class ServerClient {
     return this.images.get(seriesUid);
   }
 
-  /** Return {voxels, place, warning}: the mask in its box, i fastest, and where the box lies.
+  /** Return {arrays, place, warning}: arrays in a box, i fastest, and where the box lies.
    *
-   * Throws ServerError with the server's sentence, and AbortError if the signal ends it. */
-  async mask(seriesUid, structure, signal) {
+   * arrays.mask is the mask; those of the outputs are beside it, 255 for probability 1. place:
+   * {offset_ijk, size_ijk, affine_lps}, and next_click if it was asked for. Throws ServerError with the server's sentence, and AbortError if the signal ends it. */
+  async mask(seriesUid, asked, signal) {
     const [{ model, takesPrompts }, image] = await Promise.all([
       this.describe(),
       this.image(seriesUid),
     ]);
     const form = new FormData();
-    form.append('params', JSON.stringify(requestParams(structure, takesPrompts)));
+    form.append('params', JSON.stringify(requestParams(asked, takesPrompts)));
     const query = new URLSearchParams({ image, output: 'box' });
     const reply = await this.#fetch(`/infer/${model}?${query}`, {
       method: 'POST',
       body: form,
       signal,
     });
-    const voxels = new Uint8Array(await reply.arrayBuffer());
+    const body = await reply.arrayBuffer();
     const place = JSON.parse(reply.headers.get('X-Mask-Box'));
-    return { voxels, place, warning: reply.headers.get('X-Warning') };
+    const length = place.size_ijk.reduce((product, count) => product * count, 1);
+    const names = place.arrays ?? ['mask'];
+    const arrays = names.map((name, n) => [name, new Uint8Array(body, n * length, length)]);
+    return {
+      arrays: Object.fromEntries(arrays),
+      place,
+      warning: reply.headers.get('X-Warning'),
+    };
   }
 
   /** Return {shape_ijk, affine_lps}: the grid on which the image of a series is stored. */

@@ -2,6 +2,7 @@
 
 import { MODE_ID, PANEL_ID, Viewer, addPromptTool, loadSegmentationMode } from './ohif.js';
 import { ServerClient } from './client.js';
+import { Hints } from './hints.js';
 import { Session } from './session.js';
 import { PromptTools } from './tools.js';
 
@@ -30,7 +31,9 @@ function isValidMode({ modalities }) {
 
 function start(context) {
   const viewer = new Viewer(context);
-  session = new Session(viewer, new ServerClient());
+  const client = new ServerClient();
+  session = new Session(viewer, client);
+  session.hints = new Hints(viewer, client, session);
   session.tools = new PromptTools(viewer, session);
   listeners.forEach(listener => listener(session));
   session.start();
@@ -38,6 +41,7 @@ function start(context) {
 
 function end() {
   session?.tools.stop();
+  session?.hints.stop();
   session?.stop();
   session = null;
   listeners.forEach(listener => listener(null));

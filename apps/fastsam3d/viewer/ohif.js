@@ -147,14 +147,44 @@ export class Viewer {
       : [...imageData.indexToWorld(moved)].map(Number);
   }
 
-  /** Move all planes through a place in LPS mm. */
+  /** Call drawn(viewportId) each time that a viewport was drawn. */
+  onRendered(drawn) {
+    const { IMAGE_RENDERED } = window.cornerstone.Enums.Events;
+    const handle = event => drawn(event.detail.viewportId);
+    document.addEventListener(IMAGE_RENDERED, handle, { capture: true });
+    this.ends.push(() => document.removeEventListener(IMAGE_RENDERED, handle, { capture: true }));
+  }
+
+  /** Return {element, width, height, origin, right, down} of a plane, or null.
+   *
+   * element has width x height pixels; origin is the LPS mm of the first one's corner, right and down
+   * are the steps to the next pixel. */
+  planeOf(viewportId) {
+    const viewport = this.#viewport(viewportId);
+    if (!viewport?.canvasToWorld || !this.imageOf(viewportId)) return null;
+    const { element } = viewport;
+    const { clientWidth: width, clientHeight: height } = element;
+    if (!width || !height) return null;
+    const origin = [...viewport.canvasToWorld([0, 0])];
+    const step = (canvas, length) =>
+      [...viewport.canvasToWorld(canvas)].map((mm, axis) => (mm - origin[axis]) / length);
+    const [right, down] = [step([width, 0], width), step([0, height], height)];
+    return { element, width, height, origin, right, down };
+  }
+
+  /** Move all planes through a place in LPS mm; a plane that does not show it is also centred. */
   jumpTo(place) {
     for (const id of this.viewportIds()) {
       const viewport = this.#viewport(id);
       if (!viewport?.getCamera) continue;
       const { focalPoint, position, viewPlaneNormal: normal } = viewport.getCamera();
-      const depth = normal.reduce((sum, n, axis) => sum + n * (place[axis] - focalPoint[axis]), 0);
-      const moved = from => from.map((mm, axis) => mm + depth * normal[axis]);
+      const way = place.map((mm, axis) => mm - focalPoint[axis]);
+      const depth = normal.reduce((sum, n, axis) => sum + n * way[axis], 0);
+      const [x, y] = viewport.worldToCanvas(place);
+      const { clientWidth, clientHeight } = viewport.element;
+      const isSeen = x >= 0 && y >= 0 && x < clientWidth && y < clientHeight;
+      const step = isSeen ? normal.map(n => depth * n) : way;
+      const moved = from => from.map((mm, axis) => mm + step[axis]);
       viewport.setCamera({ focalPoint: moved(focalPoint), position: moved(position) });
       viewport.render();
     }
@@ -281,9 +311,22 @@ export class Viewer {
     );
   }
 
-  /** Put a step into OHIF's history: restore(true) takes it back, restore(false) does it again. */
+  /** Put a step into OHIF's history: restore(true) takes it back, restore(false) does it again.
+   *
+   * Returns the step for `forget`. */
   remember(restore) {
-    this.history.push({ restoreMemo: restore });
+    const memo = { restoreMemo: restore };
+    this.history.push(memo);
+    return memo;
+  }
+
+  /** Remove a step from OHIF's history if it is the last one. */
+  forget(memo) {
+    const { history } = this;
+    if (!history.canUndo || history.ring[history.position] !== memo) return;
+    history.ring[history.position] = undefined;
+    history.position = (history.position - 1 + history.size) % history.size;
+    history.undoAvailable--;
   }
 
   undo() {

@@ -83,6 +83,7 @@ export class Panel {
       this.#size(structure),
       this.#structures(structure),
       this.#prompts(structure),
+      this.#hints(),
       this.help ? this.#keys() : make('span', {}, 'Press ? for the keys')
     );
   }
@@ -192,6 +193,30 @@ export class Panel {
     });
     const clear = make('button', { onclick: () => session.clear(structure) }, 'Remove all');
     return make('section', {}, make('h3', {}, 'Prompts'), make('ul', {}, ...rows), clear);
+  }
+
+  #hints() {
+    const { hints } = this.session;
+    const { place } = hints;
+    return make(
+      'div',
+      { class: 'fs-row' },
+      make(
+        'button',
+        {
+          title: 'Show where the mask may be wrong (u)',
+          'aria-pressed': hints.isShown,
+          onclick: () => hints.toggle(),
+        },
+        'Uncertainty'
+      ),
+      make(
+        'button',
+        { title: 'Go to the next place worth a click (n)', onclick: () => hints.next() },
+        'Next place'
+      ),
+      make('span', { 'data-place': place?.number ?? 0 }, place ? `${place.number} of ${place.count}` : '')
+    );
   }
 
   #keys() {

@@ -45,7 +45,7 @@ export class Session extends EventTarget {
   start() {
     window.addEventListener('beforeunload', this.askBeforeLeaving);
     this.viewer.onImage(viewportId => this.#prepare(viewportId));
-    this.viewer.onSegments(() => this.#changed());
+    this.viewer.onSegments(() => this.changed());
     this.viewer.viewportIds().forEach(id => this.#prepare(id));
   }
 
@@ -56,7 +56,7 @@ export class Session extends EventTarget {
   }
 
   /** Tell the listeners of "change" that prompts, segments or the busy state changed. */
-  #changed() {
+  changed() {
     this.dispatchEvent(new Event('change'));
   }
 
@@ -71,7 +71,7 @@ export class Session extends EventTarget {
       const segmentationId = await this.#segmentationOf(image);
       await this.viewer.showSegmentation(viewportId, segmentationId);
       this.viewer.showPanel();
-      this.#changed();
+      this.changed();
       await this.#restore(image.seriesUid, segmentationId);
     } catch (error) {
       this.viewer.notify(error.message);
@@ -161,7 +161,7 @@ export class Session extends EventTarget {
     structure.prompts = prompts;
     structure.size = size;
     this.#compute(structure);
-    this.#changed();
+    this.changed();
   }
 
   // --- computing ---------------------------------------------------------------------------------
@@ -169,12 +169,36 @@ export class Session extends EventTarget {
   /** Ask for the mask of the prompts and draw it; a newer request takes the place of an older one.
    *
    * Returns a promise of false if that happened to this one. */
-  #compute(structure, { isUndoable = true } = {}) {
-    this.#abort(structure);
-    const run = { controller: new AbortController(), structure, isUndoable };
+  #compute(structure, { isUndoable = true, step = null } = {}) {
+    const replaced = this.#abort(structure);
+    const run = { controller: new AbortController(), structure, step: step ?? replaced?.step };
+    if (isUndoable) run.step ??= this.#newStep(structure);
     this.running = run;
     run.finished = this.#finish(run);
     return run.finished;
+  }
+
+  // --- undo and redo -----------------------------------------------------------------------------
+
+  /** Put a step into the history: it can be taken back before its mask is there. */
+  #newStep(structure) {
+    const step = { structure, earlier: structure.drawn, later: null, asked: null };
+    step.memo = this.viewer.remember(isUndo => this.#restoreStep(step, isUndo));
+    return step;
+  }
+
+  #restoreStep(step, isUndo) {
+    const { structure } = step;
+    const isRunning = this.running?.step === step;
+    if (isRunning) step.asked = { prompts: structure.prompts, size: structure.size };
+    this.#abort(isRunning ? structure : null);
+    if (isUndo || step.later) {
+      this.isUnsaved ||= Boolean(step.later);
+      this.#draw(structure, isUndo ? step.earlier : step.later);
+    } else if (step.asked) {
+      Object.assign(structure, step.asked);
+      this.#compute(structure, { step });
+    }
   }
 
   async #finish(run) {
@@ -186,20 +210,13 @@ export class Session extends EventTarget {
       if (prompts.some(prompt => prompt.include)) mask = await this.#request(structure, run);
       else if (prompts.length) this.viewer.notify(ONLY_EXCLUDED, 'info');
       if (this.running !== run) return false;
-      if (run.isUndoable) this.isUnsaved = true;
-      const earlier = structure.drawn;
+      if (run.step) this.isUnsaved = true;
       this.#draw(structure, { prompts, size, mask });
-      const later = structure.drawn;
-      const restore = isUndo => {
-        this.#abort();
-        this.isUnsaved = true;
-        this.#draw(structure, isUndo ? earlier : later);
-      };
-      if (run.isUndoable) this.viewer.remember(restore);
+      if (run.step) run.step.later = structure.drawn;
       return true;
     } catch (error) {
-      if (error.name === 'AbortError') return false;
-      if (this.running === run) structure.set(structure.drawn);
+      if (this.running !== run) return false; // what a request says that nobody waits for
+      this.#takeBack(run);
       this.viewer.notify(error.message);
       return true;
     } finally {
@@ -208,31 +225,38 @@ export class Session extends EventTarget {
         this.running = null;
         this.#setBusy(false);
       }
-      this.#changed();
+      this.changed();
     }
   }
 
   async #request(structure, run) {
     const { prompts, size, seriesUid } = structure;
     const asked = { prompts, size };
-    const { voxels, place, warning } = await this.client.mask(
+    const { arrays, place, warning } = await this.client.mask(
       seriesUid,
       asked,
       run.controller.signal
     );
     if (warning && this.running === run) this.viewer.notify(warning, 'warning');
-    return { place, runs: runsOf(voxels, place.size_ijk[0]) };
+    return { place, runs: runsOf(arrays.mask, place.size_ijk[0]) };
   }
 
-  /** End the request that runs; prompts of another structure than `keep` go back to what is drawn. */
+  /** End the request that runs, and return it; that of another structure than `keep` is taken back. */
   #abort(keep = null) {
     const run = this.running;
-    if (!run) return;
+    if (!run) return null;
     this.running = null;
     clearTimeout(run.timer);
     run.controller.abort();
-    if (run.structure !== keep) run.structure.set(run.structure.drawn);
+    if (run.structure !== keep) this.#takeBack(run);
     this.#setBusy(false);
+    return run;
+  }
+
+  /** Let the prompts be those of the drawn mask again, as if the request had not been made. */
+  #takeBack({ structure, step }) {
+    structure.set(structure.drawn);
+    if (step) this.viewer.forget(step.memo);
   }
 
   #draw(structure, drawn) {
@@ -250,7 +274,7 @@ export class Session extends EventTarget {
     structure.set(drawn);
     if (changed.length) this.viewer.redraw(segmentationId, changed);
     this.#keep(segmentationId, structure.seriesUid);
-    this.#changed();
+    this.changed();
   }
 
   /** Keep the prompts of a series in the browser, for a page that is loaded again. */
@@ -274,7 +298,7 @@ export class Session extends EventTarget {
     const structure = this.structure();
     if (!structure || this.isSaving) return;
     this.isSaving = true;
-    this.#changed();
+    this.changed();
     try {
       const { segment, seriesUid } = structure;
       const grid = await this.client.grid(seriesUid);
@@ -294,13 +318,13 @@ export class Session extends EventTarget {
       this.viewer.notify(error.message);
     } finally {
       this.isSaving = false;
-      this.#changed();
+      this.changed();
     }
   }
 
   #setBusy(busy) {
     if (busy === this.busy) return;
     this.busy = busy;
-    this.#changed();
+    this.changed();
   }
 }

@@ -7,7 +7,7 @@
 export const KINDS = {
   point: { label: 'Point', key: 'p', help: 'press on a structure' },
   box: { label: 'Box', key: 'o', help: 'drag around a structure' },
-  lasso: { label: 'Lasso', key: 'u', help: 'draw around a structure' },
+  lasso: { label: 'Lasso', key: 'l', help: 'draw around a structure' },
   scribble: { label: 'Scribble', key: 's', help: 'draw along a structure' },
 };
 
@@ -16,6 +16,8 @@ export const KEYS = [
   ['Ctrl + press, or right button', 'exclude what is there'],
   ...Object.values(KINDS).map(({ label, key, help }) => [key, `${label}: ${help}`]),
   ['[ and ], Alt + wheel', 'smaller or larger answer to the same prompts'],
+  ['u', 'show or hide the uncertainty of the mask'],
+  ['n', 'go to the next place worth a click'],
   ['Ctrl + Z, Ctrl + Y', 'undo, redo'],
   ['1 … 9 with Alt', 'work on segment 1 … 9'],
   ['Shift + press', 'crosshairs'],
@@ -163,6 +165,8 @@ export class PromptTools extends EventTarget {
     else if (key === 'Escape' && this.gesture) this.#cancel();
     else if (!this.isActive && !this.#kindOf(key)) return false;
     else if (key === '[' || key === ']') this.session.resize(key === ']' ? 1 : -1);
+    else if (key === 'u') this.session.hints.toggle();
+    else if (key === 'n') this.session.hints.next();
     else if (this.#kindOf(key)) this.choose(this.#kindOf(key));
     else return false;
     return true;

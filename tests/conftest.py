@@ -14,7 +14,7 @@ import pytest
 
 from orthanc import Orthanc
 from pacs import running_pacs
-from serving import CLICK_BALL, RunningServer, running_server
+from serving import BALL_WEIGHTS, RunningServer, running_server
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -51,14 +51,6 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data in {folder}: set FASTSAM3D_SHARED")
     return folder
-
-
-# The second model takes the same small weights: the default ones add seconds to each start.
-BALL_WEIGHTS = (
-    *("--conf", "weights", str(CLICK_BALL)),
-    *("--conf", "teacher_weights", str(CLICK_BALL)),
-    *("--conf", "zoom", "fixed"),  # the ball is as large as it should be at 1.5 mm only
-)
 
 
 @pytest.fixture(scope="session")

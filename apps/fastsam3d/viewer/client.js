@@ -2,25 +2,28 @@
 
 /** Turn what is asked about one structure into the form field `params` of a request.
  *
- * asked: {prompts, size, outputs}. A prompt is {kind, include, places}: places are LPS mm; a point has
+ * asked: {prompts, size, outputs, start}. A prompt is {kind, include, places}: places are LPS mm; a point has
  * one place, a box two corners, a lasso or scribble a path. outputs: what the reply holds beside the
- * mask. takesPrompts: whether the server takes an ordered list; an older one takes clicks alone.
+ * mask. start: {number, overwrite} if a mask to start from is sent with it, in which the structure has
+ * this number; else null. takesPrompts: whether the server takes an ordered list; an older one takes clicks alone.
  *
  * Throws an Error with a sentence for the user if the server cannot take these prompts. */
-export function requestParams({ prompts, size, outputs = [] }, takesPrompts) {
+export function requestParams({ prompts, size, outputs = [], start = null }, takesPrompts) {
   const params = { coordinates: 'lps_mm', size };
   if (takesPrompts) {
     if (outputs.length) params.outputs = outputs;
+    if (start) params.overwrite = start.overwrite;
     params.prompts = prompts.map(({ kind, include, places }) => ({
       type: 'spatial',
       subtype: SUBTYPES[kind],
       prompt: kind === 'point' ? places[0] : places,
-      semantic_id_key: { semantic_id: include ? 1 : 0 },
+      semantic_id_key: { semantic_id: include ? (start?.number ?? 1) : 0 },
       aux: {},
     }));
     return params;
   }
   if (outputs.length) throw new Error('This server gives masks only, no uncertainty.');
+  if (start) throw new Error('This server cannot start from a mask; clear the structure first.');
   if (prompts.some(prompt => prompt.kind !== 'point'))
     throw new Error('This server takes points only; remove the boxes and drawn lines.');
   const places = include =>
@@ -30,13 +33,26 @@ export function requestParams({ prompts, size, outputs = [] }, takesPrompts) {
 
 const SUBTYPES = { point: 'point', box: 'bounding_box', lasso: 'lasso', scribble: 'scribble' };
 
+const PATIENCE_MS = 1000; // that a request waits for the one before, which nobody needs any more
+
 /** An answer of the server that is no mask; the message is the server's sentence. */
 export class ServerError extends Error {}
+
+/** Return {arrays, place, warning} of a reply with a box. */
+function boxOf(reply, body) {
+  const place = JSON.parse(reply.headers.get('X-Mask-Box'));
+  const length = place.size_ijk.reduce((product, count) => product * count, 1);
+  const names = place.arrays ?? ['mask'];
+  const arrays = names.map((name, n) => [name, new Uint8Array(body, n * length, length)]);
+  return { arrays: Object.fromEntries(arrays), place, warning: reply.headers.get('X-Warning') };
+}
 
 export class ServerClient {
   constructor() {
     this.images = new Map();
+    this.grids = new Map();
     this.info = null;
+    this.sent = null; // the request for a mask that the server has not answered
   }
 
   /** Return {labels, model, takesPrompts} of this server; asked once. */
@@ -70,7 +86,7 @@ export class ServerClient {
 
   /** Return {arrays, place, warning}: arrays in a box, i fastest, and where the box lies.
    *
-   * arrays.mask is the mask; those of the outputs are beside it, 255 for probability 1. place:
+   * asked.start.file is the mask to start from. arrays.mask is the mask; those of the outputs are beside it, 255 for probability 1. place:
    * {offset_ijk, size_ijk, affine_lps}, and next_click if it was asked for. Throws ServerError with the server's sentence, and AbortError if the signal ends it. */
   async mask(seriesUid, asked, signal) {
     const [{ model, takesPrompts }, image] = await Promise.all([
@@ -79,27 +95,65 @@ export class ServerClient {
     ]);
     const form = new FormData();
     form.append('params', JSON.stringify(requestParams(asked, takesPrompts)));
+    if (asked.start) form.append('initial_mask', asked.start.file, 'mask.nrrd');
     const query = new URLSearchParams({ image, output: 'box' });
-    const reply = await this.#fetch(`/infer/${model}?${query}`, {
-      method: 'POST',
-      body: form,
-      signal,
-    });
-    const body = await reply.arrayBuffer();
-    const place = JSON.parse(reply.headers.get('X-Mask-Box'));
-    const length = place.size_ijk.reduce((product, count) => product * count, 1);
-    const names = place.arrays ?? ['mask'];
-    const arrays = names.map((name, n) => [name, new Uint8Array(body, n * length, length)]);
-    return {
-      arrays: Object.fromEntries(arrays),
-      place,
-      warning: reply.headers.get('X-Warning'),
+    const { reply, body } = await this.#inTurn(`/infer/${model}?${query}`, form, signal);
+    return boxOf(reply, body);
+  }
+
+  /** Send a form once the request before is answered, and return {reply, body}.
+   *
+   * The server goes on with a request whose connection is closed. So a request that the signal ended
+   * stays open for PATIENCE_MS, and fast presses do not queue up there: of those that wait, the
+   * newest alone is sent. */
+  async #inTurn(path, form, signal) {
+    const end = Date.now() + PATIENCE_MS;
+    while (this.sent && Date.now() < end) {
+      const timeout = new Promise(done => setTimeout(done, end - Date.now()));
+      await Promise.race([this.sent.answered, timeout]);
+    }
+    signal.throwIfAborted();
+    if (this.sent?.signal.aborted) this.sent.controller.abort();
+    const sent = { signal, controller: new AbortController() };
+    const send = async () => {
+      const options = { method: 'POST', body: form, signal: sent.controller.signal };
+      const reply = await this.#fetch(path, options);
+      return { reply, body: await reply.arrayBuffer() };
     };
+    const answer = send();
+    sent.answered = answer.then(
+      () => {},
+      () => {}
+    );
+    this.sent = sent;
+    try {
+      return await answer;
+    } finally {
+      if (this.sent === sent) this.sent = null;
+      signal.throwIfAborted();
+    }
   }
 
   /** Return {shape_ijk, affine_lps}: the grid on which the image of a series is stored. */
-  async grid(seriesUid) {
-    return (await this.#fetch(`/viewer/series/${seriesUid}/grid`)).json();
+  grid(seriesUid) {
+    if (!this.grids.has(seriesUid)) {
+      const asked = this.#fetch(`/viewer/series/${seriesUid}/grid`).then(reply => reply.json());
+      asked.catch(() => this.grids.delete(seriesUid));
+      this.grids.set(seriesUid, asked);
+    }
+    return this.grids.get(seriesUid);
+  }
+
+  /** Return [{tag, structures: [{name, idx}]}]: the labels of a series that the server has. */
+  async labels(seriesUid) {
+    return (await this.#fetch(`/viewer/series/${seriesUid}/labels`)).json();
+  }
+
+  /** Return {voxels, place}: a stored label in its box, i fastest. */
+  async label(seriesUid, tag) {
+    const reply = await this.#fetch(`/viewer/series/${seriesUid}/labels/${tag}`);
+    const { arrays, place } = boxOf(reply, await reply.arrayBuffer());
+    return { voxels: arrays.mask, place };
   }
 
   /** Save a label file of a series on the server; labels: [{name, idx, color}]. */

@@ -38,7 +38,7 @@ export class Hints {
   /** Show or hide the uncertainty of the current structure. */
   toggle() {
     this.isShown = !this.isShown;
-    if (this.isShown && !this.session.structure()?.drawn.mask)
+    if (this.isShown && !this.session.structure()?.drawn.prompts.length)
       this.viewer.notify(NOTHING_DRAWN, 'info');
     this.session.changed();
   }
@@ -69,7 +69,7 @@ export class Hints {
     if (this.hint?.drawn !== drawn) {
       this.asking?.abort();
       this.asking = new AbortController();
-      this.hint = drawn?.mask ? new Hint(drawn) : null;
+      this.hint = drawn?.prompts.length ? new Hint(drawn) : null;
     }
     return this.hint;
   }
@@ -90,9 +90,9 @@ export class Hints {
   async #request(hint, output) {
     const { signal } = this.asking;
     try {
-      const asked = { ...hint.drawn, outputs: [output] };
-      const { seriesUid } = this.session.structure();
-      const { arrays, place } = await this.client.mask(seriesUid, asked, signal);
+      const structure = this.session.structure();
+      const asked = { ...(await this.session.question(structure, hint.drawn)), outputs: [output] };
+      const { arrays, place } = await this.client.mask(structure.seriesUid, asked, signal);
       if (output === 'uncertainty') hint.map = { values: arrays.uncertainty, place };
       else hint.places = place.next_click.places_lps_mm;
       if (hint === this.hint) this.session.changed();

@@ -35,17 +35,17 @@ export function boxToVolume(affineLps, volume) {
   return { axes, shift };
 }
 
-/** Return the marked runs of a mask: [first voxel, length, …] in the order of its voxels.
+/** Return the runs of a number in a mask: [first voxel, length, …] in the order of its voxels.
  *
  * A run ends at the end of its row, so that it is straight in the volume. */
-export function runsOf(voxels, rowLength) {
+export function runsOf(voxels, rowLength, number = 1) {
   const runs = [];
   for (let row = 0; row < voxels.length; row += rowLength) {
     const end = row + rowLength;
     for (let at = row; at < end; at++) {
-      if (!voxels[at]) continue;
+      if (voxels[at] !== number) continue;
       const first = at;
-      while (at < end && voxels[at]) at++;
+      while (at < end && voxels[at] === number) at++;
       runs.push(first, at - first);
     }
   }
@@ -90,6 +90,21 @@ export class Labelmap {
         changed.add(z);
       });
     return { changed: [...changed].sort((a, b) => a - b), taken: took };
+  }
+
+  /** Return whether a segment has just the voxels of a mask, but those of other segments. */
+  holds(segment, mask) {
+    let missing = 0;
+    let inside = 0;
+    if (mask)
+      this.#visit(mask, (slice, at) => {
+        if (slice[at] === segment) inside++;
+        else if (slice[at] === 0) missing++;
+      });
+    let all = 0;
+    for (let z = 0; z < this.volume.dimensions[2]; z++)
+      for (const number of this.slices(z)) if (number === segment) all++;
+    return missing === 0 && inside === all;
   }
 
   /** Return the segment numbers on a stored grid {shape_ijk, affine_lps}, i fastest. */

@@ -4,6 +4,7 @@ import { MODE_ID, PANEL_ID, Viewer, addPromptTool, loadSegmentationMode } from '
 import { ServerClient } from './client.js';
 import { Hints } from './hints.js';
 import { Session } from './session.js';
+import { StoredLabels } from './stored.js';
 import { PromptTools } from './tools.js';
 
 let session = null;
@@ -33,6 +34,7 @@ function start(context) {
   const viewer = new Viewer(context);
   const client = new ServerClient();
   session = new Session(viewer, client);
+  session.stored = new StoredLabels(viewer, client, session);
   session.hints = new Hints(viewer, client, session);
   session.tools = new PromptTools(viewer, session);
   listeners.forEach(listener => listener(session));

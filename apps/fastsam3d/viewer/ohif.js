@@ -74,6 +74,7 @@ export class Viewer {
     this.services = servicesManager.services;
     this.commands = commandsManager;
     this.ends = [];
+    this.isDrawing = false; // whether a change of the labelmap is ours
     const { HistoryMemo } = window.cornerstone.utilities;
     this.history = HistoryMemo.DefaultHistoryMemo;
     this.history.size = UNDO_STEPS; // this empties it, too
@@ -96,6 +97,15 @@ export class Viewer {
       const { unsubscribe } = service.subscribe(service.EVENTS[event], changed);
       this.ends.push(unsubscribe);
     }
+  }
+
+  /** Call edited(segmentation ID) when the labelmap was changed by others, such as OHIF's brush. */
+  onEdit(edited) {
+    const { SEGMENTATION_DATA_MODIFIED } = window.cornerstoneTools.Enums.Events;
+    const { eventTarget } = window.cornerstone;
+    const handle = event => this.isDrawing || edited(event.detail.segmentationId);
+    eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, handle);
+    this.ends.push(() => eventTarget.removeEventListener(SEGMENTATION_DATA_MODIFIED, handle));
   }
 
   /** Stop all calls that this object was asked for. */
@@ -271,6 +281,13 @@ export class Viewer {
     this.services.segmentationService.addSegment(segmentationId, label ? { label } : {});
   }
 
+  /** Return the number of the segment with a label, which is added if there is none. */
+  segmentNamed(segmentationId, label, viewportId) {
+    const find = () => this.segments(segmentationId, viewportId).find(each => each.label === label);
+    if (!find()) this.addSegment(segmentationId, label);
+    return find().number;
+  }
+
   isLocked([segmentationId, number]) {
     const { segments } = this.services.segmentationService.getSegmentation(segmentationId);
     return Boolean(segments[number]?.locked);
@@ -305,10 +322,10 @@ export class Viewer {
 
   /** Draw slices of a segmentation again. */
   redraw(segmentationId, changedSlices) {
-    window.cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(
-      segmentationId,
-      changedSlices
-    );
+    const { triggerSegmentationEvents } = window.cornerstoneTools.segmentation;
+    this.isDrawing = true;
+    triggerSegmentationEvents.triggerSegmentationDataModified(segmentationId, changedSlices);
+    this.isDrawing = false;
   }
 
   /** Put a step into OHIF's history: restore(true) takes it back, restore(false) does it again.

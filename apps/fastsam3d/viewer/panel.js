@@ -84,6 +84,7 @@ export class Panel {
       this.#structures(structure),
       this.#prompts(structure),
       this.#hints(),
+      this.#stored(structure),
       this.help ? this.#keys() : make('span', {}, 'Press ? for the keys')
     );
   }
@@ -175,7 +176,12 @@ export class Panel {
   }
 
   #prompts(structure) {
-    if (!structure?.prompts.length) return make('span', {}, 'Press on the structure in any plane.');
+    if (!structure?.prompts.length)
+      return make(
+        'span',
+        {},
+        structure?.base ? 'Prompts start from this mask.' : 'Press on the structure in any plane.'
+      );
     const { session } = this;
     const rows = structure.prompts.map((prompt, index) => {
       const sign = prompt.include ? '+' : '−';
@@ -193,6 +199,24 @@ export class Panel {
     });
     const clear = make('button', { onclick: () => session.clear(structure) }, 'Remove all');
     return make('section', {}, make('h3', {}, 'Prompts'), make('ul', {}, ...rows), clear);
+  }
+
+  #stored(structure) {
+    const { stored } = this.session;
+    const labels = structure ? stored.of(structure.seriesUid) : [];
+    if (!labels.length) return make('span', {});
+    const buttons = labels.map(label => {
+      const title = label.structures.map(({ name }) => name).join(', ') || 'one structure';
+      const button = make('button', { title, onclick: () => stored.load(label) }, label.tag);
+      button.disabled = stored.isLoading;
+      return button;
+    });
+    return make(
+      'section',
+      { 'data-stored': labels.length },
+      make('h3', {}, 'Start from a stored label'),
+      make('div', { class: 'fs-row' }, ...buttons)
+    );
   }
 
   #hints() {

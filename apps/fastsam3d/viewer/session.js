@@ -10,20 +10,28 @@ export const SIZES = { smallest: -2, largest: 2 };
 
 /** A structure: its prompts, its size, and the mask that is drawn for them.
  *
- * drawn: {prompts, size, mask} as of the last reply; mask: {place, runs} or null. */
+ * drawn: {prompts, size, mask, base} as of the last reply; mask: {place, runs} or null. base: what the
+ * prompts start from, {mask, file}, or null; file: promise of the file for the server, once needed. */
 class Structure {
   constructor(segment, seriesUid) {
     this.segment = segment;
     this.seriesUid = seriesUid;
     this.taken = []; // voxels of other structures that the drawn mask took
-    this.set({ prompts: [], size: 0, mask: null });
+    this.edits = 0; // of the segmentation's edits by others, those that `drawn` knows
+    this.set({ prompts: [], size: 0, mask: null, base: null });
   }
 
   set(drawn) {
     this.drawn = drawn;
     this.prompts = drawn.prompts;
     this.size = drawn.size;
+    this.base = drawn.base;
   }
+}
+
+/** Return what is drawn for a structure whose prompts will start from a mask, or from nothing. */
+function startingFrom(mask) {
+  return { prompts: [], size: 0, mask, base: mask && { mask, file: null } };
 }
 
 export class Session extends EventTarget {
@@ -34,6 +42,7 @@ export class Session extends EventTarget {
     this.structures = new Map();
     this.restored = new Set(); // series whose kept prompts were asked for
     this.segmentations = new Map(); // image ID -> promise of its segmentation's ID
+    this.edits = new Map(); // segmentation ID -> how often others, such as the brush, changed it
     this.running = null;
     this.busy = false;
     this.overwrite = false; // whether a mask takes voxels of other structures
@@ -46,6 +55,10 @@ export class Session extends EventTarget {
     window.addEventListener('beforeunload', this.askBeforeLeaving);
     this.viewer.onImage(viewportId => this.#prepare(viewportId));
     this.viewer.onSegments(() => this.changed());
+    this.viewer.onEdit(segmentationId => {
+      this.edits.set(segmentationId, (this.edits.get(segmentationId) ?? 0) + 1);
+      this.isUnsaved = true;
+    });
     this.viewer.viewportIds().forEach(id => this.#prepare(id));
   }
 
@@ -100,7 +113,7 @@ export class Session extends EventTarget {
     const kept = keptWork(seriesUid);
     this.isUnsaved ||= Boolean(kept?.isUnsaved);
     for (const { number, prompts, size } of kept?.structures ?? []) {
-      const structure = this.#structureOf([segmentationId, number], seriesUid);
+      const structure = this.structureOf([segmentationId, number], seriesUid);
       let isDone = structure.prompts.length > 0;
       for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
         await this.running?.finished; // a press of the user comes first
@@ -110,7 +123,7 @@ export class Session extends EventTarget {
     }
   }
 
-  #structureOf(segment, seriesUid) {
+  structureOf(segment, seriesUid) {
     const key = segment.join(':');
     if (!this.structures.has(key)) this.structures.set(key, new Structure(segment, seriesUid));
     return this.structures.get(key);
@@ -122,7 +135,7 @@ export class Session extends EventTarget {
     const segmentationId = this.viewer.activeSegmentation(viewportId);
     const number = this.viewer.activeSegment(viewportId);
     if (!image || !segmentationId || number === null) return null;
-    return this.#structureOf([segmentationId, number], image.seriesUid);
+    return this.structureOf([segmentationId, number], image.seriesUid);
   }
 
   // --- prompts -----------------------------------------------------------------------------------
@@ -138,15 +151,15 @@ export class Session extends EventTarget {
       this.viewer.notify('This structure is locked; unlock it in the segment table.', 'info');
       return;
     }
-    this.#change(structure, { prompts: [...structure.prompts, prompt] });
+    this.#change(structure, () => ({ prompts: [...structure.prompts, prompt] }));
   }
 
   remove(structure, prompt) {
-    this.#change(structure, { prompts: structure.prompts.filter(other => other !== prompt) });
+    this.#change(structure, () => ({ prompts: structure.prompts.filter(each => each !== prompt) }));
   }
 
   clear(structure) {
-    this.#change(structure, { prompts: [] });
+    this.#change(structure, () => ({ prompts: [] }));
   }
 
   /** Ask for the next smaller (-1) or larger (1) answer to the same prompts. */
@@ -154,14 +167,67 @@ export class Session extends EventTarget {
     const structure = this.structure();
     if (!structure?.prompts.length) return;
     const size = Math.min(SIZES.largest, Math.max(SIZES.smallest, structure.size + step));
-    if (size !== structure.size) this.#change(structure, { size });
+    if (size !== structure.size) this.#change(structure, () => ({ size }));
   }
 
-  #change(structure, { prompts = structure.prompts, size = structure.size }) {
-    structure.prompts = prompts;
-    structure.size = size;
+  /** Change a structure to what change() returns, {prompts} or {size}, and compute its mask. */
+  async #change(structure, change) {
+    try {
+      if (structure.edits !== this.#editsOf(structure)) await this.#takeEdits(structure);
+    } catch (error) {
+      this.viewer.notify(error.message);
+      return;
+    }
+    Object.assign(structure, change());
     this.#compute(structure);
     this.changed();
+  }
+
+  // --- what is there -----------------------------------------------------------------------------
+
+  #editsOf({ segment }) {
+    return this.edits.get(segment[0]) ?? 0;
+  }
+
+  /** Let prompts start from what others, such as the brush, made of a structure. */
+  async #takeEdits(structure) {
+    const grid = await this.client.grid(structure.seriesUid);
+    const edits = this.#editsOf(structure);
+    if (structure.edits === edits) return; // another change of the structure waited, too
+    structure.edits = edits;
+    const [segmentationId, number] = structure.segment;
+    const labelmap = this.viewer.labelmap(segmentationId);
+    if (labelmap.holds(number, structure.drawn.mask)) return;
+    this.#abort();
+    const place = { size_ijk: grid.shape_ijk, affine_lps: grid.affine_lps };
+    const runs = runsOf(labelmap.stored(grid), grid.shape_ijk[0], number);
+    structure.set(startingFrom(runs.length ? { place, runs } : null));
+  }
+
+  /** Draw masks, [structure, mask] each, from which later prompts start; one step of the history. */
+  startFrom(masks) {
+    this.#abort();
+    const steps = masks.map(([structure, mask]) => {
+      const earlier = structure.drawn;
+      this.#draw(structure, startingFrom(mask));
+      return { structure, earlier, later: structure.drawn };
+    });
+    this.viewer.remember(isUndo => {
+      this.#abort();
+      for (const { structure, earlier, later } of isUndo ? [...steps].reverse() : steps)
+        this.#draw(structure, isUndo ? earlier : later);
+    });
+  }
+
+  /** Return what a request says about a structure: {prompts, size, start}. */
+  async question({ seriesUid, segment }, { prompts, size, base }) {
+    if (!base) return { prompts, size, start: null };
+    base.file ??= this.client
+      .grid(seriesUid)
+      .then(grid => nrrdFile(this.viewer.labelmap(segment[0]).stored(grid), grid));
+    base.file.catch(() => (base.file = null));
+    const start = { file: await base.file, number: segment[1], overwrite: this.overwrite };
+    return { prompts, size, start };
   }
 
   // --- computing ---------------------------------------------------------------------------------
@@ -190,7 +256,10 @@ export class Session extends EventTarget {
   #restoreStep(step, isUndo) {
     const { structure } = step;
     const isRunning = this.running?.step === step;
-    if (isRunning) step.asked = { prompts: structure.prompts, size: structure.size };
+    if (isRunning) {
+      const { prompts, size, base } = structure;
+      step.asked = { prompts, size, base };
+    }
     this.#abort(isRunning ? structure : null);
     if (isUndo || step.later) {
       this.isUnsaved ||= Boolean(step.later);
@@ -203,15 +272,16 @@ export class Session extends EventTarget {
 
   async #finish(run) {
     const { structure } = run;
-    const { prompts, size } = structure;
+    const { prompts, size, base } = structure;
     run.timer = setTimeout(() => this.#setBusy(true), BUSY_MS);
     try {
-      let mask = null;
-      if (prompts.some(prompt => prompt.include)) mask = await this.#request(structure, run);
+      let mask = base?.mask ?? null;
+      const canAsk = base ? prompts.length : prompts.some(prompt => prompt.include);
+      if (canAsk) mask = await this.#request(structure, run);
       else if (prompts.length) this.viewer.notify(ONLY_EXCLUDED, 'info');
       if (this.running !== run) return false;
       if (run.step) this.isUnsaved = true;
-      this.#draw(structure, { prompts, size, mask });
+      this.#draw(structure, { prompts, size, mask, base });
       if (run.step) run.step.later = structure.drawn;
       return true;
     } catch (error) {
@@ -230,15 +300,11 @@ export class Session extends EventTarget {
   }
 
   async #request(structure, run) {
-    const { prompts, size, seriesUid } = structure;
-    const asked = { prompts, size };
-    const { arrays, place, warning } = await this.client.mask(
-      seriesUid,
-      asked,
-      run.controller.signal
-    );
+    const asked = await this.question(structure, structure);
+    const { signal } = run.controller;
+    const { arrays, place, warning } = await this.client.mask(structure.seriesUid, asked, signal);
     if (warning && this.running === run) this.viewer.notify(warning, 'warning');
-    return { place, runs: runsOf(arrays.mask, place.size_ijk[0]) };
+    return { place, runs: runsOf(arrays.mask, place.size_ijk[0], asked.start?.number) };
   }
 
   /** End the request that runs, and return it; that of another structure than `keep` is taken back. */
@@ -282,7 +348,8 @@ export class Session extends EventTarget {
     const viewportId = this.viewer.activeViewportId();
     const names = this.viewer.segments(segmentationId, viewportId).map(({ label }) => label);
     const structures = [...this.structures.values()]
-      .filter(({ segment, drawn }) => segment[0] === segmentationId && drawn.prompts.length)
+      .filter(({ segment }) => segment[0] === segmentationId)
+      .filter(({ drawn }) => drawn.prompts.length && !drawn.base) // a mask is not kept here
       .map(({ segment, drawn }) => ({
         number: segment[1],
         prompts: drawn.prompts,
@@ -311,6 +378,7 @@ export class Session extends EventTarget {
       if (!labels.length) throw new Error('There is nothing to save: every structure is empty.');
       await this.client.save(seriesUid, await nrrdFile(voxels, grid), labels);
       this.isUnsaved = false;
+      this.stored.refresh(seriesUid);
       this.#keep(segment[0], seriesUid);
       const names = labels.map(({ name }) => name).join(', ');
       this.viewer.notify(`The label is saved: ${names}`, 'success');

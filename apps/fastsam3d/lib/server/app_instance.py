@@ -24,6 +24,14 @@ class Studies(Protocol):
         """Return the path of the label with a tag of an image, or "" if there is none."""
         ...
 
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Return the IDs of an image's labels by their tags."""
+        ...
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return what a client said about a label: ``label_info`` has its structures."""
+        ...
+
 
 class UploadSession(Protocol):
     """An image that a client uploaded for a limited time."""

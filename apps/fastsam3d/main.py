@@ -14,11 +14,15 @@ import monailabel.interfaces.app
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import MODELS
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
+from lib.datastore.uncertain_first import UncertainFirst
 from lib.errors import AppError, InputError, NotFoundError
 from lib.infers import Caches
 from lib.infers.transforms import LoadVolumed
@@ -107,6 +111,20 @@ class MyApp(MONAILabelApp):
         """Return the train task of each model that has one."""
         trainers = {name: config.trainer() for name, config in self.configs.items()}
         return {name: trainer for name, trainer in trainers.items() if trainer is not None}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Return the strategies of *Next Sample*; ``random`` is the default of the clients."""
+        task: Any = self._infers["fastsam3d"]
+        uncertain_first = UncertainFirst(task.score, lambda: task.network_id)
+        return {"random": Random(), "first": First(), "uncertainty": uncertain_first}
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the next image to label; raises InputError for an unknown strategy."""
+        strategy = request.get("strategy") or "random"
+        if strategy not in self._strategies:
+            names = ", ".join(self._strategies)
+            raise InputError(f"there is no strategy {strategy!r}; choose one of {names}")
+        return dict(super().next_sample({**request, "strategy": strategy}))
 
     @property
     def trainers(self) -> dict[str, TrainTask]:

@@ -9,6 +9,7 @@ from benchmarks.protocols import (
     deepest_voxel,
     largest_part,
     make_protocol,
+    share_of_harm,
     surface_dice,
 )
 from scipy.ndimage import binary_dilation, binary_erosion
@@ -165,3 +166,20 @@ def test_baselines_work_without_contrast_and_at_the_border(make) -> None:
     volume = Volume(np.full((20, 18, 16), 7.0, np.float32), AFFINE_MM, False)
     mask = make(volume)(np.array([[0, 17, 15]]), np.array([1]))
     assert mask[0, 17, 15]
+
+
+def test_the_share_of_harm_counts_corrections_only() -> None:
+    assert share_of_harm([0.1, 0.5, 0.47, 0.46, 0.2]) == 0.5
+    assert share_of_harm([0.4]) == share_of_harm([]) == 0
+
+
+def test_a_drawing_comes_before_all_clicks(target: np.ndarray, wrong: np.ndarray) -> None:
+    model = Recorder(wrong)
+    protocol = make_protocol("random", (1, 3))
+    series = click_series(model, target, protocol, "a", SPACING_MM, has_drawing=True)
+    assert [len(clicks) for clicks, _ in model.calls] == [0, 1, 2]
+    assert len(series.clicks_ijk) == 2 and len(series.seconds) == 3
+    again = Recorder(target)
+    click_series(again, target, make_protocol("random", (3,)), "a", SPACING_MM, replayed=series)
+    assert [len(clicks) for clicks, _ in again.calls] == [1, 2]
+    assert again.calls[1] == (series.clicks_ijk.tolist(), series.labels.tolist())

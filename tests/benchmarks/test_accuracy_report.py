@@ -21,11 +21,13 @@ def score(source: str, case: str, dice: tuple[float, ...], structure: str = "x")
 def test_sources_have_equal_weights() -> None:
     scores = [score("a", f"{n}", (0.2, 0.4)) for n in range(9)] + [score("b", "x", (0.6, 0.8))]
     summary = summarise(scores, (1, 10), seed=0)
-    assert summary["macro"] == {"1": 0.4, "10": 0.6}
+    assert summary["macro"] == {"1": 0.4, "10": 0.6, "harm": 0}
     assert summary["sources"]["a"]["structures"] == 9
-    assert summary["sources"]["b"]["by_structure"] == {"x": {"cases": 1, "1": 0.6, "10": 0.8}}
+    expected = {"x": {"cases": 1, "1": 0.6, "10": 0.8, "harm": 0}}
+    assert summary["sources"]["b"]["by_structure"] == expected
     assert summary["modalities"]["MR"]["1"] == 0.24
-    assert summary["interval"] == {"1": [0.4, 0.4], "10": [0.6, 0.6]}  # equal cases
+    # equal cases
+    assert summary["interval"] == {"1": [0.4, 0.4], "10": [0.6, 0.6], "harm": [0, 0]}
 
 
 def test_intervals_come_from_cases_not_from_structures() -> None:
@@ -95,13 +97,14 @@ def test_the_command_writes_json_tables_and_pictures(data: Path, tmp_path: Path,
 
 def run(data: Path, path: Path, models: str, *options: str) -> dict:
     """Run the command and return its JSON."""
-    weights = ["--weights", f"click_ball={CLICK_BALL}", "--json", str(path)]
-    main(["--data", str(data), "--models", models, *weights, *options])
+    weights = ["--weights", f"click_ball={CLICK_BALL}"] if "click_ball" in models else []
+    main(["--data", str(data), "--models", models, *weights, "--json", str(path), *options])
     return json.loads(path.read_text())
 
 
 def test_the_centre_of_a_ball_gives_the_ball_through_the_servers_path(data: Path, tmp_path) -> None:
-    options = ("--protocol", "cvpr2025", "--radius-mm", "20")
+    # the ball is as large as the structure at 1.5 mm only
+    options = ("--protocol", "cvpr2025", "--radius-mm", "20", "--zoom", "fixed")
     report = run(data, tmp_path / "a.json", "click_ball,ball", *options)
     network, baseline = (report["models"][name]["macro"] for name in ("click_ball", "ball"))
     assert report["clicks"] == [1, 2, 3, 4, 5]
@@ -110,6 +113,39 @@ def test_the_centre_of_a_ball_gives_the_ball_through_the_servers_path(data: Path
     assert network["dice_auc"] == pytest.approx(
         sum(network[f"{n}"] for n in (2, 3, 4)) + (network["1"] + network["5"]) / 2, abs=0.001
     )
+
+
+def test_each_kind_of_first_prompt_is_a_row(data: Path, tmp_path: Path) -> None:
+    options = ("--clicks", "1,2", "--prompts", "point,box,lasso,stock", "--zoom", "fixed")
+    report = run(data, tmp_path / "a.json", "click_ball,ball", *options)
+    rows = {name: summary["macro"] for name, summary in report["models"].items()}
+    kinds = ["click_ball", "click_ball, box", "click_ball, lasso", "click_ball, stock", "ball"]
+    assert list(rows) == kinds
+    assert rows["click_ball, box"]["1"] > 0.8 and rows["click_ball, lasso"]["1"] > 0.7
+    assert rows["click_ball"]["1"] == rows["click_ball, stock"]["1"]
+    assert "--prompts point,box,lasso,stock --zoom" not in report["command"]
+    assert "--prompts point,box,lasso,stock" in report["command"]
+
+
+def test_replayed_clicks_are_those_of_another_model(data: Path, tmp_path: Path) -> None:
+    own = run(data, tmp_path / "own.json", "ball,region_growing", "--clicks", "1,3")
+    options = ("--clicks", "1,3", "--replay", "ball")
+    replayed = run(data, tmp_path / "replayed.json", "ball,region_growing", *options)
+    assert replayed["models"]["ball"]["macro"] == own["models"]["ball"]["macro"]
+    growing = [report["models"]["region_growing"]["macro"] for report in (own, replayed)]
+    assert growing[0]["1"] == growing[1]["1"] and growing[0]["3"] != growing[1]["3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--prompts", "point,star"), "accuracy: --prompts star: choose from point, box"),
+        (("--replay", "sam"), "accuracy: --replay sam: it is not measured; choose one of ball"),
+    ],
+)
+def test_unknown_prompts_and_models_are_named(data: Path, tmp_path: Path, options, message) -> None:
+    with pytest.raises(SystemExit, match=message):
+        run(data, tmp_path / "a.json", "ball", *options)
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ from lib.infers.mask_steps import (
     fixed_cells,
     is_satisfied_by,
     joined,
-    on_cells,
     without_protected,
     without_region,
 )
+from lib.infers.roi_cells import on_cells
 
 POINT = RoiPrompt("point", ((10.0, 20, 30),), True)
 SCRIBBLE = RoiPrompt("scribble", ((0.0, 0, 0), (10, 0, 0), (10, 30, 0)), False)
@@ -80,8 +80,8 @@ def test_logits_of_protected_cells_are_low():
     assert (logits[:2] < -5).all() and (logits[2:] == 1).all()
 
 
-def test_coarse_margins_are_repeated_on_the_cells():
-    coarse = np.arange(32**3, dtype=np.float32).reshape(32, 32, 32)
+def test_coarse_margins_are_interpolated_on_the_cells():
+    coarse = np.broadcast_to(np.arange(32, dtype=np.float32)[:, None, None], (32,) * 3).copy()
     fine = on_cells(coarse)
-    assert fine.shape == (64,) * 3
-    np.testing.assert_array_equal(fine[::2, 1::2, ::2], coarse)
+    assert fine.shape == (64,) * 3 and on_cells(fine) is fine
+    np.testing.assert_allclose(fine[1:-1, 5, 7], np.arange(62) / 2 + 0.25, atol=1e-6)

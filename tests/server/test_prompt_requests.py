@@ -249,7 +249,18 @@ def test_a_background_box_takes_its_voxels_off(ball_server, name):
     left, whole = (mask(ask(ball_server, name, prompts[:count])) for count in (2, 1))
     taken = (slice(33, 44), slice(42, 59), slice(12, 29))
     assert whole[taken].any() and not left[taken].any()
-    np.testing.assert_array_equal(left[:28], whole[:28])
+    # the cells are finer than those of the network's logits, so the surface may move a little
+    assert (left[:28] != whole[:28]).sum() < 0.02 * whole.sum()
+
+
+def test_next_sample_by_uncertainty(ball_server, name):
+    url = f"{ball_server.url}/activelearning"
+    sample = requests.post(f"{url}/uncertainty", json={"client_id": "me"}, timeout=120).json()
+    assert sample["id"] in ball_server.images() and sample["score"] > 0
+    for strategy in ("random", "first"):
+        assert requests.post(f"{url}/{strategy}", json={}, timeout=60).json()["id"]
+    reply = requests.post(f"{url}/other", json={}, timeout=60)
+    assert reply.status_code == 400 and "no strategy" in reply.json()["detail"]
 
 
 def test_info_says_what_a_model_takes(ball_server):

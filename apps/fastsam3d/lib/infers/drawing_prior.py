@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from lib.infers.drawings import Drawing
-from lib.infers.random_walker import CELLS
+from lib.infers.roi_cells import on_cells
 
 BINS = 32
 """BINS: bins of the histograms; each holds as many of the cells that have a weight."""
@@ -86,7 +86,7 @@ def regression_terms(
     if drawing.kind in NETWORK_KINDS:
         if network_logits is None:
             raise ValueError(f"the prior of a {drawing.kind} needs the network's logits")
-        terms.append(_on_cells(network_logits).clip(-STRONGEST_NETWORK, STRONGEST_NETWORK))
+        terms.append(on_cells(network_logits).clip(-STRONGEST_NETWORK, STRONGEST_NETWORK))
     return terms
 
 
@@ -97,7 +97,7 @@ def with_network(logits: np.ndarray, kind: str, network_logits: np.ndarray) -> n
     network for the click.
     """
     share = np.float32(NETWORK_SHARE[kind])
-    network = _on_cells(network_logits).clip(-STRONGEST_NETWORK, STRONGEST_NETWORK)
+    network = on_cells(network_logits).clip(-STRONGEST_NETWORK, STRONGEST_NETWORK)
     return np.asarray(logits + share * (network - logits))
 
 
@@ -110,12 +110,6 @@ def previous_mask(values: np.ndarray, threshold: float, low_res_size: int) -> np
     shifted = torch.from_numpy(values)[None, None] - threshold
     low_res = F.adaptive_avg_pool3d(shifted, low_res_size)[0, 0]
     return low_res.clamp(-STRONGEST_NETWORK, STRONGEST_NETWORK).numpy()
-
-
-def _on_cells(low_res: np.ndarray) -> np.ndarray:
-    """Return logits (s, s, s) of the network on the cells, (CELLS,)*3."""
-    volume = torch.from_numpy(low_res)[None, None]
-    return F.interpolate(volume, size=(CELLS,) * 3, mode="trilinear")[0, 0].numpy()
 
 
 def intensity(drawing: Drawing, guide: np.ndarray) -> np.ndarray:

@@ -31,12 +31,10 @@ from lib.infers.roi_cells import (
     relative_lines,
     spread,
 )
+from lib.infers.scale import LARGEST_MM, SMALLEST_MM
 
 FLAT = 0.02
 """FLAT: a box lies in a plane if its shortest side is below this part of its longest one."""
-
-SMALLEST_MM, LARGEST_MM = 0.4, 4.0
-"""SMALLEST_MM, LARGEST_MM: limits of the ROI's voxel size."""
 
 ROI_PER_EXTENT = {"box": 2.2, "flat_box": 2.2, "lasso": 2.2, "scribble": 5.0}
 """ROI_PER_EXTENT: side of the ROI, in longest sides of the box around the drawing.

@@ -40,10 +40,11 @@ from lib.imaging.mask_file import write_temporary
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.cuda_graphs import CapturedNetwork
+from lib.infers.image_score import score_image
 from lib.infers.interactions import describe_interactions
 from lib.infers.large_mask import coarser_roi, fits_inside, join, reaches_face
 from lib.infers.mask_state import MaskState
-from lib.infers.outputs import Outputs
+from lib.infers.outputs import Outputs, structure_error
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.infers.request import MAPS, MASK, check_reply_form, requested_device, requested_form
@@ -149,6 +150,25 @@ class FastSAM3DInfer(BasicInferTask):
         device = requested_device(request.get("device", self._config["device"]))
         return super().__call__({**request, "device": device}, callbacks)
 
+    @property
+    def network_id(self) -> str:
+        """What identifies the weights that are served now."""
+        return self._current().network_id
+
+    def score(self, path: str) -> float:
+        """Return how uncertain the model is on an image; see `score_image`.
+
+        path: of the image. Raises InputError if it cannot be used.
+        """
+        volume = LoadVolumed(self._caches.volumes)({"image_path": path})["volume"]
+        return score_image(
+            volume, os.path.basename(path), lambda request: self._reply({"image": path, **request})
+        )
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the parameters of the reply to a request, without writing a file."""
+        return dict(self({**request, MASK: True})[1])
+
     def pre_transforms(self, data: dict[str, Any]) -> Transforms:
         """Return the steps from the request to the ROI; see the head of this file."""
         # the same version from here to the reply, even if another one is published meanwhile
@@ -235,6 +255,7 @@ class FastSAM3DInfer(BasicInferTask):
             "weights": data["weights"].info(),
             "roi": _describe_roi(data["structures"][0]),
             "structures": {str(each.number): _describe_roi(each) for each in data["structures"]},
+            "expected_error": round(max(map(structure_error, data["structures"])), 4),
         }
         _log_click(data)
         outputs: Outputs = data["outputs_made"]

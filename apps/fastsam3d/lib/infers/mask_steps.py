@@ -9,8 +9,7 @@ import numpy as np
 from lib.infers.corrections import CLICKED, correct, is_satisfied
 from lib.infers.drawings import region
 from lib.infers.mask_state import MaskState, RoiPrompt
-from lib.infers.random_walker import CELLS
-from lib.infers.roi_cells import places_along
+from lib.infers.roi_cells import on_cells, places_along
 
 PROTECTED_LOGIT = -8.0
 """PROTECTED_LOGIT: logit of cells that cannot be of the structure, as the network gets them."""
@@ -114,11 +113,3 @@ def without_protected(logits: np.ndarray, protected: np.ndarray | None) -> np.nd
     size, step = len(logits), len(protected) // len(logits)
     shares = protected.reshape(size, step, size, step, size, step).mean(axis=(1, 3, 5))
     return np.where(shares >= 0.5, np.float32(PROTECTED_LOGIT), logits)
-
-
-def on_cells(margins: np.ndarray) -> np.ndarray:
-    """Return margins (c, c, c) on the cells of the walk, (CELLS,)*3, c a divisor of CELLS."""
-    repeats = CELLS // len(margins)
-    for axis in range(3):
-        margins = margins.repeat(repeats, axis) if repeats > 1 else margins
-    return margins

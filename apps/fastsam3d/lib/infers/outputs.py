@@ -14,7 +14,12 @@ from lib.imaging.box import hull_of_boxes
 from lib.imaging.mask import BoxMask
 from lib.imaging.volume import Volume
 from lib.infers.structures import RoiStructure
-from lib.infers.uncertainty import foreground_probability, label_error, next_clicks
+from lib.infers.uncertainty import (
+    expected_error,
+    foreground_probability,
+    label_error,
+    next_clicks,
+)
 
 LEVELS = 255
 """LEVELS: value of a map where the probability is 1; maps are uint8, as masks are."""
@@ -45,7 +50,7 @@ def make_outputs(
     Of several structures, the maps hold the largest value at each voxel, and the places worth a
     click are those of the last one. mask: of the reply. names: of OUTPUTS.
     """
-    fields = [_fields(structure) for structure in structures]
+    fields = [_fields(structure) for structure in structures] if names else []
     maps = {
         name: _paste(structures, [field[name] for field in fields], mask)
         for name in names
@@ -68,13 +73,24 @@ def make_outputs(
     return Outputs(maps, facts)
 
 
-def _fields(structure: RoiStructure) -> dict[str, np.ndarray]:
-    """Return each map of a structure on the cells of its ROI, (c, c, c) float32."""
+def structure_error(structure: RoiStructure) -> float:
+    """Return `expected_error` of a structure's mask."""
+    assert structure.mask is not None
+    return expected_error(_probability(structure), structure.mask.margins)
+
+
+def _probability(structure: RoiStructure) -> np.ndarray:
     state, mask = structure.state, structure.mask
     assert state is not None and mask is not None
-    clicks = max(1, len(structure.prompts))
-    probability = foreground_probability(mask.margins, state.threshold, clicks)
-    return {"probability": probability, "uncertainty": label_error(probability, mask.margins)}
+    return foreground_probability(mask.margins, state.threshold, max(1, len(structure.prompts)))
+
+
+def _fields(structure: RoiStructure) -> dict[str, np.ndarray]:
+    """Return each map of a structure on the cells of its ROI, (c, c, c) float32."""
+    assert structure.mask is not None
+    probability = _probability(structure)
+    error = label_error(probability, structure.mask.margins)
+    return {"probability": probability, "uncertainty": error}
 
 
 def _paste(

@@ -7,6 +7,8 @@ ROI voxel indices, float64; integers are voxel centres. roi_size: ROI voxels alo
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from lib.infers.random_walker import CELLS
 
@@ -91,3 +93,11 @@ def spread(line: np.ndarray, axis: int) -> np.ndarray:
     shape = [1, 1, 1]
     shape[axis] = CELLS
     return np.broadcast_to(line.reshape(shape), (CELLS,) * 3)
+
+
+def on_cells(values: np.ndarray) -> np.ndarray:
+    """Return values (s, s, s) float32 on the cells, (CELLS,)*3, interpolated if s differs."""
+    if len(values) == CELLS:
+        return values
+    volume = torch.from_numpy(values)[None, None]
+    return F.interpolate(volume, size=(CELLS,) * 3, mode="trilinear")[0, 0].numpy()

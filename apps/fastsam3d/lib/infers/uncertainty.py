@@ -43,6 +43,15 @@ def label_error(probability: np.ndarray, margins: np.ndarray) -> np.ndarray:
     return np.where(margins > 0, 1 - probability, probability)
 
 
+def expected_error(probability: np.ndarray, margins: np.ndarray) -> float:
+    """Return the expected volume of the wrong cells per expected volume of the structure.
+
+    probability: see :func:`foreground_probability`. margins: of the mask.
+    """
+    error = label_error(probability, margins)
+    return float(error.sum() / max(probability.sum(), 1.0))
+
+
 def next_clicks(
     error: np.ndarray, margins: np.ndarray, points_roi: np.ndarray, roi: Roi, count: int = 5
 ) -> np.ndarray:

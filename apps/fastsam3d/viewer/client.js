@@ -33,6 +33,7 @@ export function requestParams({ prompts, size, outputs = [], start = null }, tak
 
 const SUBTYPES = { point: 'point', box: 'bounding_box', lasso: 'lasso', scribble: 'scribble' };
 
+const POSTED = { method: 'POST' };
 const PATIENCE_MS = 1000; // that a request waits for the one before, which nobody needs any more
 
 /** An answer of the server that is no mask; the message is the server's sentence. */
@@ -163,6 +164,60 @@ export class ServerClient {
     form.append('params', JSON.stringify({ label_info: labels }));
     const query = new URLSearchParams({ image: await this.image(seriesUid) });
     await this.#fetch(`/datastore/label?${query}`, { method: 'PUT', body: form });
+  }
+
+  // --- learning ----------------------------------------------------------------------------------
+
+  /** Return {strategies, canTrain, epochs, status, stats, versions} as of now.
+   *
+   * epochs: default of a training. status: of the last one, "" for none. stats: its progress and its
+   * decision. versions: of the model, or null if it is never trained here. */
+  async learning() {
+    const { model } = await this.describe();
+    const orElse = (promise, value) => promise.then(reply => reply.json()).catch(() => value);
+    const [info, task, versions] = await Promise.all([
+      this.#fetch('/info/').then(reply => reply.json()),
+      orElse(this.#fetch('/train/'), {}),
+      orElse(this.#fetch(`/weights/${model}`), null),
+    ]);
+    return {
+      strategies: Object.keys(info.strategies ?? {}),
+      canTrain: model in (info.trainers ?? {}),
+      epochs: info.trainers?.[model]?.config?.max_epochs ?? 1,
+      status: task.status ?? '',
+      stats: info.train_stats?.[model] ?? {},
+      versions,
+    };
+  }
+
+  async train(options) {
+    const { model } = await this.describe();
+    const headers = { 'Content-Type': 'application/json' };
+    const body = JSON.stringify(options);
+    await this.#fetch(`/train/${model}`, { method: 'POST', headers, body });
+  }
+
+  async stopTraining() {
+    await this.#fetch('/train/', { method: 'DELETE' });
+  }
+
+  /** Serve a version of the model; 0: the weights that the server was started with. */
+  async rollBack(version) {
+    const { model } = await this.describe();
+    await this.#fetch(`/weights/${model}/rollback?version=${version}`, { method: 'POST' });
+  }
+
+  /** Return the StudyInstanceUID of the image that a strategy proposes, or null for none. */
+  async nextStudy(strategy) {
+    const { id } = (await (await this.#fetch(`/activelearning/${strategy}`, POSTED)).json()) ?? {};
+    if (!id) return null;
+    // on a DICOM server an ID is that of a series; a file is a study of its own
+    for (const search of [`series?SeriesInstanceUID=${id}`, `studies?PatientID=${id}`]) {
+      const reply = await this.#fetch(`/dicom-web/${search}`);
+      const [match] = reply.status === 200 ? await reply.json() : [];
+      if (match) return match['0020000D'].Value[0];
+    }
+    throw new ServerError(`The image ${id} is among the studies, but is not listed.`);
   }
 
   async #fetch(path, options) {

@@ -4,6 +4,7 @@ import { MODE_ID, PANEL_ID, Viewer, addPromptTool, loadSegmentationMode } from '
 import { ServerClient } from './client.js';
 import { Hints } from './hints.js';
 import { Session } from './session.js';
+import { Learning } from './learning.js';
 import { StoredLabels } from './stored.js';
 import { PromptTools } from './tools.js';
 
@@ -35,6 +36,7 @@ function start(context) {
   const client = new ServerClient();
   session = new Session(viewer, client);
   session.stored = new StoredLabels(viewer, client, session);
+  session.learning = new Learning(viewer, client);
   session.hints = new Hints(viewer, client, session);
   session.tools = new PromptTools(viewer, session);
   listeners.forEach(listener => listener(session));
@@ -44,6 +46,7 @@ function start(context) {
 function end() {
   session?.tools.stop();
   session?.hints.stop();
+  session?.learning.stop();
   session?.stop();
   session = null;
   listeners.forEach(listener => listener(null));

@@ -1,5 +1,7 @@
 // The panel: tools, size, structures, and the prompts of the structure that the user works on.
 
+import { make } from './dom.js';
+import { LearningView } from './learning.js';
 import { SIZES } from './session.js';
 import { KEYS, KINDS } from './tools.js';
 
@@ -18,18 +20,12 @@ const STYLE = `
 .fs h3 { color: #94a3b8 }
 .fs dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 8px }
 .fs dt { color: #7dd3fc }
+.fs input[type=number], .fs select { background: #1e293b; width: 6em; padding: 2px 4px }
+.fs img { width: 100% }
+.fs summary { color: #94a3b8; cursor: pointer }
+.fs-learn { display: flex; flex-direction: column; gap: 8px; padding-top: 8px }
 .fs-busy { position: fixed; top: 60px; left: 50%; transform: translateX(-50%); z-index: 1000;
   background: #0369a1; color: white; padding: 4px 12px; border-radius: 12px; pointer-events: none }`;
-
-/** Return a DOM element; children are elements or texts. */
-function make(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes))
-    if (key.startsWith('on')) element.addEventListener(key.slice(2), value);
-    else element.setAttribute(key, value);
-  element.append(...children);
-  return element;
-}
 
 export class Panel {
   constructor(node) {
@@ -47,6 +43,7 @@ export class Panel {
     this.detach = () => {};
     if (!session) return;
     this.session = session;
+    this.learning = new LearningView(session.learning);
     const listeners = new AbortController();
     const redraw = () => this.#schedule();
     const options = { signal: listeners.signal };
@@ -85,6 +82,7 @@ export class Panel {
       this.#prompts(structure),
       this.#hints(),
       this.#stored(structure),
+      this.learning.element,
       this.help ? this.#keys() : make('span', {}, 'Press ? for the keys')
     );
   }

@@ -340,6 +340,7 @@ def test_uncertainty_lies_over_its_voxels(
         assert (least > 60).sum() > 5, plane
         assert (rgba[least > 60, 3] > 60).mean() > 0.98, plane
         assert (rgba[most < 3, 3] < 10).mean() > 0.98, plane
+    viewer.page.screenshot(path=ARTIFACTS / f"uncertainty-{series.name.replace(' ', '-')}.png")
     viewer.page.keyboard.press("u")
     viewer.wait_for_overlay(shown=False)
 

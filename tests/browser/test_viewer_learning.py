@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Route
 from small_site import SHORT, SPACING_MM, Site
 from viewer_page import PromptViewer, open_prompt_viewer
 
+from conftest import ARTIFACTS
 from serving import RunningServer, running_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("viewer_package")]
@@ -39,11 +40,15 @@ def trained(site: Site) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def viewer(browser: Browser, trained: RunningServer) -> Iterator[PromptViewer]:
+def viewer(
+    browser: Browser, trained: RunningServer, request: pytest.FixtureRequest
+) -> Iterator[PromptViewer]:
     with open_prompt_viewer(browser, trained.url, study_of(trained, "scan0")) as viewer:
         viewer.page.locator(".fs summary", has_text="Learn").click()
         viewer.page.locator(".fs li[data-version='0']").wait_for(timeout=TIMEOUT_MS)
         yield viewer
+        ARTIFACTS.mkdir(exist_ok=True)
+        viewer.page.screenshot(path=ARTIFACTS / f"{request.node.name}.png")
         assert viewer.errors == []
 
 

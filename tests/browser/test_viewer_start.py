@@ -88,6 +88,12 @@ def test_prompts_start_from_a_stored_label(
     viewer.page.keyboard.press("Control+y")
     np.testing.assert_array_equal(on_stored_grid(viewer, FILE), label)
 
+    viewer.page.get_by_label("may take voxels").check()
+    viewer.press("mpr-axial", FILE.to_lps(add))
+    expected = started_mask(ball_server, [(ORGAN, add)], label, overwrite=True)
+    assert (expected == BONE).sum() < (label == BONE).sum()
+    np.testing.assert_array_equal(on_stored_grid(viewer, FILE), expected)
+
 
 def test_brush_strokes_count(viewer: PromptViewer, ball_server: RunningServer) -> None:
     """The next prompt starts from the mask with the strokes, which is there again after undo."""
@@ -139,10 +145,13 @@ def store(server: RunningServer, label: np.ndarray, numbers: dict[str, int], tag
 
 
 def started_mask(
-    server: RunningServer, points: list[tuple[int, Voxel]], start: np.ndarray
+    server: RunningServer,
+    points: list[tuple[int, Voxel]],
+    start: np.ndarray,
+    overwrite: bool = False,
 ) -> np.ndarray:
     """Return the server's mask (I, J, K) uint8 for points that start from a mask."""
-    params = {"prompts": point_prompts(points)}
+    params = {"prompts": point_prompts(points), "overwrite": overwrite}
     with tempfile.TemporaryDirectory() as folder, as_file(start, folder).open("rb") as file:
         reply = requests.post(
             f"{server.url}/infer/fastsam3d",

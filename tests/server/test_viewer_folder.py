@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import nibabel
 import numpy as np
 import pytest
@@ -145,3 +147,39 @@ def test_the_image_of_a_series(ball_server: RunningServer, stored) -> None:
     (series,) = requests.get(root, {"PatientID": stored[0]}, timeout=30).json()
     url = f"{ball_server.url}/viewer/series/{first(series, '0020000E')}"
     assert requests.get(url, timeout=30).json() == {"image": stored[0]}
+
+
+def test_stored_labels_of_a_series(ball_server: RunningServer, stored, tmp_path) -> None:
+    """They are listed with their structures, and come with their place on the file's own grid."""
+    name, _, affine_mm = stored
+    root = f"{ball_server.url}/dicom-web/series"
+    (series,) = requests.get(root, {"PatientID": name}, timeout=30).json()
+    url = f"{ball_server.url}/viewer/series/{first(series, '0020000E')}/labels"
+    assert requests.get(url, timeout=30).json() == []
+
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:5, 1, 3:7] = 3
+    label[5, 2:4, 4] = 9
+    path = tmp_path / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(label, affine_mm), path)
+    structures = [{"name": "organ", "idx": 3}, {"name": "bone", "idx": 9}]
+    with path.open("rb") as file:
+        requests.put(
+            f"{ball_server.url}/datastore/label",
+            params={"image": name, "tag": "draft"},
+            files={"label": (path.name, file)},
+            data={"params": json.dumps({"label_info": structures})},
+            timeout=60,
+        ).raise_for_status()
+    assert requests.get(url, timeout=30).json() == [{"tag": "draft", "structures": structures}]
+
+    reply = requests.get(f"{url}/draft", timeout=30)
+    box = json.loads(reply.headers["X-Mask-Box"])
+    inside = np.frombuffer(reply.content, np.uint8).reshape(box["size_ijk"][::-1]).T
+    whole = np.zeros(SHAPE, np.uint8)
+    for voxel, value in np.ndenumerate(inside):
+        place_lps = apply_affine(np.array(box["affine_lps"]), voxel)
+        there = apply_affine(np.linalg.inv(affine_mm), RAS_TO_LPS @ place_lps)
+        whole[tuple(np.rint(there).astype(int))] = value
+    np.testing.assert_array_equal(whole, label)
+    assert requests.get(f"{url}/final", timeout=30).status_code == 404

@@ -98,7 +98,11 @@ export class ServerClient {
     form.append('params', JSON.stringify(requestParams(asked, takesPrompts)));
     if (asked.start) form.append('initial_mask', asked.start.file, 'mask.nrrd');
     const query = new URLSearchParams({ image, output: 'box' });
-    const { reply, body } = await this.#inTurn(`/infer/${model}?${query}`, form, signal);
+    const path = `/infer/${model}?${query}`;
+    // a press does not wait for what is asked beside a mask: that may be large
+    const { reply, body } = asked.outputs
+      ? await this.#send(path, form, signal)
+      : await this.#inTurn(path, form, signal);
     return boxOf(reply, body);
   }
 
@@ -116,12 +120,7 @@ export class ServerClient {
     signal.throwIfAborted();
     if (this.sent?.signal.aborted) this.sent.controller.abort();
     const sent = { signal, controller: new AbortController() };
-    const send = async () => {
-      const options = { method: 'POST', body: form, signal: sent.controller.signal };
-      const reply = await this.#fetch(path, options);
-      return { reply, body: await reply.arrayBuffer() };
-    };
-    const answer = send();
+    const answer = this.#send(path, form, sent.controller.signal);
     sent.answered = answer.then(
       () => {},
       () => {}
@@ -133,6 +132,11 @@ export class ServerClient {
       if (this.sent === sent) this.sent = null;
       signal.throwIfAborted();
     }
+  }
+
+  async #send(path, form, signal) {
+    const reply = await this.#fetch(path, { method: 'POST', body: form, signal });
+    return { reply, body: await reply.arrayBuffer() };
   }
 
   /** Return {shape_ijk, affine_lps}: the grid on which the image of a series is stored. */

@@ -159,10 +159,10 @@ export class Panel {
     overwrite.checked = session.overwrite;
     const save = make(
       'button',
-      { title: 'Save all structures on the server', onclick: () => session.save() },
-      session.isSaving ? 'Saving …' : session.isUnsaved ? 'Save •' : 'Save'
+      { title: 'Save all structures on the server', onclick: () => session.stored.save() },
+      session.stored.isSaving ? 'Saving …' : session.isUnsaved ? 'Save •' : 'Save'
     );
-    save.disabled = session.isSaving;
+    save.disabled = session.stored.isSaving;
     return make(
       'section',
       {},

@@ -47,7 +47,6 @@ export class Session extends EventTarget {
     this.busy = false;
     this.overwrite = false; // whether a mask takes voxels of other structures
     this.isUnsaved = false;
-    this.isSaving = false;
     this.askBeforeLeaving = event => this.isUnsaved && event.preventDefault();
   }
 
@@ -339,12 +338,12 @@ export class Session extends EventTarget {
     structure.taken = taken;
     structure.set(drawn);
     if (changed.length) this.viewer.redraw(segmentationId, changed);
-    this.#keep(segmentationId, structure.seriesUid);
+    this.keep(segmentationId, structure.seriesUid);
     this.changed();
   }
 
   /** Keep the prompts of a series in the browser, for a page that is loaded again. */
-  #keep(segmentationId, seriesUid) {
+  keep(segmentationId, seriesUid) {
     const viewportId = this.viewer.activeViewportId();
     const names = this.viewer.segments(segmentationId, viewportId).map(({ label }) => label);
     const structures = [...this.structures.values()]
@@ -356,38 +355,6 @@ export class Session extends EventTarget {
         size: drawn.size,
       }));
     keepWork(seriesUid, { names, structures, isUnsaved: this.isUnsaved });
-  }
-
-  // --- saving ------------------------------------------------------------------------------------
-
-  /** Save all structures of the series in the active viewport as a label on the server. */
-  async save() {
-    const structure = this.structure();
-    if (!structure || this.isSaving) return;
-    this.isSaving = true;
-    this.changed();
-    try {
-      const { segment, seriesUid } = structure;
-      const grid = await this.client.grid(seriesUid);
-      const voxels = this.viewer.labelmap(segment[0]).stored(grid);
-      const used = new Set(voxels);
-      const labels = this.viewer
-        .segments(segment[0], this.viewer.activeViewportId())
-        .filter(({ number }) => used.has(number))
-        .map(({ number, label, color }) => ({ name: label, idx: number, color }));
-      if (!labels.length) throw new Error('There is nothing to save: every structure is empty.');
-      await this.client.save(seriesUid, await nrrdFile(voxels, grid), labels);
-      this.isUnsaved = false;
-      this.stored.refresh(seriesUid);
-      this.#keep(segment[0], seriesUid);
-      const names = labels.map(({ name }) => name).join(', ');
-      this.viewer.notify(`The label is saved: ${names}`, 'success');
-    } catch (error) {
-      this.viewer.notify(error.message);
-    } finally {
-      this.isSaving = false;
-      this.changed();
-    }
   }
 
   #setBusy(busy) {

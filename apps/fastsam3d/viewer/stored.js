@@ -1,6 +1,6 @@
-// The labels of an image that the server has: listed, and loaded as what prompts start from.
+// The labels of an image on the server: saved, listed, and loaded as what prompts start from.
 
-import { runsOf } from './labelmap.js';
+import { nrrdFile, runsOf } from './labelmap.js';
 
 export class StoredLabels {
   constructor(viewer, client, session) {
@@ -9,6 +9,41 @@ export class StoredLabels {
     this.session = session;
     this.lists = new Map(); // series UID -> its labels, [{tag, structures}], or null while asked for
     this.isLoading = false;
+    this.isSaving = false;
+  }
+
+  /** Save all structures of the series in the active viewport as a label on the server. */
+  async save() {
+    const structure = this.session.structure();
+    if (!structure || this.isSaving) return;
+    this.isSaving = true;
+    this.session.changed();
+    try {
+      const names = await this.#send(structure);
+      this.session.isUnsaved = false;
+      this.session.keep(structure.segment[0], structure.seriesUid);
+      this.refresh(structure.seriesUid);
+      this.viewer.notify(`The label is saved: ${names.join(', ')}`, 'success');
+    } catch (error) {
+      this.viewer.notify(error.message);
+    } finally {
+      this.isSaving = false;
+      this.session.changed();
+    }
+  }
+
+  /** Send the label, and return the names of its structures. */
+  async #send({ segment: [segmentationId], seriesUid }) {
+    const grid = await this.client.grid(seriesUid);
+    const voxels = this.viewer.labelmap(segmentationId).stored(grid);
+    const used = new Set(voxels);
+    const labels = this.viewer
+      .segments(segmentationId, this.viewer.activeViewportId())
+      .filter(({ number }) => used.has(number))
+      .map(({ number, label, color }) => ({ name: label, idx: number, color }));
+    if (!labels.length) throw new Error('There is nothing to save: every structure is empty.');
+    await this.client.save(seriesUid, await nrrdFile(voxels, grid), labels);
+    return labels.map(({ name }) => name);
   }
 
   /** Return the labels of a series as far as they are known; they are asked for once. */

@@ -98,11 +98,18 @@ def test_prompts_start_from_a_stored_label(
 def test_brush_strokes_count(viewer: PromptViewer, ball_server: RunningServer) -> None:
     """The next prompt starts from the mask with the strokes, which is there again after undo."""
     first = voxel_at(FILE, PLACES["mpr-axial"])
+    saved, unsaved = (
+        viewer.page.get_by_role("button", name=name, exact=True) for name in ("Save", "Save •")
+    )
+    saved.wait_for()
     viewer.press("mpr-axial", FILE.to_lps(first))
     pressed = on_stored_grid(viewer, FILE)
     viewer.page.evaluate(BRUSH)
     stroke = [FILE.to_lps(beside(FILE, first, mm)) for mm in (60.0, 90.0)]
+    viewer.button("Save •")
+    saved.wait_for()
     viewer.drag("mpr-axial", stroke)
+    unsaved.wait_for()
     viewer.page.wait_for_timeout(300)
     painted = on_stored_grid(viewer, FILE)
     assert painted[beside(FILE, first, 75.0)] == 1 and not pressed[beside(FILE, first, 75.0)]

@@ -216,7 +216,8 @@ export class ServerClient {
     const { id } = (await (await this.#fetch(`/activelearning/${strategy}`, POSTED)).json()) ?? {};
     if (!id) return null;
     // on a DICOM server an ID is that of a series; a file is a study of its own
-    for (const search of [`series?SeriesInstanceUID=${id}`, `studies?PatientID=${id}`]) {
+    const value = encodeURIComponent(id);
+    for (const search of [`series?SeriesInstanceUID=${value}`, `studies?PatientID=${value}`]) {
       const reply = await this.#fetch(`/dicom-web/${search}`);
       const [match] = reply.status === 200 ? await reply.json() : [];
       if (match) return match['0020000D'].Value[0];

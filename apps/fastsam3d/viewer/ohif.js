@@ -99,11 +99,14 @@ export class Viewer {
     }
   }
 
-  /** Call edited(segmentation ID) when the labelmap was changed by others, such as OHIF's brush. */
+  /** Call edited(segmentation ID, isCertain) when others changed a labelmap, such as OHIF's brush.
+   *
+   * Without isCertain nothing need have changed: OHIF tells the same when it shows a labelmap. */
   onEdit(edited) {
     const { SEGMENTATION_DATA_MODIFIED } = window.cornerstoneTools.Enums.Events;
     const { eventTarget } = window.cornerstone;
-    const handle = event => this.isDrawing || edited(event.detail.segmentationId);
+    const handle = ({ detail: { segmentationId, modifiedSlicesToUse } }) =>
+      this.isDrawing || edited(segmentationId, Boolean(modifiedSlicesToUse));
     eventTarget.addEventListener(SEGMENTATION_DATA_MODIFIED, handle);
     this.ends.push(() => eventTarget.removeEventListener(SEGMENTATION_DATA_MODIFIED, handle));
   }

@@ -54,10 +54,7 @@ export class Session extends EventTarget {
     window.addEventListener('beforeunload', this.askBeforeLeaving);
     this.viewer.onImage(viewportId => this.#prepare(viewportId));
     this.viewer.onSegments(() => this.changed());
-    this.viewer.onEdit(segmentationId => {
-      this.edits.set(segmentationId, (this.edits.get(segmentationId) ?? 0) + 1);
-      this.isUnsaved = true;
-    });
+    this.viewer.onEdit((segmentationId, isCertain) => this.#noteEdit(segmentationId, isCertain));
     this.viewer.viewportIds().forEach(id => this.#prepare(id));
   }
 
@@ -183,6 +180,14 @@ export class Session extends EventTarget {
   }
 
   // --- what is there -----------------------------------------------------------------------------
+
+  #noteEdit(segmentationId, isCertain) {
+    const isDrawn = ({ segment, drawn }) => segment[0] === segmentationId && drawn.mask;
+    if (!isCertain && ![...this.structures.values()].some(isDrawn)) return;
+    this.edits.set(segmentationId, (this.edits.get(segmentationId) ?? 0) + 1);
+    this.isUnsaved ||= isCertain;
+    this.changed();
+  }
 
   #editsOf({ segment }) {
     return this.edits.get(segment[0]) ?? 0;

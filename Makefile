@@ -26,6 +26,10 @@ ACCURACY ?=
 PYTHON ?=
 PYTEST_ARGS ?=
 
+# VIEWER_CACHE: folder for the viewer (default: the user's cache folder).
+VIEWER_CACHE ?=
+export FASTSAM3D_VIEWER_CACHE := $(VIEWER_CACHE)
+
 # sam2 (a requirement of MONAI Label) would compile a CUDA kernel for minutes; nothing here uses it.
 export SAM2_BUILD_CUDA ?= 0
 
@@ -38,7 +42,7 @@ pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordli
 
 .PHONY: help serve ohif benchmark test test-all lint typecheck sample-data install install-dev clean
 .PHONY: accuracy weights check-data
-.PHONY: check-conf check-port check-studies check-orthanc
+.PHONY: viewer try-viewer check-conf check-port check-studies check-orthanc
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -57,23 +61,32 @@ MONAI Label starts at $(URL) (ready after about 10 s; Ctrl-C stops it).
 
   3D Slicer   install the extension MONAILabel, open its module MONAI Label,
               enter $(URL) as the server address and connect
+  Browser     $(URL)/viewer/ lists the studies; open one with FastSAM3D and press on an organ
   API         $(URL)/docs
-  OHIF        $(URL)/ohif/ needs a DICOMweb server: make serve STUDIES=http://...
+  Stock OHIF  $(URL)/ohif/ needs a DICOMweb server: make serve STUDIES=http://...
               (make ohif starts one with the sample data)
 
 endef
 
-serve: check-conf check-port check-studies install $(SAMPLE_DATA) ## set up what is missing and start the server (STUDIES, HOST, PORT, CONF)
+serve: check-conf check-port check-studies install try-viewer $(SAMPLE_DATA) ## set up what is missing and start the server (STUDIES, HOST, PORT, CONF)
 	$(info $(OPEN_HINT))
 	$(START_SERVER) --studies '$(STUDIES)'
 
 # The DICOM cache lies in sample-data/build, so that make clean removes it too.
-ohif: check-conf check-port check-orthanc install ## start OHIF on the sample DICOM series, with a local Orthanc (HOST, PORT, CONF, YES=1)
+ohif: check-conf check-port check-orthanc install try-viewer ## start OHIF on the sample DICOM series, with a local Orthanc (HOST, PORT, CONF, YES=1)
 	.venv/bin/python sample-data/prepare.py --no-real
 	MONAI_LABEL_DICOMWEB_CACHE_PATH='$(CURDIR)/sample-data/build/dicom-cache' \
 	.venv/bin/python tools/orthanc.py --port '$(ORTHANC_PORT)' --viewer '$(URL)' \
 	    --storage sample-data/build/orthanc --dicom sample-data/build/dicom -- \
 	    $(START_SERVER) --studies 'http://127.0.0.1:$(ORTHANC_PORT)/dicom-web'
+
+viewer: install ## fetch the viewer of /viewer/ once, 49 MB (VIEWER_CACHE: another folder for it)
+	.venv/bin/python tools/fetch_viewer.py
+
+# Without a network the server starts all the same, with the stock viewer.
+try-viewer: install
+	@.venv/bin/python tools/fetch_viewer.py \
+	    || echo 'The server starts without /viewer/; OHIF as MONAI Label has it is at /ohif/' >&2
 
 # These checks run before the installation, which takes minutes. They need only the shell.
 check-conf:
@@ -131,10 +144,10 @@ benchmark: .venv/.installed-benchmarks ## measure the speed of networks and clic
 
 # --- checks ---------------------------------------------------------------------------------------
 
-test: install-dev ## run the tests, without the slow ones (PYTEST_ARGS)
+test: install-dev try-viewer ## run the tests, without the slow ones (PYTEST_ARGS)
 	.venv/bin/python -m pytest -m '$(FAST_TESTS)' $(PYTEST_ARGS)
 
-test-all: install-dev ## run all tests, the slow ones included (PYTEST_ARGS)
+test-all: install-dev try-viewer ## run all tests, the slow ones included (PYTEST_ARGS)
 	.venv/bin/python -m pytest -m '$(ALL_TESTS)' $(PYTEST_ARGS)
 
 lint: install-dev ## check style and formatting with ruff

@@ -102,14 +102,18 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    studies: Path | str, log: Path, *arguments: str, env: Mapping[str, str] | None = None
+    studies: Path | str,
+    log: Path,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    port: int | None = None,
 ) -> Iterator[RunningServer]:
-    """Start ``monailabel start_server`` on a free port, yield it once it answers, then stop it.
+    """Start ``monailabel start_server``, yield it once it answers, then stop it.
 
-    arguments: further ones of the command. env: additions to the environment. Raises RuntimeError
-    with the end of the log if the server does not start.
+    arguments: further ones of the command. env: additions to the environment. port: a free one by
+    default. Raises RuntimeError with the end of the log if the server does not start.
     """
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP)]
     command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), *arguments]
     with log.open("wb") as file:

@@ -171,10 +171,14 @@ def _run(command: list[str]) -> int:
 
 
 def _announce(viewer: str, orthanc: Orthanc) -> None:
-    """Print the address of each study in the viewer, once the viewer's server answers."""
+    """Print the address of each study in the viewer, once the viewer's server answers.
+
+    It is that of the stock viewer if the current one was not fetched.
+    """
     while not _answers(f"{viewer}/ohif/"):
         time.sleep(1)
-    links = [f"  {viewer}/ohif/monai-label?StudyInstanceUIDs={uid}" for uid in orthanc.studies()]
+    mode = "viewer/fastsam3d" if _answers(f"{viewer}/viewer/") else "ohif/monai-label"
+    links = [f"  {viewer}/{mode}?StudyInstanceUIDs={uid}" for uid in orthanc.studies()]
     print("", "Ready. Ctrl-C stops it. Open in a browser:", *links, "", sep="\n", flush=True)
 
 

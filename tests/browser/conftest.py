@@ -11,6 +11,7 @@ from ohif_page import FLAGS, Viewer, open_viewer
 from playwright.sync_api import Browser, sync_playwright
 from series import SERIES, SampleSeries
 
+from lib.server.viewer_package import ViewerError, viewer_files
 from orthanc import Orthanc
 from pacs import delete_series
 from serving import RunningServer
@@ -35,6 +36,15 @@ def server(dicom_server: RunningServer, uids: dict) -> Iterator[RunningServer]:
     yield dicom_server
     ARTIFACTS.mkdir(exist_ok=True)
     shutil.copy(dicom_server.log, ARTIFACTS / "ohif-server.log")
+
+
+@pytest.fixture(scope="session")
+def viewer_package() -> None:
+    """Skip the tests of the viewer at /viewer/ if its package is not there."""
+    try:
+        viewer_files()
+    except ViewerError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,10 @@
 - ``images.py``: opening an image; ``uploads.py``: files that come in; ``names.py``: IDs and tags;
   ``find_image.py``: the image that a request is about; ``read_ahead.py``: prefetching it
 - ``train.py``: trainings, and the versions of the weights that they publish
-- ``ohif.py``: the OHIF viewer; ``system.py``: the server about itself
+- ``viewer.py``: the viewer at /viewer/; ``viewer_package.py``: its files, fetched once
+- ``pacs_proxy.py``: DICOMweb for the viewers; ``folder_dicomweb.py`` and ``folder_series.py``: the
+  same for a folder of files
+- ``ohif.py``: the stock viewer at /ohif/; ``system.py``: the server about itself
 - ``auth.py``: roles; ``form_json.py``: JSON in form fields; ``app_instance.py``: the app as the
   routes see it
 - ``temporary_folder.py``, ``upload_sessions.py``: private files, gone after their use

@@ -11,6 +11,7 @@ from monailabel.interfaces.utils.app import app_instance as monailabel_app_insta
 from lib.datastore.journal import Journal
 from lib.datastore.label_history import LabelVersion
 from lib.datastore.safe_store import SavedLabel
+from lib.imaging.volume import Volume
 from lib.options import Options
 
 
@@ -25,6 +26,14 @@ class Studies(Protocol):
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Return the path of a label, or "" if there is no such label."""
+        ...
+
+    def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
+        """Return the IDs of an image's labels by their tags."""
+        ...
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return what a client said about a label: ``label_info`` has its structures."""
         ...
 
     def find_label(self, image_id: str, tag: str) -> str:
@@ -104,6 +113,18 @@ class ModelTrainer(Protocol):
         ...
 
 
+class Images(Protocol):
+    """The images of the app: decoded once, and kept for the clicks on them."""
+
+    def __call__(self, name: str, find: Callable[[], str]) -> None:
+        """Read an image in the background; name: identifies it, find: returns its path."""
+        ...
+
+    def read(self, path: str) -> Volume:
+        """Return an image; raises InputError."""
+        ...
+
+
 class ServedApp(Protocol):
     """The app of ``main.py`` as the routes use it."""
 
@@ -123,7 +144,7 @@ class ServedApp(Protocol):
     def configs(self) -> Mapping[str, Any]: ...
 
     @property
-    def prefetch(self) -> Callable[[str, Callable[[], str]], None]: ...
+    def prefetch(self) -> Images: ...
 
     def datastore(self) -> Studies: ...
 

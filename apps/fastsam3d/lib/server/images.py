@@ -1,23 +1,17 @@
 """The routes by which clients open, upload and describe an image.
 
-An opened image is prefetched for the first click on it. 3D Slicer requests the next sample or
-uploads a volume of its own; OHIF fetches the series from the DICOM server through this server. The
-stock routes run on the event loop and block all other requests.
+An opened image is prefetched for the first click on it: 3D Slicer requests the next sample or
+uploads a volume of its own. The stock routes run on the event loop and block all other requests.
 """
 
 from __future__ import annotations
 
-import asyncio
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, Response
-from monailabel.datastore.dicom import DICOMWebDatastore
+from fastapi.responses import FileResponse
 from monailabel.endpoints import activelearning, datastore
-from monailabel.endpoints import proxy as stock_proxy
 
 from lib.errors import InputError, NotFoundError
 from lib.server.app_instance import UploadSession, UploadSessions, app_instance
@@ -28,12 +22,6 @@ from lib.server.names import check_name
 from lib.server.uploads import check_image, is_same_scan, received, received_session, split_name
 
 router = APIRouter()
-
-SERVICES = ("wado", "qido", "stow")
-"""SERVICES: the DICOMweb services that may start a path behind ``/proxy/dicom/``."""
-
-FRAME = re.compile(r"studies/[^/]+/series/([0-9.]+)/instances/[^/]+/frames/")
-"""FRAME: the path of a slice's voxels; the group is the SeriesInstanceUID."""
 
 
 @router.post("/activelearning/{strategy}", summary="Next sample", tags=["ActiveLearning"])
@@ -136,22 +124,3 @@ def _session(session_id: str, update_ts: bool) -> UploadSession:
     if not session:
         raise NotFoundError(f"Session ({session_id[:80]}) Not Found")
     return session
-
-
-@router.api_route("/proxy/dicom/{path:path}", methods=["GET", "POST"], include_in_schema=False)
-async def proxy(request: Request, path: str, user: UserRole) -> Response:
-    await request.body()  # the request keeps it, so that only this line waits for the client
-    service, _, rest = path.partition("/")
-    service, rest = (service, rest) if service in SERVICES else ("", path)
-    await run_in_threadpool(_prefetch_series, rest)
-    # the stock coroutine blocks until the DICOM server answers, so it gets an event loop of its own
-    return await run_in_threadpool(asyncio.run, stock_proxy.proxy_dicom(request, service, rest))
-
-
-def _prefetch_series(path: str) -> None:
-    """Prefetch a series of the studies when a viewer loads its voxels, not only its headers."""
-    frame = FRAME.match(path)
-    app = app_instance()
-    studies = app.datastore()
-    if frame and isinstance(studies, DICOMWebDatastore) and frame[1] in studies.list_images():
-        app.prefetch(frame[1], lambda: find_image(app, frame[1]))

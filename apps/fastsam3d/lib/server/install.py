@@ -14,6 +14,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+import httpx
 import requests
 from fastapi import FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
@@ -31,7 +32,17 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lib.atomic_file import is_full
 from lib.errors import AppError, ConflictError, InputError, NotFoundError, ReadOnlyError
-from lib.server import images, infer, labels, ohif, sign_in, system, train
+from lib.server import (
+    images,
+    infer,
+    labels,
+    ohif,
+    pacs_proxy,
+    sign_in,
+    system,
+    train,
+    viewer,
+)
 from lib.server.doors import DoorPolicy, Doors
 from lib.server.routes import OPENAPI, check_routes
 
@@ -46,6 +57,8 @@ ROUTERS = (
     labels.router,
     train.router,
     ohif.router,
+    pacs_proxy.router,
+    viewer.router,
 )
 """ROUTERS: what the server offers; `lib.server.routes.ROUTES` lists their routes."""
 
@@ -101,7 +114,7 @@ def _describe_validation(error: RequestValidationError) -> str:
     return f"the request is invalid: {'; '.join(lines)}"
 
 
-def _describe_dicom_error(error: requests.RequestException) -> str:
+def _describe_dicom_error(error: requests.RequestException | httpx.HTTPError) -> str:
     return (
         f"the DICOM server does not answer as it should ({type(error).__name__}); "
         "check that it runs, and see the log of this one"
@@ -134,6 +147,7 @@ ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     LabelNotFoundException: (404, lambda error: error.msg),
     MONAILabelException: (400, lambda error: error.msg),
     requests.RequestException: (502, _describe_dicom_error),
+    httpx.HTTPError: (502, _describe_dicom_error),
     FullDiskError: (507, _describe_full_disk),
     OSError: (500, _describe_unexpected),
     Exception: (500, _describe_unexpected),

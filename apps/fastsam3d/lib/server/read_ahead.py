@@ -12,6 +12,7 @@ import requests
 from cachetools import TTLCache
 
 from lib.errors import InputError
+from lib.imaging.volume import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,11 @@ class Prefetcher:
             self._recent[name] = None
             self._queued += 1
         self._executor.submit(self._read, name, find)
+
+    def read(self, path: str) -> Volume:
+        """Return an image from the cache, or read it now; raises InputError."""
+        volume: Volume = self._load({"image_path": path})["volume"]
+        return volume
 
     def _read(self, name: str, find: Callable[[], str]) -> None:
         try:

@@ -34,6 +34,16 @@ ROUTES: dict[str, str] = {
     "POST /sign-out": OPEN,
     # the files of the viewers
     "GET /ohif/{path:path}": OPEN,
+    "GET /viewer": OPEN,
+    "GET /viewer/app-config.js": OPEN,
+    "GET /viewer/{path:path}": OPEN,
+    # what the viewers show of a patient
+    "GET /viewer/series/{series_uid}": KEY,
+    "GET /viewer/series/{series_uid}/grid": KEY,
+    "GET /viewer/series/{series_uid}/labels": KEY,
+    "GET /viewer/series/{series_uid}/labels/{tag}": KEY,
+    "GET /dicom-web/{path:path}": KEY,
+    "POST /dicom-web/{path:path}": KEY,
     # masks
     "POST /infer/{model}": KEY,
     "GET /interactions/{image}": KEY,
@@ -89,14 +99,19 @@ def check_routes(routers: Iterable[APIRouter]) -> None:
         raise RuntimeError(f"routes and their table ROUTES differ in {', '.join(sorted(wrong))}")
 
 
-_OPEN_PATHS = [
-    (name.split(" ", 1)[0], compile_path(name.split(" ", 1)[1])[0])
+_PATHS = [
+    (name.split(" ", 1)[0], compile_path(name.split(" ", 1)[1])[0], access)
     for name, access in ROUTES.items()
-    if access == OPEN
 ]
 
 
 def is_open(method: str, path: str) -> bool:
-    """Return whether everyone may send this request; path: as the router sees it."""
+    """Return whether everyone may send this request; path: as the router sees it.
+
+    A path that also fits a route with KEY, as those below ``/viewer/``, needs the key.
+    """
     method = "GET" if method == "HEAD" else method
-    return any(method == allowed and regex.match(path) for allowed, regex in _OPEN_PATHS)
+    fitting = {
+        access for allowed, regex, access in _PATHS if method == allowed and regex.match(path)
+    }
+    return fitting == {OPEN}

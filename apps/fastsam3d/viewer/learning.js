@@ -1,0 +1,159 @@
+// Learn: the next sample, a training with its progress and decision, and the versions of the model.
+
+import { make } from './dom.js';
+
+const POLL_MS = 2000; // between two looks at a training that runs
+const RUNNING = ['SUBMITTED', 'RUNNING'];
+const NOTHING_LEFT = 'There is nothing left to label: every image has a label.';
+
+/** The state of the trainings on the server, as far as it was asked for. */
+export class Learning extends EventTarget {
+  constructor(viewer, client) {
+    super();
+    this.viewer = viewer;
+    this.client = client;
+    this.strategies = [];
+    this.canTrain = false;
+    this.epochs = 1; // of a training, unless the user says another number
+    this.status = ''; // of the last training
+    this.stats = {};
+    this.versions = null; // {served, versions: [{number}]}
+    this.timer = 0;
+  }
+
+  stop() {
+    clearTimeout(this.timer);
+    this.isStopped = true;
+  }
+
+  get isRunning() {
+    return RUNNING.includes(this.status);
+  }
+
+  /** Ask the server for everything; while a training runs, again and again. */
+  async refresh() {
+    clearTimeout(this.timer);
+    try {
+      Object.assign(this, await this.client.learning());
+      if (this.isRunning && !this.isStopped)
+        this.timer = setTimeout(() => this.refresh(), POLL_MS);
+    } catch (error) {
+      this.viewer.notify(error.message);
+    }
+    this.dispatchEvent(new Event('change'));
+  }
+
+  train(epochs) {
+    return this.#do(() => this.client.train({ max_epochs: epochs }));
+  }
+
+  stopTraining() {
+    return this.#do(() => this.client.stopTraining());
+  }
+
+  /** Serve a version again. */
+  rollBack(number) {
+    return this.#do(async () => {
+      await this.client.rollBack(number);
+      this.viewer.notify(`Version ${number} is served: the next prompt uses it.`, 'success');
+    });
+  }
+
+  /** Open the image that a strategy proposes. */
+  nextSample(strategy) {
+    return this.#do(async () => {
+      const studyUid = await this.client.nextStudy(strategy);
+      if (studyUid) window.location.assign(`?StudyInstanceUIDs=${studyUid}`);
+      else this.viewer.notify(NOTHING_LEFT, 'info');
+    });
+  }
+
+  async #do(action) {
+    try {
+      await action();
+    } catch (error) {
+      this.viewer.notify(error.message);
+    }
+    await this.refresh();
+  }
+}
+
+/** The part of the panel for it. It stays the same element, so that it keeps what was typed. */
+export class LearningView {
+  constructor(learning) {
+    this.learning = learning;
+    this.body = make('div', { class: 'fs-learn' });
+    this.strategy = make('select', { 'aria-label': 'Strategy' });
+    this.epochs = make('input', { type: 'number', min: 1, 'aria-label': 'Epochs' });
+    this.element = make('details', {}, make('summary', {}, 'Learn'), this.body);
+    this.element.addEventListener('toggle', () => this.element.open && learning.refresh());
+    learning.addEventListener('change', () => this.#draw());
+  }
+
+  #draw() {
+    const { stats } = this.learning;
+    const parts = [this.#nextSample()];
+    if (this.learning.canTrain) parts.push(this.#training());
+    if (stats.reason ?? stats.error)
+      parts.push(make('p', { 'data-decision': stats.published ?? '' }, stats.error ?? stats.reason));
+    if (stats.curves) {
+      const source = `${stats.curves}?epoch=${stats.epoch}`;
+      parts.push(make('img', { src: source, alt: 'Curves of the training' }));
+    }
+    if (this.learning.versions) parts.push(this.#versions());
+    this.body.replaceChildren(...parts);
+  }
+
+  #nextSample() {
+    const { strategies } = this.learning;
+    if (this.strategy.options.length !== strategies.length)
+      this.strategy.replaceChildren(...strategies.map(name => make('option', {}, name)));
+    const open = () => this.learning.nextSample(this.strategy.value);
+    return make(
+      'div',
+      { class: 'fs-row' },
+      make('button', { title: 'Open an image to label', onclick: open }, 'Next sample'),
+      this.strategy
+    );
+  }
+
+  #training() {
+    const { learning } = this;
+    const { epoch = 0, total_epochs: total = 0 } = learning.stats;
+    if (learning.isRunning)
+      return make(
+        'div',
+        { class: 'fs-row' },
+        make('button', { onclick: () => learning.stopTraining() }, 'Stop'),
+        make('progress', { value: epoch, max: total || 1 }),
+        make('span', { 'data-epoch': epoch }, `epoch ${epoch} of ${total || '…'}`)
+      );
+    if (!this.epochs.value) this.epochs.value = learning.epochs;
+    const start = () => learning.train(Number(this.epochs.value));
+    return make(
+      'div',
+      { class: 'fs-row' },
+      make('button', { title: 'Train on the saved labels', onclick: start }, 'Train'),
+      this.epochs,
+      ' epochs'
+    );
+  }
+
+  #versions() {
+    const { served, versions } = this.learning.versions;
+    const rows = [{ number: 0 }, ...versions].map(({ number }) => {
+      const name = number ? `Version ${number}` : 'As the server was started';
+      const isServed = number === served;
+      const serve = () => this.learning.rollBack(number);
+      const button = make('button', { title: 'Serve this version', onclick: serve }, 'Serve');
+      button.disabled = isServed || this.learning.isRunning;
+      return make(
+        'li',
+        { 'data-version': number, 'aria-current': isServed },
+        make('span', {}, name),
+        button
+      );
+    });
+    return make('section', {}, make('h3', {}, 'Versions'), make('ul', {}, ...rows));
+  }
+}

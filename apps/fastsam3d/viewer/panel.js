@@ -1,0 +1,249 @@
+// The panel: tools, size, structures, and the prompts of the structure that the user works on.
+
+import { make } from './dom.js';
+import { LearningView } from './learning.js';
+import { SIZES } from './session.js';
+import { KEYS, KINDS } from './tools.js';
+
+const STYLE = `
+.fs { color: #e5e7eb; font-size: 13px; padding: 8px; display: flex; flex-direction: column; gap: 8px }
+.fs button { background: #1e293b; border-radius: 4px; padding: 3px 8px; color: inherit }
+.fs button:hover { background: #334155 }
+.fs button[aria-pressed=true] { background: #0369a1 }
+.fs button:disabled { opacity: .4 }
+.fs .fs-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center }
+.fs ul { max-height: 30vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
+.fs li { display: flex; gap: 6px; align-items: center; padding: 2px 4px; border-radius: 4px }
+.fs li[aria-current=true] { background: #0c4a6e }
+.fs li > span { flex: 1; cursor: pointer; overflow: hidden; text-overflow: ellipsis }
+.fs .dot { width: 12px; height: 12px; border-radius: 6px; flex: none }
+.fs h3 { color: #94a3b8 }
+.fs dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 8px }
+.fs dt { color: #7dd3fc }
+.fs input[type=number], .fs select { background: #1e293b; width: 6em; padding: 2px 4px }
+.fs img { width: 100% }
+.fs summary { color: #94a3b8; cursor: pointer }
+.fs-learn { display: flex; flex-direction: column; gap: 8px; padding-top: 8px }
+.fs-busy { position: fixed; top: 60px; left: 50%; transform: translateX(-50%); z-index: 1000;
+  background: #0369a1; color: white; padding: 4px 12px; border-radius: 12px; pointer-events: none }`;
+
+export class Panel {
+  constructor(node) {
+    this.root = make('div', { class: 'fs' });
+    node.replaceChildren(make('style', {}, STYLE), this.root);
+    this.busy = make('div', { class: 'fs-busy', role: 'status' }, 'Computing …');
+    this.detach = () => {};
+  }
+
+  /** Show a session, or nothing for null. */
+  attach(session) {
+    this.detach();
+    this.root.replaceChildren();
+    this.busy.remove();
+    this.detach = () => {};
+    if (!session) return;
+    this.session = session;
+    this.learning = new LearningView(session.learning);
+    const listeners = new AbortController();
+    const redraw = () => this.#schedule();
+    const options = { signal: listeners.signal };
+    session.addEventListener('change', redraw, options);
+    session.tools.addEventListener('change', redraw, options);
+    session.tools.addEventListener('help', () => this.#toggleHelp(), options);
+    this.detach = () => listeners.abort();
+    this.help = false;
+    this.#schedule();
+  }
+
+  #toggleHelp() {
+    this.help = !this.help;
+    this.session.viewer.showPanel();
+    this.#schedule();
+  }
+
+  #schedule() {
+    if (this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      this.#draw();
+    });
+  }
+
+  #draw() {
+    const { session } = this;
+    const structure = session.structure();
+    if (session.busy) document.body.append(this.busy);
+    else this.busy.remove();
+    this.root.replaceChildren(
+      this.#tools(),
+      this.#size(structure),
+      this.#structures(structure),
+      this.#prompts(structure),
+      this.#hints(),
+      this.#stored(structure),
+      this.learning.element,
+      this.help ? this.#keys() : make('span', {}, 'Press ? for the keys')
+    );
+  }
+
+  #tools() {
+    const { tools } = this.session;
+    const isActive = tools.isActive;
+    const buttons = Object.entries(KINDS).map(([kind, { label, key, help }]) =>
+      make(
+        'button',
+        {
+          title: `${help} (${key}); Ctrl or the right button excludes`,
+          'aria-pressed': isActive && tools.kind === kind,
+          'data-kind': kind,
+          onclick: () => tools.choose(kind),
+        },
+        label
+      )
+    );
+    return make('div', { class: 'fs-row' }, ...buttons);
+  }
+
+  #size(structure) {
+    const { session } = this;
+    const size = structure?.size ?? 0;
+    const button = (text, step, isLast) => {
+      const made = make('button', { onclick: () => session.resize(step) }, text);
+      made.disabled = !structure?.prompts.length || isLast;
+      return made;
+    };
+    return make(
+      'div',
+      { class: 'fs-row' },
+      button('[ smaller', -1, size === SIZES.smallest),
+      make('span', { 'data-size': size }, size > 0 ? `+${size}` : `${size}`),
+      button('larger ]', 1, size === SIZES.largest),
+      make('button', { title: 'Ctrl + Z', onclick: () => session.viewer.undo() }, 'Undo'),
+      make('button', { title: 'Ctrl + Y', onclick: () => session.viewer.redo() }, 'Redo')
+    );
+  }
+
+  #structures(structure) {
+    const { viewer } = this.session;
+    const viewportId = viewer.activeViewportId();
+    const segmentationId = structure?.segment[0] ?? viewer.activeSegmentation(viewportId);
+    if (!segmentationId) return make('span', {}, 'The series is being opened …');
+    const rows = viewer.segments(segmentationId, viewportId).map(({ number, label, color }) =>
+      make(
+        'li',
+        { 'aria-current': structure?.segment[1] === number, 'data-segment': number },
+        make('i', { class: 'dot', style: `background: rgb(${color.join(',')})` }),
+        make(
+          'span',
+          { onclick: () => viewer.setActiveSegment([segmentationId, number]) },
+          label ?? `Segment ${number}`
+        )
+      )
+    );
+    const add = make(
+      'button',
+      {
+        onclick: () => {
+          const name = window.prompt('Name of the structure');
+          if (name) viewer.addSegment(segmentationId, name);
+        },
+      },
+      'New structure'
+    );
+    const { session } = this;
+    const overwrite = make('input', {
+      type: 'checkbox',
+      onchange: () => (session.overwrite = overwrite.checked),
+    });
+    overwrite.checked = session.overwrite;
+    const save = make(
+      'button',
+      { title: 'Save all structures on the server', onclick: () => session.stored.save() },
+      session.stored.isSaving ? 'Saving …' : session.isUnsaved ? 'Save •' : 'Save'
+    );
+    save.disabled = session.stored.isSaving;
+    return make(
+      'section',
+      {},
+      make('h3', {}, 'Structures'),
+      make('ul', {}, ...rows),
+      make('div', { class: 'fs-row' }, add, save),
+      make('label', {}, overwrite, ' A new mask may take voxels of other structures')
+    );
+  }
+
+  #prompts(structure) {
+    if (!structure?.prompts.length)
+      return make(
+        'span',
+        {},
+        structure?.base ? 'Prompts start from this mask.' : 'Press on the structure in any plane.'
+      );
+    const { session } = this;
+    const rows = structure.prompts.map((prompt, index) => {
+      const sign = prompt.include ? '+' : '−';
+      const text = `${index + 1}. ${sign} ${KINDS[prompt.kind].label}`;
+      return make(
+        'li',
+        { 'data-prompt': index },
+        make('span', { onclick: () => session.viewer.jumpTo(prompt.places[0]) }, text),
+        make(
+          'button',
+          { title: 'Remove this prompt', onclick: () => session.remove(structure, prompt) },
+          '✕'
+        )
+      );
+    });
+    const clear = make('button', { onclick: () => session.clear(structure) }, 'Remove all');
+    return make('section', {}, make('h3', {}, 'Prompts'), make('ul', {}, ...rows), clear);
+  }
+
+  #stored(structure) {
+    const { stored } = this.session;
+    const labels = structure ? stored.of(structure.seriesUid) : [];
+    if (!labels.length) return make('span', {});
+    const buttons = labels.map(label => {
+      const title = label.structures.map(({ name }) => name).join(', ') || 'one structure';
+      const button = make('button', { title, onclick: () => stored.load(label) }, label.tag);
+      button.disabled = stored.isLoading;
+      return button;
+    });
+    return make(
+      'section',
+      { 'data-stored': labels.length },
+      make('h3', {}, 'Start from a stored label'),
+      make('div', { class: 'fs-row' }, ...buttons)
+    );
+  }
+
+  #hints() {
+    const { hints } = this.session;
+    const { place } = hints;
+    return make(
+      'div',
+      { class: 'fs-row' },
+      make(
+        'button',
+        {
+          title: 'Show where the mask may be wrong (u)',
+          'aria-pressed': hints.isShown,
+          onclick: () => hints.toggle(),
+        },
+        'Uncertainty'
+      ),
+      make(
+        'button',
+        { title: 'Go to the next place worth a click (n)', onclick: () => hints.next() },
+        'Next place'
+      ),
+      make('span', { 'data-place': place?.number ?? 0 }, place ? `${place.number} of ${place.count}` : '')
+    );
+  }
+
+  #keys() {
+    const rows = KEYS.flatMap(([key, text]) => [make('dt', {}, key), make('dd', {}, text)]);
+    const licence = make('a', { href: '/viewer/LICENSE.txt', target: '_blank' }, 'Licences');
+    return make('section', {}, make('h3', {}, 'Keys'), make('dl', {}, ...rows), licence);
+  }
+}

@@ -1,0 +1,116 @@
+"""Train, watch, roll back and take the next sample in the viewer at /viewer/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import requests
+from ohif_page import TIMEOUT_MS
+from playwright.sync_api import Browser, Route
+from small_site import SHORT, SPACING_MM, Site
+from viewer_page import PromptViewer, open_prompt_viewer
+
+from conftest import ARTIFACTS
+from serving import RunningServer, running_server
+
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("viewer_package")]
+
+TRAINING_MS = 300_000
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("viewer-site"))
+
+
+@pytest.fixture(scope="module")
+def trained(site: Site) -> Iterator[RunningServer]:
+    """A server on four small studies, of which two have a label."""
+    conf = {
+        "weights": site.student,
+        "teacher_weights": site.teacher,
+        "model_dir": site.folder / "model",
+        "spacing_mm": SPACING_MM,
+    }
+    arguments = [text for name, value in conf.items() for text in ("--conf", name, str(value))]
+    with running_server(site.folder / "studies", site.folder / "log", *arguments) as running:
+        yield running
+
+
+@pytest.fixture
+def viewer(
+    browser: Browser, trained: RunningServer, request: pytest.FixtureRequest
+) -> Iterator[PromptViewer]:
+    with open_prompt_viewer(browser, trained.url, study_of(trained, "scan0")) as viewer:
+        viewer.page.locator(".fs summary", has_text="Learn").click()
+        viewer.page.locator(".fs li[data-version='0']").wait_for(timeout=TIMEOUT_MS)
+        yield viewer
+        ARTIFACTS.mkdir(exist_ok=True)
+        viewer.page.screenshot(path=ARTIFACTS / f"{request.node.name}.png")
+        assert viewer.errors == []
+
+
+def test_a_training_and_its_decision(viewer: PromptViewer, trained: RunningServer) -> None:
+    """The panel shows the progress, then the server's own decision and the curves."""
+    asked = []
+
+    def shorten(route: Route) -> None:
+        """Let the training take seconds; the panel sends the epochs alone."""
+        if route.request.method != "POST":
+            route.fallback()
+            return
+        asked.append(route.request.post_data_json)
+        body = json.dumps({**SHORT, **route.request.post_data_json, "min_gain": 0})
+        route.continue_(post_data=body)
+
+    viewer.page.route("**/train/fastsam3d", shorten)
+    viewer.page.get_by_label("Epochs").fill("4")
+    viewer.button("Train")
+    viewer.page.locator(".fs [data-epoch]").wait_for(timeout=TRAINING_MS)
+    viewer.page.locator(".fs [data-decision]").wait_for(timeout=TRAINING_MS)
+    viewer.page.locator(".fs button", has_text="Train").wait_for(timeout=TRAINING_MS)
+    stats = trained.info()["train_stats"]["fastsam3d"]
+    assert asked == [{"max_epochs": 4}] and stats["epoch"] == 4
+    assert viewer.page.locator(".fs [data-decision]").inner_text() == stats["reason"]
+    width = "document.querySelector('.fs img[alt*=Curves]')?.naturalWidth > 100"
+    viewer.page.wait_for_function(width, timeout=TIMEOUT_MS)
+
+
+def test_roll_back(viewer: PromptViewer, trained: RunningServer, site: Site) -> None:
+    """A version that was published is listed and served; each can be served again."""
+    network = site.task()._served().network
+    network.mask_decoder.mask_tokens.weight.data += 1
+    number = site.task()._served.published.publish(network, {}, keep=3).number
+    viewer.page.reload()
+    viewer.wait_until_ready()
+    viewer.page.locator(".fs summary", has_text="Learn").click()
+    for target in (0, number):
+        viewer.page.locator(f".fs li[data-version='{target}'] button").click()
+        viewer.page.locator(f".fs li[data-version='{target}'][aria-current=true]").wait_for()
+        reply = requests.get(f"{trained.url}/weights/fastsam3d", timeout=30).json()
+        assert reply["served"] == target
+
+
+def test_the_next_sample(viewer: PromptViewer, trained: RunningServer) -> None:
+    """Each strategy of the server opens an image without a label; else a sentence says so."""
+    strategies = list(trained.info()["strategies"])
+    assert viewer.page.get_by_label("Strategy").locator("option").all_inner_texts() == strategies
+    viewer.page.get_by_label("Strategy").select_option("first")
+    viewer.button("Next sample")
+    expected = {study_of(trained, name) for name in ("scan2", "scan3")}
+    viewer.page.wait_for_url(lambda url: url.partition("UIDs=")[2] in expected, timeout=TIMEOUT_MS)
+    viewer.wait_until_ready()
+
+    viewer.page.route("**/activelearning/**", lambda route: route.fulfill(json={}))
+    viewer.page.locator(".fs summary", has_text="Learn").click()
+    viewer.button("Next sample")
+    viewer.wait_for_popup("nothing left to label")
+
+
+def study_of(server: RunningServer, image: str) -> str:
+    """Return the StudyInstanceUID of an image of the server's folder."""
+    studies = requests.get(f"{server.url}/dicom-web/studies", {"PatientID": image}, timeout=30)
+    (study,) = studies.json()
+    return study["0020000D"]["Value"][0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -21,7 +22,7 @@ from monailabel.endpoints import train
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import processes, tasks
 
-from lib.errors import ConflictError, NotFoundError
+from lib.errors import ConflictError, InputError, NotFoundError
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
 from lib.weights.versions import describe_versions
@@ -31,6 +32,8 @@ router = APIRouter()
 STOP_SECONDS = 5.0
 """STOP_SECONDS: time for a stopped training to save; its last checkpoint is 30 s old."""
 
+_start_lock = threading.Lock()
+
 
 # --- routes ---------------------------------------------------------------------------------------
 
@@ -38,13 +41,14 @@ STOP_SECONDS = 5.0
 @router.post("/train/", include_in_schema=False)
 def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = False) -> Any:
     """OHIF's request: ``params`` are options for all trainers, or for each trainer by its name."""
+    _check_is_async(run_sync)
     params = params or {}
     trainers = _trainers()
     by_name = {name: params.get(name, {}) for name in trainers}
     if not set(params) <= set(trainers):
         by_name = dict.fromkeys(trainers, params)
     return {
-        name: {"result": _start(name, options, run_sync), "detail": None}
+        name: {"result": _start(name, options), "detail": None}
         for name, options in by_name.items()
     }
 
@@ -58,7 +62,8 @@ def train_model(
     enqueue: bool = False,
 ) -> Any:
     """Only one training runs at a time. ``enqueue`` of MONAI Label's clients has no effect."""
-    return _start(model, params or {}, run_sync)
+    _check_is_async(run_sync)
+    return _start(model, params or {})
 
 
 @router.get("/train/", summary="Status of the training", tags=["Train"])
@@ -141,23 +146,32 @@ def _served(model: str) -> Any:
 # --- start and stop -------------------------------------------------------------------------------
 
 
-def _start(model: str, options: dict[str, Any], run_sync: bool) -> Any:
+def _check_is_async(run_sync: bool) -> None:
+    """Raise InputError for a training in the process of the server, which nobody could stop."""
+    if run_sync:
+        raise InputError(
+            "run_sync=true would train inside of the server, where clicks wait for it; send the "
+            "request without run_sync, and follow the training with GET /train/"
+        )
+
+
+def _start(model: str, options: dict[str, Any]) -> Any:
     """Start a training in a process and return its task.
 
-    Raises InputError before the process starts if the training cannot succeed.
+    Raises InputError before the process starts if the training cannot succeed, and ConflictError
+    if another one runs.
     """
     if app_instance().options.device:  # the site's device is not the client's to change
         options = {key: value for key, value in options.items() if key != "device"}
     _trainer(model).check(options, app_instance().datastore())
-    if _active_tasks():
-        raise ConflictError(
-            "a training is running; wait for its end, or stop it first (it can be resumed)"
-        )
-    # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    task, _ = AsyncTask.run(
-        "train", request={"model": model}, params=options, force_sync=run_sync, enqueue=True
-    )
+    with _start_lock:  # of two requests at once, the second one finds the task of the first
+        if _active_tasks():
+            raise ConflictError(
+                "a training is running; wait for its end, or stop it first (it can be resumed)"
+            )
+        # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        task, _ = AsyncTask.run("train", request={"model": model}, params=options, enqueue=True)
     return task
 
 

@@ -1,0 +1,72 @@
+"""The routes of trainings, on an app whose trainer starts nothing: one training at a time."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from lib.server import train
+from lib.server.install import install
+
+CLIENTS = 8
+
+
+class FakeTrainer:
+    """Accepts all options, once all clients have asked, so that they are as close as can be."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(CLIENTS)
+
+    def check(self, options, datastore):
+        self.barrier.wait(timeout=60)
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """The tasks of MONAI Label, of which each takes a moment to be listed."""
+    tasks = []
+
+    def run(method, request, params, enqueue):
+        time.sleep(0.05)
+        tasks.append({"id": len(tasks), "status": "SUBMITTED"})
+        return tasks[-1], None
+
+    monkeypatch.setattr(train.AsyncTask, "run", run)
+    monkeypatch.setattr(train, "tasks", lambda method: tasks)
+    return tasks
+
+
+@pytest.fixture
+def client(monkeypatch):
+    served = SimpleNamespace(
+        trainers={"fastsam3d": FakeTrainer()},
+        options=SimpleNamespace(device=""),
+        datastore=lambda: None,
+    )
+    monkeypatch.setattr(train, "app_instance", lambda: served)
+    app = FastAPI()
+    install(app)
+    with TestClient(app) as client:
+        yield client
+
+
+def test_of_trainings_asked_for_at_once_one_starts(client, tasks):
+    """On both routes: OHIF's, which names no model, and Slicer's."""
+    paths = ["/train/", "/train/fastsam3d"] * (CLIENTS // 2)
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        replies = list(threads.map(lambda path: client.post(path, json={}), paths))
+    assert sorted(reply.status_code for reply in replies) == [200, *[409] * (CLIENTS - 1)]
+    assert len(tasks) == 1
+    refused = next(reply for reply in replies if reply.status_code == 409)
+    assert "a training is running; wait for its end" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/train/", "/train/fastsam3d"])
+def test_the_server_does_not_train_in_its_own_process(client, tasks, path):
+    reply = client.post(path, params={"run_sync": True}, json={})
+    assert reply.status_code == 400 and not tasks
+    assert "run_sync=true would train inside of the server" in reply.json()["detail"]

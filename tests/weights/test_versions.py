@@ -255,11 +255,11 @@ def test_the_next_request_uses_what_was_published(task, published, scan, base):
 
 def test_embeddings_of_old_weights_are_dropped(task, published, scan):
     click(task, scan)
-    before = task._caches.embeddings.nbytes, task._caches.masks.nbytes
+    before = task._caches.embeddings.nbytes, task._caches.states.nbytes
     assert min(before) > 0
     published.publish(network(1), {}, keep=3)
     click(task, scan)
-    assert (task._caches.embeddings.nbytes, task._caches.masks.nbytes) == before
+    assert (task._caches.embeddings.nbytes, task._caches.states.nbytes) == before
 
 
 def test_a_request_keeps_its_weights_to_the_end(task, published, scan, base, monkeypatch):
@@ -272,4 +272,4 @@ def test_a_request_keeps_its_weights_to_the_end(task, published, scan, base, mon
 
     monkeypatch.setattr(FastSAM3DInfer, "run_inferer", publish_meanwhile)
     assert click(task, scan)["weights"]["sha256"] == base.network_id
-    assert [network_id for network_id, _ in task._predictors] == [base.network_id]
+    assert [network_id for (network_id, _), _ in task._predictors.items()] == [base.network_id]

@@ -1,10 +1,14 @@
 """The routes of trainings, on an app whose trainer starts nothing: one training at a time."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -70,3 +74,59 @@ def test_the_server_does_not_train_in_its_own_process(client, tasks, path):
     reply = client.post(path, params={"run_sync": True}, json={})
     assert reply.status_code == 400 and not tasks
     assert "run_sync=true would train inside of the server" in reply.json()["detail"]
+
+
+# --- stop -----------------------------------------------------------------------------------------
+
+TRAINING = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+def stop(*_):
+    time.sleep({seconds})
+    sys.exit(7)
+signal.signal(signal.SIGTERM, stop)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+"""TRAINING: a process with a child; it ends some time after SIGTERM, with the code 7."""
+
+
+def started(seconds):
+    """Return a running training and the process ID of its child."""
+    command = [sys.executable, "-c", TRAINING.format(seconds=seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return process, int(process.stdout.readline())
+
+
+def has_ended(pid):
+    """Return whether a process is gone, or a zombie of a machine without an init, in a moment."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_training_has_time_for_the_update_under_way():
+    """More than the stock five seconds, after which the state of the update would be lost."""
+    process, child = started(seconds=7)
+    train._end(process)
+    assert process.returncode == 7 and has_ended(child)
+
+
+def test_a_training_that_does_not_react_is_killed(monkeypatch):
+    monkeypatch.setattr(train, "STOP_SECONDS", 0.5)
+    process, child = started(seconds=600)
+    train._end(process)
+    assert process.returncode == -signal.SIGKILL and has_ended(child)
+
+
+def test_no_training_starts_while_a_stopped_one_ends(client, tasks, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr(train, "processes", lambda method: {"stopped": process})
+    trainer = train.app_instance().trainers["fastsam3d"]
+    monkeypatch.setattr(trainer, "barrier", threading.Barrier(1))
+    assert client.post("/train/fastsam3d", json={}).status_code == 409
+    process.communicate(b"end\n")
+    assert client.post("/train/fastsam3d", json={}).status_code == 200

@@ -6,6 +6,7 @@ a training on stop before it can save.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import threading
@@ -27,10 +28,18 @@ from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
 from lib.weights.versions import describe_versions
 
+logger = logging.getLogger(__name__)
+
 router = APIRouter()
 
-STOP_SECONDS = 5.0
-"""STOP_SECONDS: time for a stopped training to save; its last checkpoint is 30 s old."""
+START_SECONDS = 5.0
+"""START_SECONDS: time in which a task that was submitted gets its process."""
+
+STOP_SECONDS = 120.0
+"""STOP_SECONDS: a stopped training that has not ended by then is killed.
+
+It ends after the update, or the validation, under way.
+"""
 
 _start_lock = threading.Lock()
 
@@ -48,8 +57,7 @@ def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = Fals
     if not set(params) <= set(trainers):
         by_name = dict.fromkeys(trainers, params)
     return {
-        name: {"result": _start(name, options), "detail": None}
-        for name, options in by_name.items()
+        name: {"result": _start(name, options), "detail": None} for name, options in by_name.items()
     }
 
 
@@ -85,7 +93,10 @@ def train_status(user: UserRole, all: bool = False, check_if_running: bool = Fal
 
 @router.delete("/train/", summary="Stop the training", tags=["Train"])
 def train_stop(user: AdminRole) -> Any:
-    """The training saves a checkpoint and ends; the next one with the same options resumes it."""
+    """The training ends after the update under way and saves its state; the reply comes then.
+
+    The next training with the same options resumes it.
+    """
     return _stop()
 
 
@@ -165,7 +176,7 @@ def _start(model: str, options: dict[str, Any]) -> Any:
         options = {key: value for key, value in options.items() if key != "device"}
     _trainer(model).check(options, app_instance().datastore())
     with _start_lock:  # of two requests at once, the second one finds the task of the first
-        if _active_tasks():
+        if _active_tasks() or _is_ending():
             raise ConflictError(
                 "a training is running; wait for its end, or stop it first (it can be resumed)"
             )
@@ -179,13 +190,18 @@ def _active_tasks() -> list[dict[str, Any]]:
     return [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
 
 
+def _is_ending() -> bool:
+    """Return whether a training that was stopped still saves its state."""
+    return any(process.poll() is None for process in list(processes("train").values()))
+
+
 def _stop() -> dict[str, Any] | None:
     """Stop the running training and return its task, or None if no training is running."""
     active = _active_tasks()
     if not active:
         return None
     task = active[0]
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while task["id"] not in processes("train") and time.monotonic() < deadline:
         time.sleep(0.1)  # a submitted task has no process yet
     process = processes("train").get(task["id"])
@@ -197,12 +213,16 @@ def _stop() -> dict[str, Any] | None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Let a training save and end; kill it and its child processes after STOP_SECONDS."""
+    """Let a training save and end; kill it if it still runs after STOP_SECONDS.
+
+    Its child processes end with it.
+    """
     children = _children(process.pid)
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
+        logger.warning("the training did not end within %.0f s, and is killed", STOP_SECONDS)
         process.kill()
         process.wait()
     for child in children:

@@ -23,6 +23,7 @@ CHANGELOG = REPOSITORY / "CHANGELOG.md"
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "SECURITY.md",
     CHANGELOG,
     REPOSITORY / "benchmarks" / "README.md",
     REPOSITORY / "sample-data" / "README.md",

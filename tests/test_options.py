@@ -31,6 +31,7 @@ def test_defaults_and_values():
         ({"cors_origins": "https://a.example/path"}, "without a path"),
         ({"label_versions": "-1"}, "it is not a whole number of 0 and more"),
         ({"max_upload_mb": "0"}, "must be positive"),
+        ({"max_waiting_clicks": "33"}, "'33' cannot be used: give a whole number of 1 to 32"),
         ({"api_key": "  "}, "--conf api_key … cannot be used: it is empty"),
         ({"volume_cache_mb": "1.5"}, "it is not a whole number"),
         ({"volume_cache_mb": "-1"}, "must be positive"),

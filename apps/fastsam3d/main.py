@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import threading
 from typing import Any
 
 import monailabel.interfaces.app
@@ -80,6 +81,7 @@ class MyApp(MONAILabelApp):
             initial_masks=ByteCache(INITIAL_CACHE_BYTES, lambda mask: mask.values.nbytes),
         )
         self.is_server = False
+        self.click_places = threading.BoundedSemaphore(options.max_waiting_clicks)
         self.prefetch = Prefetcher(LoadVolumed(caches.volumes))
         self.configs = {}
         for name, config_class in MODELS.items():

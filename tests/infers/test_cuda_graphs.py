@@ -1,10 +1,13 @@
 """Calls that are replayed from a graph return what the calls themselves return."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lib.infers import cuda_graphs
 from lib.infers.cuda_graphs import CapturedFunction, CapturedNetwork
 from lib.networks import CONFIGS, PreparedImage, build_untrained
 
@@ -76,3 +79,50 @@ def test_the_number_of_graphs_is_bounded():
         x = torch.arange(float(length), device="cuda")
         assert torch.equal(doubled(x)[0], 2 * x)
     assert len(doubled._graphs) == 2
+
+
+class FakeCuda:
+    """Stands for the parts of `torch.cuda` that capture; keeps the options of each capture."""
+
+    def __init__(self, monkeypatch):
+        self.captures = []
+        for name, value in {
+            "Stream": lambda device: SimpleNamespace(device=device, wait_stream=lambda other: None),
+            "current_stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+            "stream": lambda stream: nullcontext(),
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+            "graph": self.capture,
+            "graph_pool_handle": lambda: object(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def capture(self, graph, **options):
+        self.captures.append(options)
+        return nullcontext()
+
+
+def test_graphs_share_a_pool_and_other_threads_may_use_the_device(monkeypatch):
+    """The default mode ends a capture if another thread allocates memory meanwhile."""
+    cuda_graphs.memory_pool.cache_clear()
+    fake, x = FakeCuda(monkeypatch), torch.ones(2, 3)
+    for scale in (2, 3):
+        graph = cuda_graphs._Graph(lambda x, scale=scale: (scale * x,), (x,))
+        assert torch.equal(graph((x,))[0], scale * x)
+    first, second = fake.captures
+    assert first["capture_error_mode"] == second["capture_error_mode"] == "thread_local"
+    assert first["pool"] is second["pool"]
+    assert first["stream"].device == x.device
+    cuda_graphs.memory_pool.cache_clear()
+
+
+@pytest.mark.gpu
+def test_graphs_in_one_pool_do_not_disturb_each_other():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    squared = CapturedFunction(lambda x: ((x + 1) * (x + 1),))
+    rooted = CapturedFunction(lambda x: ((x * x + 1).sqrt(),))
+    for value in (1.0, 2.0, 3.0):
+        x = torch.full((5, 7), value, device="cuda")
+        square, root = squared(x)[0], rooted(x)[0]
+        torch.testing.assert_close(square, (x + 1) ** 2)
+        torch.testing.assert_close(root, (x * x + 1).sqrt())

@@ -161,6 +161,16 @@ def bearer(token):
     return {"authorization": f"Bearer {token}".encode()}
 
 
+def test_what_a_viewer_shows_of_a_patient_is_no_file_of_the_viewer():
+    assert is_open("GET", "/viewer/app.js") and is_open("HEAD", "/viewer/fastsam3d")
+    for path in (
+        "/viewer/series/1.2",
+        "/viewer/series/1.2/grid",
+        "/viewer/series/1.2/labels/final",
+    ):
+        assert not is_open("GET", path) and not is_open("HEAD", path)
+
+
 def test_every_route_but_the_open_ones_needs_the_key():
     client = open_client(client=AWAY, api_key=KEY)
     for name in ROUTES:
@@ -168,7 +178,7 @@ def test_every_route_but_the_open_ones_needs_the_key():
         path = path.replace("{path:path}", "x.js").replace("{", "").replace("}", "")
         if is_open(method, path):
             assert path.startswith(
-                ("/healthz", "/auth/", "/sign-", "/ohif/", "/viewer/", "/favicon")
+                ("/healthz", "/auth/", "/sign-", "/ohif/", "/viewer", "/favicon")
             )
             assert "Authorization: Bearer" not in client.request(method, path).text
         else:

@@ -22,6 +22,7 @@ CASES = [
     (errors.InputError("too thin"), 400, "too thin"),
     (errors.NotFoundError("no image"), 404, "no image"),
     (errors.ConflictError("a training is running"), 409, "a training is running"),
+    (errors.BusyError("too many clicks"), 503, "too many clicks"),
     (errors.ReadOnlyError("no right to write"), 403, "no right to write"),
     (OSError(errno.ENOSPC, "full"), 507, "the disk of the server is full .No space left on dev"),
     (OSError(errno.EDQUOT, "full"), 507, "the disk of the server is full .Disk quota exceeded"),
@@ -58,6 +59,7 @@ def test_status_and_reason(client, number):
     reply = client.get(f"/{number}")
     assert reply.status_code == status
     assert re.search(reason, reply.json()["detail"])
+    assert ("Retry-After" in reply.headers) == (status == 503)
 
 
 def test_every_error_class_of_the_app_has_a_status():

@@ -1,14 +1,22 @@
 """Several processes give the numbers of one."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from small_site import SHORT, Site
 
-from lib.trainers.processes import is_launcher, is_under_torchrun, own_device, process_count
+from lib.trainers.processes import (
+    any_of_all,
+    is_launcher,
+    is_under_torchrun,
+    own_device,
+    process_count,
+)
 
 SMALL = {**SHORT, "max_epochs": 2, "start": "served", "threads": 1}
 
@@ -31,6 +39,29 @@ def assert_alike(stats: dict, alone: dict) -> None:
 
 def test_two_processes_give_the_numbers_of_one(site: Site, alone: dict) -> None:
     assert_alike(site.train("together", **SMALL, processes=2), alone)
+
+
+def test_two_processes_stop_after_the_update_and_save_it(site: Site) -> None:
+    """SIGTERM goes to the process that started them, as the server's *Stop* sends it."""
+    options = {**SMALL, "max_epochs": 5000, "val_interval": 5000, "processes": 2}
+    process = site.start("stopped-together", **options)
+    state = site.run_folder("stopped-together") / "state.pt"
+    deadline = time.monotonic() + 400
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == 1, output
+    assert output.splitlines()[-1].startswith("the training was stopped; train again to go on")
+    stats = site.task("stopped-together").stats()
+    update = torch.load(state, weights_only=True)["progress"]["update"]
+    assert "was stopped" in stats["reason"] and "error" not in stats
+    assert stats["iteration"] == update >= SMALL["iterations_per_epoch"]
+
+
+def test_any_of_all_in_a_single_process() -> None:
+    assert any_of_all(True, torch.device("cpu"))
+    assert not any_of_all(False, torch.device("cpu"))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -108,6 +109,12 @@ def test_sigterm_stops_after_the_update_and_saves_it(
     assert state["progress"]["update"] == 5
     stats = site.task("stopped").stats()
     assert "was stopped" in stats["reason"] and "error" not in stats and stats["iteration"] == 5
+
+
+def test_the_copies_of_scans_are_private(site: Site, undisturbed: dict) -> None:
+    cache = site.run_folder("undisturbed") / "cache"
+    assert any(cache.rglob("*.safetensors"))
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
 def begin(site: Site, name: str, **options: object) -> dict:

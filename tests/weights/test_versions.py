@@ -272,4 +272,4 @@ def test_a_request_keeps_its_weights_to_the_end(task, published, scan, base, mon
 
     monkeypatch.setattr(FastSAM3DInfer, "run_inferer", publish_meanwhile)
     assert click(task, scan)["weights"]["sha256"] == base.network_id
-    assert [network_id for network_id, _ in task._predictors] == [base.network_id]
+    assert [network_id for (network_id, _), _ in task._predictors.items()] == [base.network_id]

@@ -69,6 +69,11 @@ class ByteCache(Generic[Value]):
         with self._lock:
             return int(self._values.currsize)
 
+    def items(self) -> list[tuple[Any, Value]]:
+        """Return the stored keys and values; what is being made is not among them."""
+        with self._lock:
+            return list(self._values.items())
+
     def drop(self, is_stale: Callable[[Any], bool]) -> None:
         """Remove the values whose key is stale."""
         with self._lock:

@@ -21,6 +21,10 @@ class ConflictError(InputError):
     """Another job that is running, or newer data, prevents the request."""
 
 
+class BusyError(AppError):
+    """The server computes as much as it can; the same request may succeed in some seconds."""
+
+
 class SavingError(AppError, RuntimeError):
     """A label could not be saved to its destination; the message says where it was kept."""
 

@@ -44,6 +44,13 @@ def _default_cache_mb() -> int:
     return max(512, memory // 4 // 2**20)
 
 
+MOST_WAITING_CLICKS = 32
+"""MOST_WAITING_CLICKS: limit of the option ``max_waiting_clicks``.
+
+Each click takes one of the 40 threads that anyio gives to the routes; the others need some.
+"""
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of a site.
@@ -64,6 +71,7 @@ class Options:
     cors_origins: web pages of these origins may use the server, beside its own pages.
     max_upload_mb: limit of a request that holds files; a quarter of the memory by default.
     requests_per_minute: limit for each client, by its address; 0 for none.
+    max_waiting_clicks: requests for masks that wait or compute at a time; more are refused.
     label_versions: earlier versions that stay of each label.
     journal_mb: limit of the journal of interactions of each image; 0 turns the journals off.
     audit_log: file with a line for each change; empty for the app's folder, ``off`` for none.
@@ -84,6 +92,7 @@ class Options:
     cors_origins: tuple[str, ...] = ()
     max_upload_mb: int = 0
     requests_per_minute: int = 6000
+    max_waiting_clicks: int = 24
     label_versions: int = 20
     journal_mb: int = 8
     audit_log: str = ""
@@ -124,6 +133,12 @@ def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 def _whole_number(text: str) -> int:
     if not text.isdecimal():
         raise ValueError("it is not a whole number of 0 and more")
+    return int(text)
+
+
+def _waiting_clicks(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_WAITING_CLICKS):
+        raise ValueError(f"give a whole number of 1 to {MOST_WAITING_CLICKS}")
     return int(text)
 
 
@@ -213,6 +228,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "cors_origins": _origins,
     "max_upload_mb": _positive(int),
     "requests_per_minute": _whole_number,
+    "max_waiting_clicks": _waiting_clicks,
     "label_versions": _whole_number,
     "journal_mb": _whole_number,
     "audit_log": str,

@@ -2,13 +2,17 @@
 
 One click of the decoder launches some hundred small kernels, and launching them takes longer than
 running them. A graph launches them all at once.
+
+The thread of the device's queue records and replays all graphs of a device, one at a time. Other
+threads use the device meanwhile, for uploads and for checks of other networks.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +24,19 @@ Function = Callable[..., tuple[Tensor, ...]]
 
 WARM_UP = 3
 """WARM_UP: calls before capturing, in which libraries choose kernels and allocate memory."""
+
+ERROR_MODE = "thread_local"
+"""ERROR_MODE: a capture fails by unsafe calls of its own thread only, not by those of others."""
+
+
+@cache
+def memory_pool(device: torch.device) -> Any:
+    """Return the memory pool that all graphs of a device share.
+
+    Graphs overwrite each other's memory there. They may, because one is replayed at a time and its
+    outputs are copied before the next one.
+    """
+    return torch.cuda.graph_pool_handle()
 
 
 class CapturedFunction:
@@ -52,15 +69,21 @@ class _Graph:
     """One captured graph, with the tensors that it reads and writes at each replay."""
 
     def __init__(self, function: Function, inputs: tuple[Tensor, ...]) -> None:
+        device = inputs[0].device
         self._inputs = tuple(x.clone() for x in inputs)
-        stream = torch.cuda.Stream(inputs[0].device)
-        stream.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 function(*self._inputs)
-        torch.cuda.current_stream(inputs[0].device).wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(
+            self._graph,
+            pool=memory_pool(device),
+            stream=stream,  # the default one belongs to the first device that captured
+            capture_error_mode=ERROR_MODE,
+        ):
             self._outputs = function(*self._inputs)
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

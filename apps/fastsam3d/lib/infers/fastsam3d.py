@@ -22,7 +22,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -64,6 +63,9 @@ from lib.weights.files import Weights
 
 logger = logging.getLogger(__name__)
 
+
+MAX_PREDICTORS = 64
+"""MAX_PREDICTORS: devices and versions of weights that a model keeps a predictor of."""
 
 MAX_VOXEL_SIZES = 1024
 """MAX_VOXEL_SIZES: first clicks whose voxel size is remembered."""
@@ -118,8 +120,9 @@ class FastSAM3DInfer(BasicInferTask):
         self._auto_zoom = auto_zoom
         self._interactions = describe_interactions(labels, label_codes or {})
         self._voxel_sizes: ByteCache[float] = ByteCache(MAX_VOXEL_SIZES, nbytes=lambda _: 1)
-        self._predictors: dict[tuple[str, str], FastSAM3DPredictor] = {}
-        self._predictors_lock = threading.Lock()
+        self._predictors: ByteCache[FastSAM3DPredictor] = ByteCache(
+            MAX_PREDICTORS, nbytes=lambda _: 1
+        )
 
     def info(self) -> dict[str, Any]:
         """Return the task's entry in ``/info``, with its weights, interactions and precisions."""
@@ -132,7 +135,7 @@ class FastSAM3DInfer(BasicInferTask):
             "interactions": self._interactions,
             "precision": {
                 device: asdict(predictor.precision)
-                for (_, device), predictor in list(self._predictors.items())
+                for (_, device), predictor in self._predictors.items()
             },
         }
 
@@ -269,28 +272,31 @@ class FastSAM3DInfer(BasicInferTask):
         return write_temporary(data["pred"], form), params
 
     def _predictor(self, weights: Weights, device: str) -> FastSAM3DPredictor:
-        """Return the predictor of weights on "cpu" or "cuda:N", making it if it is new."""
-        with self._predictors_lock:
-            if (weights.network_id, device) not in self._predictors:
-                self._drop_others(weights.network_id)
-                network = weights.network if device == "cpu" else copy.deepcopy(weights.network)
-                network, precision = choose(network, torch.device(device))
-                self._predictors[weights.network_id, device] = FastSAM3DPredictor(
-                    CapturedNetwork(network),
-                    weights.network_id,
-                    torch.device(device),
-                    self._caches.embeddings,
-                    self._caches.states,
-                    precision,
-                )
-            return self._predictors[weights.network_id, device]
+        """Return the predictor of weights on "cpu" or "cuda:N", making it if it is new.
+
+        Choosing its precision takes seconds, for which only the requests for it wait.
+        """
+
+        def make() -> FastSAM3DPredictor:
+            self._drop_others(weights.network_id)
+            network = weights.network if device == "cpu" else copy.deepcopy(weights.network)
+            network, precision = choose(network, torch.device(device))
+            return FastSAM3DPredictor(
+                CapturedNetwork(network),
+                weights.network_id,
+                torch.device(device),
+                self._caches.embeddings,
+                self._caches.states,
+                precision,
+            )
+
+        return self._predictors.get_or_make((weights.network_id, device), make)
 
     def _drop_others(self, network_id: str) -> None:
         """Drop the predictors of all other weights, and their cached results."""
-        old = {each for each, _ in self._predictors} - {network_id}
-        for key in [key for key in self._predictors if key[0] in old]:
-            del self._predictors[key]
+        old = {each for (each, _), _ in self._predictors.items()} - {network_id}
         if old:
+            self._predictors.drop(lambda key: key[0] in old)
             self._caches.embeddings.drop(lambda key: key[0] in old)
             self._caches.states.drop(lambda key: key[0][0][0] in old)
 

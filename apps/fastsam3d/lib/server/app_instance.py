@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Semaphore
 from typing import Any, Protocol, cast
 
 from monailabel.interfaces.utils.app import app_instance as monailabel_app_instance
@@ -136,6 +137,11 @@ class ServedApp(Protocol):
 
     @property
     def journal(self) -> Journal: ...
+
+    @property
+    def click_places(self) -> Semaphore:
+        """A place for each request for a mask that may wait or compute."""
+        ...
 
     @property
     def trainers(self) -> Mapping[str, ModelTrainer]: ...

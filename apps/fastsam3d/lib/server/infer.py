@@ -7,16 +7,16 @@ meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.background import BackgroundTasks
 from fastapi.responses import FileResponse, Response
 from monailabel.datastore.dicom import DICOMWebDatastore
 
 from lib.datastore.dicom_seg import write_segmentation
-from lib.errors import InputError, NotFoundError
+from lib.errors import BusyError, InputError, NotFoundError
 from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import MaskForm, write_temporary
 from lib.infers.outputs import MAPS as MAP_NAMES
@@ -45,7 +45,31 @@ OutputKind = Literal["image", "json", "all", "dicom_seg", "box"]
 # --- routes ---------------------------------------------------------------------------------------
 
 
-@router.post("/infer/{model}", summary="Mask from clicks", tags=["Infer"])
+async def click_place() -> AsyncIterator[None]:
+    """Take a place among the requests that wait or compute; raises BusyError if there is none.
+
+    A coroutine, because a request without a place must not take one of the threads either, which
+    the other routes need.
+    """
+    places = app_instance().click_places
+    if not places.acquire(blocking=False):
+        raise BusyError(
+            "too many clicks wait on this server; click again in some seconds (the site may raise "
+            "--conf max_waiting_clicks)"
+        )
+    try:
+        yield
+    finally:
+        places.release()
+
+
+@router.post(
+    "/infer/{model}",
+    summary="Mask from clicks",
+    tags=["Infer"],
+    # "function": the place is free before the mask is sent, which may take long
+    dependencies=[Depends(click_place, scope="function")],
+)
 def infer(
     http: Request,
     background_tasks: BackgroundTasks,

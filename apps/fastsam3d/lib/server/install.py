@@ -31,7 +31,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.atomic_file import is_full
-from lib.errors import AppError, ConflictError, InputError, NotFoundError, ReadOnlyError
+from lib.errors import (
+    AppError,
+    BusyError,
+    ConflictError,
+    InputError,
+    NotFoundError,
+    ReadOnlyError,
+)
 from lib.server import (
     images,
     infer,
@@ -141,6 +148,7 @@ ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     NotFoundError: (404, str),
     ConflictError: (409, str),
     ReadOnlyError: (403, str),
+    BusyError: (503, str),
     AppError: (500, str),
     RequestValidationError: (400, _describe_validation),
     ImageNotFoundException: (404, lambda error: error.msg),
@@ -153,6 +161,9 @@ ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     Exception: (500, _describe_unexpected),
 }
 """ERRORS: the HTTP status and the message for each error class; the most derived class decides."""
+
+RETRY_SECONDS = 2
+"""RETRY_SECONDS: time after which a client that found the server busy may ask again."""
 
 
 def _make_handler(
@@ -175,6 +186,8 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
 
 def _reply(request: Request, error: BaseException, status: int, describe: Describe) -> JSONResponse:
     detail = describe(error)
-    cause = f" [{error}]" if status > 500 else ""  # for 500 the server logs a traceback
+    is_own = isinstance(error, AppError)  # its detail is all that is known
+    cause = f" [{error}]" if status > 500 and not is_own else ""  # 500 has a traceback in the log
     logger.warning("%s %s refused: %s%s", request.method, request.url, detail, cause)
-    return JSONResponse({"detail": detail}, status)
+    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
+    return JSONResponse({"detail": detail}, status, headers)

@@ -6,8 +6,10 @@ a training on stop before it can save.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -21,15 +23,25 @@ from monailabel.endpoints import train
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import processes, tasks
 
-from lib.errors import ConflictError, NotFoundError
+from lib.errors import ConflictError, InputError, NotFoundError
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
 from lib.weights.versions import describe_versions
 
+logger = logging.getLogger(__name__)
+
 router = APIRouter()
 
-STOP_SECONDS = 5.0
-"""STOP_SECONDS: time for a stopped training to save; its last checkpoint is 30 s old."""
+START_SECONDS = 5.0
+"""START_SECONDS: time in which a task that was submitted gets its process."""
+
+STOP_SECONDS = 120.0
+"""STOP_SECONDS: a stopped training that has not ended by then is killed.
+
+It ends after the update, or the validation, under way.
+"""
+
+_start_lock = threading.Lock()
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -38,14 +50,14 @@ STOP_SECONDS = 5.0
 @router.post("/train/", include_in_schema=False)
 def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = False) -> Any:
     """OHIF's request: ``params`` are options for all trainers, or for each trainer by its name."""
+    _check_is_async(run_sync)
     params = params or {}
     trainers = _trainers()
     by_name = {name: params.get(name, {}) for name in trainers}
     if not set(params) <= set(trainers):
         by_name = dict.fromkeys(trainers, params)
     return {
-        name: {"result": _start(name, options, run_sync), "detail": None}
-        for name, options in by_name.items()
+        name: {"result": _start(name, options), "detail": None} for name, options in by_name.items()
     }
 
 
@@ -58,7 +70,8 @@ def train_model(
     enqueue: bool = False,
 ) -> Any:
     """Only one training runs at a time. ``enqueue`` of MONAI Label's clients has no effect."""
-    return _start(model, params or {}, run_sync)
+    _check_is_async(run_sync)
+    return _start(model, params or {})
 
 
 @router.get("/train/", summary="Status of the training", tags=["Train"])
@@ -80,7 +93,10 @@ def train_status(user: UserRole, all: bool = False, check_if_running: bool = Fal
 
 @router.delete("/train/", summary="Stop the training", tags=["Train"])
 def train_stop(user: AdminRole) -> Any:
-    """The training saves a checkpoint and ends; the next one with the same options resumes it."""
+    """The training ends after the update under way and saves its state; the reply comes then.
+
+    The next training with the same options resumes it.
+    """
     return _stop()
 
 
@@ -141,28 +157,42 @@ def _served(model: str) -> Any:
 # --- start and stop -------------------------------------------------------------------------------
 
 
-def _start(model: str, options: dict[str, Any], run_sync: bool) -> Any:
+def _check_is_async(run_sync: bool) -> None:
+    """Raise InputError for a training in the process of the server, which nobody could stop."""
+    if run_sync:
+        raise InputError(
+            "run_sync=true would train inside of the server, where clicks wait for it; send the "
+            "request without run_sync, and follow the training with GET /train/"
+        )
+
+
+def _start(model: str, options: dict[str, Any]) -> Any:
     """Start a training in a process and return its task.
 
-    Raises InputError before the process starts if the training cannot succeed.
+    Raises InputError before the process starts if the training cannot succeed, and ConflictError
+    if another one runs.
     """
     if app_instance().options.device:  # the site's device is not the client's to change
         options = {key: value for key, value in options.items() if key != "device"}
     _trainer(model).check(options, app_instance().datastore())
-    if _active_tasks():
-        raise ConflictError(
-            "a training is running; wait for its end, or stop it first (it can be resumed)"
-        )
-    # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    task, _ = AsyncTask.run(
-        "train", request={"model": model}, params=options, force_sync=run_sync, enqueue=True
-    )
+    with _start_lock:  # of two requests at once, the second one finds the task of the first
+        if _active_tasks() or _is_ending():
+            raise ConflictError(
+                "a training is running; wait for its end, or stop it first (it can be resumed)"
+            )
+        # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        task, _ = AsyncTask.run("train", request={"model": model}, params=options, enqueue=True)
     return task
 
 
 def _active_tasks() -> list[dict[str, Any]]:
     return [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
+
+
+def _is_ending() -> bool:
+    """Return whether a training that was stopped still saves its state."""
+    return any(process.poll() is None for process in list(processes("train").values()))
 
 
 def _stop() -> dict[str, Any] | None:
@@ -171,7 +201,7 @@ def _stop() -> dict[str, Any] | None:
     if not active:
         return None
     task = active[0]
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while task["id"] not in processes("train") and time.monotonic() < deadline:
         time.sleep(0.1)  # a submitted task has no process yet
     process = processes("train").get(task["id"])
@@ -183,12 +213,16 @@ def _stop() -> dict[str, Any] | None:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Let a training save and end; kill it and its child processes after STOP_SECONDS."""
+    """Let a training save and end; kill it if it still runs after STOP_SECONDS.
+
+    Its child processes end with it.
+    """
     children = _children(process.pid)
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
+        logger.warning("the training did not end within %.0f s, and is killed", STOP_SECONDS)
         process.kill()
         process.wait()
     for child in children:

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 class StoppedError(InputError):
     """A user stopped the run, which can be resumed."""
 
+    def __init__(self) -> None:
+        super().__init__("the training was stopped; train again to go on where it was")
+
 
 class DistillationTask(TrainTask):
     """Distil the teacher into the served student, or fine-tune it on labels, and publish it.
@@ -139,7 +142,8 @@ class DistillationTask(TrainTask):
         if processes.is_under_torchrun():
             return _train_in_group(self, options, studies, skipped)
         if count > 1:
-            processes.spawn(_train_in_group, count, self, options, studies, skipped)
+            if not processes.spawn(_train_in_group, count, self, options, studies, skipped):
+                raise StoppedError
             stats = self.stats()
             return {name: stats.get(name) for name in ("published", "reason")}
         return self._train(options, studies, skipped)
@@ -160,7 +164,7 @@ class DistillationTask(TrainTask):
         run.begin({"curves": "/train/fastsam3d/curves.png", **facts})
         run.train()
         if not run.is_done:
-            raise StoppedError("the training was stopped; train again to go on where it was")
+            raise StoppedError
         return self._publish(run, options) if run.is_first else {}
 
     # --- publish ----------------------------------------------------------------------------------

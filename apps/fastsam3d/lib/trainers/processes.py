@@ -8,14 +8,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessException
 from torch.multiprocessing.spawn import spawn as spawn_processes
 
 from lib.errors import InputError
@@ -32,6 +34,18 @@ def rank() -> int:
 def world_size() -> int:
     """Return the number of processes on all machines."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def any_of_all(value: bool, device: torch.device) -> bool:
+    """Return whether `value` is true in any of the processes, which all call this together.
+
+    device: that of this process, over which the processes communicate.
+    """
+    if world_size() == 1:
+        return value
+    flag = torch.tensor(int(value), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
 
 
 def is_under_torchrun() -> bool:
@@ -71,12 +85,45 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def spawn(run: Callable[..., Any], count: int, *arguments: Any) -> None:
-    """Call ``run(*arguments)`` in `count` processes on this machine, and wait for them."""
+def spawn(run: Callable[..., Any], count: int, *arguments: Any) -> bool:
+    """Call ``run(*arguments)`` in `count` processes on this machine, and wait for them.
+
+    SIGTERM is passed on to them. Return whether all calls returned: False if SIGTERM ended a
+    process. Raise what torch raises if a call fails otherwise.
+    """
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    spawn_processes(_worker, args=(count, port, run, arguments), nprocs=count)
+    context = spawn_processes(_worker, args=(count, port, run, arguments), nprocs=count, join=False)
+    with _passed_on_sigterm(context.processes) as is_stopping:
+        try:
+            while not context.join():
+                pass
+        except ProcessException:
+            if not is_stopping():  # one that SIGTERM ended early makes the others fail
+                raise
+            return False
+    return True
+
+
+@contextmanager
+def _passed_on_sigterm(workers: Sequence[BaseProcess]) -> Iterator[Callable[[], bool]]:
+    """Send SIGTERM on to the workers; yield a function that returns whether it arrived."""
+    arrived = threading.Event()
+
+    def pass_on(*_: object) -> None:
+        arrived.set()
+        for worker in workers:
+            worker.terminate()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived.is_set
+        return
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield arrived.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _worker(

@@ -22,7 +22,7 @@ from .data.batches import Batches
 from .data.roi_pool import make_pools
 from .data.studies import ExaminedStudy, Split
 from .data.tensor_store import TensorStore
-from .run_state import Clock, Progress, RunFolder, duration, run_signature
+from .run_state import Clock, Progress, RunFolder, duration, private_folder, run_signature
 from .schedule import LayerPairs, layer_pairs
 from .stages import Batch, to_device
 from .student_start import start_student
@@ -82,7 +82,7 @@ class Run:
         self._stop_requested = False
         self._teacher_dice: dict[int, float] | None = None
 
-        cache = folder.folder / "cache"
+        cache = private_folder(folder.folder / "cache")  # parts of patients' scans
         config, teacher = weights.served.network.config, weights.teacher
         max_bytes = options.cache_mb * 2**20
         store = TensorStore(cache / "rois", max_bytes)
@@ -172,14 +172,16 @@ class Run:
         loader = DataLoader(
             self.rois, batch_sampler=self._batches, num_workers=self.options.workers
         )
+        is_stopping = False
         with self._stop_on_sigterm():
-            while not self.is_done and not self._stop_requested:
+            while not self.is_done and not is_stopping:
                 for batch in loader:  # one epoch, or the rest of it
                     self._step(batch)
-                    is_stopping = self._stop_requested  # read once: a signal may arrive any time
-                    if self.progress.update % self._schedule.per_epoch == 0:
+                    is_epoch_over = self.progress.update % self._schedule.per_epoch == 0
+                    if is_epoch_over:
                         self._end_epoch()
-                    elif is_stopping or self._clock.is_time_to_save():
+                    is_stopping = processes.any_of_all(self._stop_requested, self.device)
+                    if not is_epoch_over and (is_stopping or self._clock.is_time_to_save()):
                         self._save()
                     if is_stopping:
                         break
@@ -191,9 +193,8 @@ class Run:
 
     @contextmanager
     def _stop_on_sigterm(self) -> Iterator[None]:
-        """Let SIGTERM end the loop after the current update, in a run of a single process."""
-        is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or processes.world_size() > 1:
+        """Let SIGTERM end the loop of all processes after the current update."""
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop_requested", True))

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -169,6 +170,17 @@ def save_tensors(path: Path, content: Any) -> None:
     """Write tensors atomically with torch.save."""
     with write_atomically(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only the account of this process may enter; return its path.
+
+    One that another account made keeps its rights.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with suppress(PermissionError):
+        path.chmod(0o700)
+    return path
 
 
 def duration(seconds: float) -> str:

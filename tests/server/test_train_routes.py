@@ -1,0 +1,132 @@
+"""The routes of trainings, on an app whose trainer starts nothing: one training at a time."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from lib.server import train
+from lib.server.install import install
+
+CLIENTS = 8
+
+
+class FakeTrainer:
+    """Accepts all options, once all clients have asked, so that they are as close as can be."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(CLIENTS)
+
+    def check(self, options, datastore):
+        self.barrier.wait(timeout=60)
+
+
+@pytest.fixture
+def tasks(monkeypatch):
+    """The tasks of MONAI Label, of which each takes a moment to be listed."""
+    tasks = []
+
+    def run(method, request, params, enqueue):
+        time.sleep(0.05)
+        tasks.append({"id": len(tasks), "status": "SUBMITTED"})
+        return tasks[-1], None
+
+    monkeypatch.setattr(train.AsyncTask, "run", run)
+    monkeypatch.setattr(train, "tasks", lambda method: tasks)
+    return tasks
+
+
+@pytest.fixture
+def client(monkeypatch):
+    served = SimpleNamespace(
+        trainers={"fastsam3d": FakeTrainer()},
+        options=SimpleNamespace(device=""),
+        datastore=lambda: None,
+    )
+    monkeypatch.setattr(train, "app_instance", lambda: served)
+    app = FastAPI()
+    install(app)
+    with TestClient(app) as client:
+        yield client
+
+
+def test_of_trainings_asked_for_at_once_one_starts(client, tasks):
+    """On both routes: OHIF's, which names no model, and Slicer's."""
+    paths = ["/train/", "/train/fastsam3d"] * (CLIENTS // 2)
+    with ThreadPoolExecutor(CLIENTS) as threads:
+        replies = list(threads.map(lambda path: client.post(path, json={}), paths))
+    assert sorted(reply.status_code for reply in replies) == [200, *[409] * (CLIENTS - 1)]
+    assert len(tasks) == 1
+    refused = next(reply for reply in replies if reply.status_code == 409)
+    assert "a training is running; wait for its end" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/train/", "/train/fastsam3d"])
+def test_the_server_does_not_train_in_its_own_process(client, tasks, path):
+    reply = client.post(path, params={"run_sync": True}, json={})
+    assert reply.status_code == 400 and not tasks
+    assert "run_sync=true would train inside of the server" in reply.json()["detail"]
+
+
+# --- stop -----------------------------------------------------------------------------------------
+
+TRAINING = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+def stop(*_):
+    time.sleep({seconds})
+    sys.exit(7)
+signal.signal(signal.SIGTERM, stop)
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+"""TRAINING: a process with a child; it ends some time after SIGTERM, with the code 7."""
+
+
+def started(seconds):
+    """Return a running training and the process ID of its child."""
+    command = [sys.executable, "-c", TRAINING.format(seconds=seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return process, int(process.stdout.readline())
+
+
+def has_ended(pid):
+    """Return whether a process is gone, or a zombie of a machine without an init, in a moment."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_training_has_time_for_the_update_under_way():
+    """More than the stock five seconds, after which the state of the update would be lost."""
+    process, child = started(seconds=7)
+    train._end(process)
+    assert process.returncode == 7 and has_ended(child)
+
+
+def test_a_training_that_does_not_react_is_killed(monkeypatch):
+    monkeypatch.setattr(train, "STOP_SECONDS", 0.5)
+    process, child = started(seconds=600)
+    train._end(process)
+    assert process.returncode == -signal.SIGKILL and has_ended(child)
+
+
+def test_no_training_starts_while_a_stopped_one_ends(client, tasks, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr(train, "processes", lambda method: {"stopped": process})
+    trainer = train.app_instance().trainers["fastsam3d"]
+    monkeypatch.setattr(trainer, "barrier", threading.Barrier(1))
+    assert client.post("/train/fastsam3d", json={}).status_code == 409
+    process.communicate(b"end\n")
+    assert client.post("/train/fastsam3d", json={}).status_code == 200

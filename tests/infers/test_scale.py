@@ -7,6 +7,7 @@ from lib.cache import ByteCache
 from lib.imaging.volume import Volume
 from lib.infers.scale import (
     LARGEST_MM,
+    LOOKS,
     SMALLEST_MM,
     RoiScale,
     estimate_diameter,
@@ -123,18 +124,19 @@ def test_a_large_uniform_structure_gets_the_coarsest_roi():
 
 def test_foreground_clicks_vote_on_a_large_region(monkeypatch):
     """Near the border of a lung a click says little; a nodule's border may look like the lung."""
-    large = {(60.0, 50.0, 45.0): False, (61.0, 50.0, 45.0): True, (62.0, 50.0, 45.0): False}
+    votes = {60.0: True, 61.0: False, 62.0: True, 63.0: True}
     volume, looks = ball_volume(20), []
 
     def is_large(self, volume, volume_key, click_ijk):
-        looks.append(tuple(click_ijk.tolist()))
-        return large[looks[-1]]
+        looks.append(click_ijk[0])
+        return votes[click_ijk[0]]
 
     monkeypatch.setattr(RoiScale, "_is_large", is_large)
-    clicks_ijk = np.array([*large, (63.0, 50.0, 45.0)])
+    clicks_ijk = np.array([[i, 50.0, 45.0] for i in votes])
     spacings = [
         scale().spacing_mm(volume, "key", CENTRE_IJK, 0, clicks_ijk[:count])
         for count in (1, 2, 3, 4)
     ]
-    assert [spacing == LARGEST_MM for spacing in spacings] == [False, True, False, False]
-    assert (63.0, 50.0, 45.0) not in looks
+    # one vote of two is not enough, and the fourth click has none
+    assert [spacing == LARGEST_MM for spacing in spacings] == [True, False, True, True]
+    assert looks[-LOOKS:] == [60.0, 61.0, 62.0] and LOOKS == 3

@@ -105,7 +105,7 @@ class RoiScale:
         if self.auto:
             voters_ijk = first_ijk[None] if foreground_ijk is None else foreground_ijk[:LOOKS]
             votes = [self._is_large(volume, volume_key, click_ijk) for click_ijk in voters_ijk]
-            if any(votes) and 2 * sum(votes) >= len(votes):
+            if 2 * sum(votes) > len(votes):  # else one false vote of two would be enough
                 spacing_mm = max(LARGEST_MM, self.default_mm)
             else:
                 key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)

@@ -107,7 +107,9 @@ def test_later_clicks_correct_the_mask_before_them(network):
     walk = (random_walk, second.low_res, embedding.guide, points_roi, labels, 64)
     answer = DeviceQueue.on(torch.device("cpu")).run(Stopwatch(), "Outline", *walk)
     expected = correct(first.margins, answer, inside, 0, 64)
-    np.testing.assert_array_equal(second.margins, expected)
+    # a click on the background never adds
+    np.testing.assert_array_equal(second.margins, np.minimum(expected, first.margins))
+    assert (expected > first.margins).any()
 
 
 def test_random_walks_run_one_at_a_time(network, monkeypatch):

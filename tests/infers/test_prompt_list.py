@@ -108,6 +108,10 @@ def test_both_forms_are_an_error(lists):
         (spatial("lasso", LASSO[:2]), r"prompt 2 \(lasso\) has 2 different places; draw a closed"),
         (spatial("lasso", LASSO[:2] * 3), "has 2 different places"),
         (spatial("lasso", [[1, 1, 1], [5, 5, 1], [9, 9, 1]]), "is a line; draw a closed path"),
+        (
+            spatial("lasso", [*LASSO[:3], LASSO[1]]),
+            "encloses an area of 0.00 voxels; draw it around",
+        ),
         (spatial("lasso", [*LASSO, [12, 25, 7]]), r"prompt 2 \(lasso\) leaves its plane"),
         (spatial("lasso", [[1, 1, 1], [9, 1, 2], [9, 9, 3]]), "leaves its plane"),
         (spatial("bounding_box", [POINT]), r"prompt 2 \(bounding_box\) has 1 places; expected two"),

@@ -253,10 +253,31 @@ def test_each_drawing_gives_a_mask_in_its_place(ball_server, name, subtype, plac
 def test_a_background_box_takes_its_voxels_off(ball_server, name):
     prompts = [point(CENTER), spatial("bounding_box", [[31, 40, 10], [45, 60, 30]], 0)]
     left, whole = (mask(ask(ball_server, name, prompts[:count])) for count in (2, 1))
-    taken = (slice(33, 44), slice(42, 59), slice(12, 29))
+    taken = (slice(31, 46), slice(40, 61), slice(10, 31))
     assert whole[taken].any() and not left[taken].any()
     # the cells are finer than those of the network's logits, so the surface may move a little
     assert (left[:28] != whole[:28]).sum() < 0.02 * whole.sum()
+
+
+def test_ignored_keys_are_not_kept_in_the_journal(ball_server, name):
+    prompt = {**point([30, 50, 21]), "aux": {"note": "x" * 1000}, "other": "\ud800"}
+    assert ask(ball_server, name, [prompt], output="json", label="\ud800").status_code == 200
+    lines = requests.get(f"{ball_server.url}/interactions/{name}", timeout=60).json()
+    lines = lines if isinstance(lines, list) else lines["interactions"]
+    assert lines[-1]["prompts"] == [point([30, 50, 21])]
+
+
+@pytest.mark.parametrize("key", ["label", "prompts"])
+def test_deeply_nested_values_are_refused(ball_server, name, key):
+    deep = "[" * 700 + "]" * 700
+    text = f'{{"foreground": [[30, 50, 20]], "{key}": {deep}}}'
+    reply = ball_server.infer("fastsam3d", name, text)
+    assert reply.status_code == 400 and "nested more than 20 levels" in reply.json()["detail"]
+
+
+def test_a_number_that_the_type_cannot_hold_is_refused(ball_server, name):
+    reply = ask(ball_server, name, [point(CENTER, 200)], result_dtype="int8")
+    assert reply.status_code == 400 and "up to 127" in reply.json()["detail"]
 
 
 def test_next_sample_by_uncertainty(ball_server, name):

@@ -75,7 +75,9 @@ class Journal:
         if not self._max_bytes:
             return
         fields = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **vars(interaction)}
-        line = json.dumps(fields, ensure_ascii=False, default=str).encode() + b"\n"
+        line = (
+            json.dumps(fields, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"
+        )
         path = self._path(interaction.image)
         try:
             with self._lock:

@@ -41,9 +41,14 @@ def is_satisfied_by(state: MaskState, prompt: RoiPrompt, roi_size: int) -> bool:
 
     False for drawings, and while there is no mask: the first prompt always counts.
     """
-    if prompt.subtype != "point" or not (state.margins > 0).any():
+    if prompt.subtype != "point" or not has_mask(state):
         return False
     return is_satisfied(state.margins, prompt.points_roi[0], prompt.is_foreground, roi_size)
+
+
+def has_mask(state: MaskState) -> bool:
+    """Return whether the mask has a cell; without one the network's answer is taken as it is."""
+    return bool((state.margins > 0).any())
 
 
 def corrected(state: MaskState, answer: np.ndarray, prompt: RoiPrompt, roi_size: int) -> np.ndarray:
@@ -54,6 +59,8 @@ def corrected(state: MaskState, answer: np.ndarray, prompt: RoiPrompt, roi_size:
     margins = state.margins
     for point in clicks_of_one(prompt):
         margins = correct(margins, answer, point, int(prompt.is_foreground), roi_size)
+    if not prompt.is_foreground:  # it says where the structure is not, and nothing else
+        margins = np.minimum(margins, state.margins) if has_mask(state) else margins
     if prompt.subtype == "scribble":
         on_path = region("scribble", prompt.points_roi, roi_size)
         margins = np.where(on_path, np.minimum(margins, -CLICKED), margins)

@@ -150,7 +150,19 @@ def _check_lasso(points_ijk: np.ndarray, name: str, frame: Frame) -> None:
     _, (_, width, _), axes = np.linalg.svd(scaled, full_matrices=False)
     if width < FLAT:
         raise InputError(f"{name} is a line; draw a closed path around an area")
+    area = _area(scaled @ axes[:2].T)
+    if area < FLAT**2:
+        raise InputError(
+            f"{name} encloses an area of {area:.2f} voxels; draw it around an area, without going "
+            "back on itself"
+        )
     in_slice = np.ptp(points_ijk, axis=0).min() < FLAT
     in_plane = frame.is_mm and np.abs(scaled @ axes[2]).max() <= PLANE_TOLERANCE
     if not in_slice and not in_plane:
         raise InputError(f"{name} leaves its plane; draw it in one slice")
+
+
+def _area(corners: np.ndarray) -> float:
+    """Return the area of a polygon (N, 2) by the shoelace formula; loops of both turns cancel."""
+    x, y = corners.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

@@ -10,7 +10,7 @@ import numpy as np
 from lib.imaging.box import EMPTY_BOX, Box, box_slices, hull, hull_of_boxes, intersect
 from lib.imaging.mask import BoxMask
 from lib.imaging.volume import Volume
-from lib.infers.prompts import Prompts
+from lib.infers.prompts import Prompt, Prompts
 from lib.infers.structures import RoiStructure
 
 
@@ -107,6 +107,8 @@ class _Canvas:
         starts = [start for start, _ in self._box_ijk]
         hidden = 0
         for prompt in prompts.items:
+            if prompt.subtype == "bounding_box" and not prompt.is_foreground:
+                self._clear(prompt)
             for voxel in prompt.voxels_ijk.tolist():
                 if not prompts.is_within(*voxel):
                     continue
@@ -116,6 +118,17 @@ class _Canvas:
                 else:
                     self.values[index] = prompt.structure
         return hidden
+
+    def _clear(self, prompt: Prompt) -> None:
+        """Take off the voxels inside of a box around background, but for protected ones."""
+        low, high = np.sort(np.rint(prompt.points_ijk).astype(int), axis=0)
+        bounds = zip(low.tolist(), high.tolist(), strict=True)
+        i, j, k = ((first, last + 1) for first, last in bounds)
+        inner = intersect((i, j, k), self._box_ijk)
+        if all(start < stop for start, stop in inner):
+            slices = box_slices(inner, self._box_ijk)
+            free = True if self._is_protected is None else ~self._is_protected[slices]
+            np.copyto(self.values[slices], 0, where=free)
 
     def _on_given(
         self, structure: RoiStructure, mask: np.ndarray, box_ijk: Box

@@ -7,11 +7,14 @@ from typing import Any
 
 from lib.errors import InputError
 
+DEEPEST = 20
+"""DEEPEST: levels of lists and objects in a form field. A prompt needs six."""
+
 
 def parse_object(text: str, field: str) -> dict[str, Any]:
     """Parse the JSON object in a form field; an empty field is an empty object.
 
-    Raises InputError if the text is not JSON, or not an object.
+    Raises InputError if the text is not JSON, not an object, or nested deeper than DEEPEST.
     """
     try:
         value = json.loads(text) if text else {}
@@ -19,4 +22,23 @@ def parse_object(text: str, field: str) -> dict[str, Any]:
         raise InputError(f"{field} is not JSON: {error}; send an object") from error
     if not isinstance(value, dict):
         raise InputError(f"{field} is {value!r}; send a JSON object")
+    if _is_deeper(value, DEEPEST):
+        raise InputError(
+            f"{field} is nested more than {DEEPEST} levels deep; send a flatter object"
+        )
     return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Return whether lists and objects are nested deeper than so many levels."""
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            item
+            for each in layer
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, dict | list)
+        ]
+        if not layer:
+            return False
+    return True

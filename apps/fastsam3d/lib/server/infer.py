@@ -150,6 +150,8 @@ def _mask_reply(
     if output == "json":
         return result
     form = requested_form(request, image)
+    if form.dtype == "int8" and (mask.values > 127).any():
+        raise InputError("result_dtype int8 holds numbers up to 127 only; choose uint8")
     if output == "box":
         mask = mask.including(shown_box_corners(request, mask.shape_ijk))
         facts = {key: result[key] for key in ("next_click",) if key in result}

@@ -10,6 +10,9 @@ from lib.imaging.mask import BoxMask
 from lib.infers.initial_mask import file_digest
 from lib.infers.request import CLICK_LISTS, PROMPTS, START
 
+PROMPT_KEYS = ("type", "subtype", "prompt", "semantic_id_key")
+"""PROMPT_KEYS: what is kept of each prompt of a list."""
+
 OPTIONS = tuple(key for key in (*PROMPTS, *START) if key not in ("prompts", *CLICK_LISTS))
 """OPTIONS: keys of a request that change the mask, beside the prompts."""
 
@@ -28,7 +31,10 @@ def describe_interaction(
     task. initial_mask: path of the mask that the request starts from, if any. user: "" if unknown.
     """
     prompts = request.get("prompts")
-    if prompts is None:
+    if prompts is not None:
+        # `aux` and unknown keys do not change the mask, and may be large
+        prompts = [{key: prompt[key] for key in PROMPT_KEYS} for prompt in prompts]
+    else:
         prompts = {key: request[key] for key in CLICK_LISTS if request.get(key) is not None}
     label = request.get("label")
     return Interaction(

@@ -312,6 +312,7 @@ def test_the_journal_of_an_image_without_clicks(server, image):
 def test_the_journals_of_the_folder_are_private_and_no_tag(server, image):
     save(server, image, nifti(mask()))
     info = server.info()["datastore"]
-    assert set(info["label_tags"]) <= {"final", "original"}
+    tags = set(info["label_tags"])  # other tests on this server save labels with tags of their own
+    assert "final" in tags and not any(tag.startswith(".") or "interact" in tag for tag in tags)
     path = server.studies / "labels" / "final" / f"{image}.json"
     assert stat.S_ISREG(path.stat().st_mode)

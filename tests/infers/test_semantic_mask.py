@@ -77,7 +77,7 @@ def test_one_structure_is_the_pasted_mask_with_the_marked_voxels(within):
     one = structure(1, [20, 15, 12], 9)
     expected = one.roi.paste(one.state.margins, 0.0, within_ijk=prompts.within_ijk)
     expected[20, 15, 12] = 1
-    if prompts.is_within(20, 15, 13):
+    if len(prompts.within(np.array([[20, 15, 13]]))):
         expected[20, 15, 13] = 0
     np.testing.assert_array_equal(whole([one], prompts), expected)
 

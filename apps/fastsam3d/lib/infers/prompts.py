@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from lib.imaging.box import Box, contains
+from lib.imaging.box import Box
 
 Subtype = Literal["point", "scribble", "lasso", "bounding_box"]
 
@@ -78,9 +78,12 @@ class Prompts:
         """Return the prompts of a structure and of the background, in order."""
         return tuple(prompt for prompt in self.items if prompt.structure in (structure, BACKGROUND))
 
-    def is_within(self, i: int, j: int, k: int) -> bool:
-        """Return whether a stored voxel lies in the box that the mask is limited to."""
-        return self.within_ijk is None or contains(self.within_ijk, i, j, k)
+    def within(self, voxels_ijk: np.ndarray) -> np.ndarray:
+        """Return the stored voxels (N, 3) that lie in the box that the mask is limited to."""
+        if self.within_ijk is None:
+            return voxels_ijk
+        starts, stops = np.transpose(self.within_ijk)
+        return voxels_ijk[np.all((voxels_ijk >= starts) & (voxels_ijk < stops), axis=1)]
 
 
 def along_path(points: np.ndarray, step: float) -> np.ndarray:

@@ -65,8 +65,7 @@ def _paste(structure: RoiStructure, within_ijk: Box | None) -> tuple[np.ndarray,
 def _marked_voxels(prompts: Prompts) -> np.ndarray:
     """Return the voxels (N, 3) that the user marked, inside the box that limits the mask."""
     voxels_ijk = np.concatenate([prompt.voxels_ijk for prompt in prompts.items])
-    allowed = [prompts.is_within(*voxel) for voxel in voxels_ijk.tolist()]
-    return voxels_ijk[allowed]
+    return prompts.within(voxels_ijk)
 
 
 class _Canvas:
@@ -109,14 +108,12 @@ class _Canvas:
         for prompt in prompts.items:
             if prompt.subtype == "bounding_box" and not prompt.is_foreground:
                 self._clear(prompt)
-            for voxel in prompt.voxels_ijk.tolist():
-                if not prompts.is_within(*voxel):
-                    continue
-                index = tuple(np.subtract(voxel, starts))
-                if self._is_protected is not None and self._is_protected[index]:
-                    hidden += 1
-                else:
-                    self.values[index] = prompt.structure
+            voxels = prompts.within(prompt.voxels_ijk) - starts
+            if self._is_protected is not None:
+                is_hidden = self._is_protected[tuple(voxels.T)]
+                hidden += int(np.count_nonzero(is_hidden))
+                voxels = voxels[~is_hidden]
+            self.values[tuple(voxels.T)] = prompt.structure
         return hidden
 
     def _clear(self, prompt: Prompt) -> None:

@@ -434,7 +434,7 @@ def test_saving_and_loading_again(
     study_uid, _ = uids[series.name]
     with open_prompt_viewer(browser, server.url, study_uid) as viewer:
         for number, shares in ((2, PLACES["mpr-axial"]), (5, PLACES["mpr-coronal"])):
-            viewer.page.keyboard.press(f"Alt+{number}")
+            viewer.choose_by_key(number)
             viewer.press("mpr-axial", series.to_lps(voxel_at(series, shares)))
         viewer.button("Save •")
         viewer.wait_for_popup("The label is saved: organ, bone")

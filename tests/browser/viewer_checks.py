@@ -43,7 +43,7 @@ def check_presses(
     for number, (plane, shares) in enumerate(PLACES.items(), start=1):
         voxel = voxel_at(series, shares)
         off = (voxel[0] + 2, voxel[1] + 3, voxel[2] + 2)
-        viewer.page.keyboard.press(f"Alt+{number}")
+        viewer.choose_by_key(number)
         viewer.press(plane, series.to_lps(voxel))
         check_drawn(viewer, series, voxel)
         viewer.press(plane, series.to_lps(off), how="ctrl")

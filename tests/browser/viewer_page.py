@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from ohif_page import DRAWN, MOVE_PLANE, PAGE_POSITION, PLANES, SEE, TIMEOUT_MS
-from playwright.sync_api import Browser, Page, Response, Route
+from playwright.sync_api import Browser, Page, Response, Route, TimeoutError
 
 WINDOW = {"width": 1500, "height": 760}
 
@@ -104,6 +104,7 @@ class PromptViewer:
 
     def wait_until_ready(self) -> None:
         self.page.wait_for_function(READY, timeout=TIMEOUT_MS)
+        self.page.locator(".fs li[aria-current=true]").wait_for()
         # messages stay for up to 15 s and would keep the buttons below them from being clicked
         self.page.add_style_tag(
             content="[data-sonner-toaster] * { pointer-events: none !important; }"
@@ -164,6 +165,11 @@ class PromptViewer:
         """Work on the structure of this name."""
         self.page.locator(".fs li[data-segment] span", has_text=label).click()
         self.page.locator(".fs li[aria-current=true]", has_text=label).wait_for()
+
+    def choose_by_key(self, number: int) -> None:
+        """Work on the structure of this number with Alt and a digit."""
+        self.page.keyboard.press(f"Alt+{number}")
+        self.page.locator(f".fs li[data-segment='{number}'][aria-current=true]").wait_for()
 
     def prompts(self) -> list[str]:
         """Return the lines of the list of prompts."""
@@ -231,7 +237,11 @@ class PromptViewer:
         return [abs(np.dot(np.subtract(point_lps, focal), normal)) for focal, normal in planes]
 
     def wait_for_popup(self, text: str) -> None:
-        self.page.get_by_text(text).first.wait_for(timeout=TIMEOUT_MS)
+        try:
+            self.page.get_by_text(text).first.wait_for(timeout=TIMEOUT_MS)
+        except TimeoutError as error:
+            shown = self.page.locator(".fs, [data-sonner-toast]").all_inner_texts()
+            raise AssertionError(f"no message {text!r}; the page says {shown}") from error
 
 
 @contextmanager

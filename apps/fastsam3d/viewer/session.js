@@ -6,6 +6,7 @@ import { keptWork, keepWork } from './work.js';
 const BUSY_MS = 300; // a computation that takes longer is shown
 const RESTORE_TRIES = 5;
 const ONLY_EXCLUDED = 'There are only excluding prompts: press on the structure without Ctrl, too.';
+export const STILL_OPENING = 'The series is still being opened; try again in a moment.';
 export const SIZES = { smallest: -2, largest: 2 };
 
 /** A structure: its prompts, its size, and the mask that is drawn for them.
@@ -140,7 +141,7 @@ export class Session extends EventTarget {
   add(viewportId, prompt) {
     const structure = this.structure(viewportId);
     if (!structure) {
-      this.viewer.notify('The series is still being opened; press again in a moment.', 'info');
+      this.viewer.notify(STILL_OPENING, 'info');
       return;
     }
     if (this.viewer.isLocked(structure.segment)) {

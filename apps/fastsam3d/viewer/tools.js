@@ -4,6 +4,8 @@
 // excludes with Ctrl (or Cmd); the right button excludes. While our tool is not the active one of a
 // viewport, OHIF's own tools have the pointer.
 
+import { STILL_OPENING } from './session.js';
+
 export const KINDS = {
   point: { label: 'Point', key: 'p', help: 'press on a structure' },
   box: { label: 'Box', key: 'o', help: 'drag around a structure' },
@@ -179,6 +181,7 @@ export class PromptTools extends EventTarget {
   #work(number) {
     const segmentationId = this.viewer.activeSegmentation(this.viewer.activeViewportId());
     if (segmentationId) this.viewer.setActiveSegment([segmentationId, number]);
+    else this.viewer.notify(STILL_OPENING, 'info');
   }
 }
 

@@ -72,6 +72,11 @@ def test_scaled_integers_are_rounded(write):
             AFFINE_MM,
             "initial_mask holds fractions; save it as integers",
         ),
+        (
+            np.full(SHAPE_IJK, np.nan, np.float32),
+            AFFINE_MM,
+            "initial_mask holds NaN and no structure; save it as integers",
+        ),
     ],
 )
 def test_another_mask_is_an_error(write, values, affine_mm, message):

@@ -126,11 +126,12 @@ def test_a_stored_label_is_a_given_mask(ball_server, name, tmp_path):
         (np.zeros((70, 90, 41), np.uint8), "on another grid than the image"),
         (np.full(SHAPE_IJK, 0.5, np.float32), "holds fractions"),
         (np.full(SHAPE_IJK, 300, np.int16), "holds values from"),
+        (np.full(SHAPE_IJK, np.nan, np.float32), "initial_mask holds NaN and no structure"),
     ],
 )
 def test_a_bad_given_mask_is_refused(ball_server, name, start, message):
     start = start.copy()
-    start[0, 0, 0] = 1
+    start[0, 0, 0] = 0 if np.isnan(start[0, 0, 1]) else 1
     reply = ask(ball_server, name, [point(CENTER)], start)
     assert reply.status_code == 400 and message in reply.json()["detail"]
 
@@ -213,8 +214,20 @@ def test_the_box_holds_the_maps_too(ball_server, name):
 def test_a_reply_without_room_for_maps_says_so(ball_server, name, output):
     reply = ask(ball_server, name, [point(CENTER)], output=output, outputs=["uncertainty"])
     assert reply.status_code == 400 and "has no room for uncertainty" in reply.text
-    places = ask(ball_server, name, [point(CENTER)], output=output, outputs=["next_click"])
-    assert places.status_code == 200
+
+
+def test_each_form_of_the_reply_holds_the_next_click(ball_server, name):
+    replies = {
+        output: ask(ball_server, name, [point(CENTER)], output=output, outputs=["next_click"])
+        for output in ("image", "json", "box", "all")
+    }
+    expected = replies["json"].json()["next_click"]
+    assert len(expected["places_ijk"]) == len(expected["places_lps_mm"]) == 5
+    assert json.loads(replies["image"].headers["X-Next-Click"]) == expected
+    assert json.loads(replies["box"].headers["X-Mask-Box"])["next_click"] == expected
+    assert json.loads(parts_of(replies["all"])["params"])["next_click"] == expected
+    plain = ask(ball_server, name, [point(CENTER)])
+    assert "X-Next-Click" not in plain.headers
 
 
 @pytest.mark.parametrize("outputs", ["uncertainty", ["mask"], 7, [["uncertainty"]]])

@@ -87,8 +87,8 @@ def read_label_map(path: str | Path, max_voxels: int | None = None) -> Volume:
     """Read a label map in any format of `read_volume`; its array is uint8 or uint16.
 
     Values that are not quite integers are rounded, and NaN is 0. A map without any label is one of
-    a healthy case. Raises InputError if the file cannot be read, is not 3D, or holds fractions or
-    values outside of 0 to `MAX_LABEL`.
+    a healthy case. Raises InputError if the file cannot be read, is not 3D, or holds fractions,
+    values outside of 0 to `MAX_LABEL`, or NaN and no label.
     """
     path = Path(path)
     try:
@@ -101,6 +101,10 @@ def read_label_map(path: str | Path, max_voxels: int | None = None) -> Volume:
         raise InputError(
             f'label "{path.name}" holds values from {minimum:g} to {maximum:g}; '
             f"save it with values from 0 to {MAX_LABEL}"
+        )
+    if nan_warnings and minimum == maximum == 0:
+        raise InputError(
+            f'label "{path.name}" holds NaN and no structure; save it as integers, 0 for background'
         )
     array = np.rint(stored) if stored.dtype.kind == "f" else stored
     if stored.dtype.kind == "f" and np.abs(array - stored).max() > LABEL_TOLERANCE:

@@ -215,6 +215,8 @@ class FastSAM3DInfer(BasicInferTask):
         stages: Stopwatch,
     ) -> MaskState:
         """Return the mask that a structure's prompts lead to on a ROI."""
+        if structure.start is not None and not structure.prompts:
+            return structure.start  # all prompts mark another part of the structure
         volume: Volume = data["volume"]
         embedding = predictor.encode(
             roi_key=(data["volume_key"], roi),

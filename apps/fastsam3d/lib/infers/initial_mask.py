@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,20 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from lib.errors import InputError
-from lib.imaging.box import EMPTY_BOX, Box, box_slices, contains
+from lib.imaging.box import EMPTY_BOX, Box, box_slices, contains, intersect
 from lib.imaging.mask import BoxMask
 from lib.imaging.roi import Roi, crop_labels
 from lib.imaging.volume import Volume, grid_distance_mm, read_label_map
 from lib.infers.mask_state import MaskState
-from lib.infers.prompts import MAX_STRUCTURE
+from lib.infers.prompts import MAX_STRUCTURE, Prompt
 from lib.infers.random_walker import CELLS
 
 SURE_LOGIT = 6.0
 """SURE_LOGIT: logit of a cell that a given mask covers as a whole."""
+
+LEAST_NEAR_MM = 10.0
+"""LEAST_NEAR_MM: a prompt is near a given mask if they are closer than this, or than the radius of
+a ball of the mask's volume."""
 
 
 def read_initial(path: str | Path, image: Volume) -> BoxMask:
@@ -81,6 +86,52 @@ def structure_box(initial: BoxMask, structure: int) -> Box | None:
         for (start, _), (low, high) in zip(initial.box_ijk, inner, strict=True)
     )
     return i, j, k
+
+
+def split_by_distance(
+    prompts: Sequence[Prompt], initial: BoxMask, structure: int
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Return the prompts that change the given mask of a structure, and those on another part.
+
+    A prompt on the structure far from the given mask marks a part that the mask does not hold, for
+    example the second kidney. That part also gets all prompts on the background. Without such a
+    prompt, all of them change the given mask.
+    """
+    is_here = initial.values == structure
+    voxel_mm = voxel_sizes(initial.affine_mm)
+    volume_mm3 = np.count_nonzero(is_here) * voxel_mm.prod()
+    near_mm = max(LEAST_NEAR_MM, float((3 / (4 * np.pi) * volume_mm3) ** (1 / 3)))
+    near = {
+        prompt
+        for prompt in prompts
+        if _is_near(prompt.points_ijk, is_here, initial.box_ijk, voxel_mm, near_mm)
+    }
+    far = tuple(each for each in prompts if each not in near or not each.is_foreground)
+    if not any(prompt.is_foreground for prompt in far):
+        return tuple(prompts), ()
+    return tuple(prompt for prompt in prompts if prompt in near), far
+
+
+def _is_near(
+    points_ijk: np.ndarray, mask: np.ndarray, box_ijk: Box, voxel_mm: np.ndarray, near_mm: float
+) -> bool:
+    """Return whether a mask (i, j, k) in a half-open box lies near the box around places (N, 3)."""
+    low_ijk, high_ijk = points_ijk.min(axis=0), points_ijk.max(axis=0)
+    reach_ijk = near_mm / voxel_mm
+    firsts = np.ceil(low_ijk - reach_ijk).astype(int).tolist()
+    lasts = np.floor(high_ijk + reach_ijk).astype(int).tolist()
+    i, j, k = ((first, last + 1) for first, last in zip(firsts, lasts, strict=True))
+    inner = intersect((i, j, k), box_ijk)
+    if any(start >= stop for start, stop in inner):
+        return False
+    squares = []
+    for axis, (start, stop) in enumerate(inner):
+        along = np.arange(start, stop)
+        away = np.maximum(np.maximum(low_ijk[axis] - along, along - high_ijk[axis]), 0)
+        squares.append(np.square(away * voxel_mm[axis]))
+    i, j, k = squares
+    is_close = i[:, None, None] + j[:, None] + k <= near_mm**2
+    return bool((mask[box_slices(inner, box_ijk)] & is_close).any())
 
 
 def start_of(

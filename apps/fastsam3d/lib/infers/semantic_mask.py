@@ -97,6 +97,8 @@ class _Canvas:
         if self._is_protected is not None:
             wanted &= ~self._is_protected[slices]
         for other in self._placed:
+            if other.number == structure.number:  # another part of it
+                continue
             wanted &= ~self._loses(structure, other, box_ijk, wanted)
         np.copyto(self.values[slices], structure.number, where=wanted)
         self._placed.append(structure)

@@ -10,7 +10,13 @@ from lib.cache import ByteCache
 from lib.errors import InputError
 from lib.imaging.mask import BoxMask
 from lib.imaging.volume import Volume, read_volume
-from lib.infers.initial_mask import file_digest, read_initial, start_of, structure_box
+from lib.infers.initial_mask import (
+    file_digest,
+    read_initial,
+    split_by_distance,
+    start_of,
+    structure_box,
+)
 from lib.infers.outputs import make_outputs
 from lib.infers.prompt_parser import parse_prompts
 from lib.infers.prompts import Prompts
@@ -78,7 +84,8 @@ class ReadInitialMaskd:
 class PlaceRoisd:
     """Find the structures that the prompts are about, each with its ROI, as ``structures``.
 
-    The option ``size`` of the request asks for smaller or larger voxels of the ROIs.
+    A structure with prompts far from its given mask is there twice: the given mask, and the part
+    that these prompts mark, which has a ROI of its own. The option ``size`` of the request asks for smaller or larger voxels of the ROIs.
     """
 
     def __init__(self, scale: RoiScale, low_res_size: int) -> None:
@@ -90,10 +97,16 @@ class PlaceRoisd:
         placer = RoiPlacer(self._scale, data["volume"], data["volume_key"], requested_size(data))
         data["structures"] = []
         for number in structures_of(prompts, initial):
-            own = prompts.about(number)
-            roi = placer.place(own, structure_box(initial, number) if initial else None)
+            own, far = prompts.about(number), ()
+            start_box_ijk = structure_box(initial, number) if initial else None
+            if start_box_ijk is not None:
+                own, far = split_by_distance(own, initial, number)
+            roi = placer.place(own, start_box_ijk)
             start = start_of(initial, number, roi, self._low_res_size)
             data["structures"].append(RoiStructure(number, roi, own, start))
+            if far:
+                roi = placer.place(far, None)
+                data["structures"].append(RoiStructure(number, roi, far, None))
         return data
 
 

@@ -6,6 +6,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -102,6 +103,7 @@ def infer(
             label_info = request.get("label_info") or []
             mask_path = write_temporary(mask, MaskForm(".nii.gz"))
             reply: Any = _segmentation_reply(background_tasks, path, mask_path, label_info)
+            reply = _add_next_click(reply, result)
         else:
             reply = _mask_reply(output, http, mask, maps, result, request, path)
         if studies_image:
@@ -157,10 +159,17 @@ def _mask_reply(
         facts = {key: result[key] for key in ("next_click",) if key in result}
         reply = box_reply(mask, maps, facts, http)
     elif output == "image":
-        reply = image_reply(mask, form, http)
+        reply = _add_next_click(image_reply(mask, form, http), result)
     else:
         reply = multipart_reply(mask, maps, form, result, http)
     return _add_warnings(reply, result["warnings"])
+
+
+def _add_next_click(reply: Response, result: Mapping[str, Any]) -> Response:
+    """Put ``next_click`` into the header X-Next-Click, as JSON, where a reply is a file alone."""
+    if "next_click" in result:
+        reply.headers["X-Next-Click"] = json.dumps(result["next_click"])
+    return reply
 
 
 def _add_warnings(reply: Response, warnings: Sequence[str]) -> Response:

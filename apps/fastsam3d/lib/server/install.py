@@ -101,7 +101,7 @@ def _middleware(policy: DoorPolicy) -> list[Middleware]:
         allow_methods=["*"],
         allow_headers=["*"],
         allow_credentials=True,
-        expose_headers=["X-Mask-Box", "X-Warning", "ETag"],
+        expose_headers=["X-Mask-Box", "X-Next-Click", "X-Warning", "ETag"],
     )
     return [cors, doors]
 

@@ -6,7 +6,6 @@ so each of them and the ROI must follow the patient's axes. So must the scale th
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import nibabel as nib
@@ -14,17 +13,15 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from lib.cache import ByteCache, array_nbytes
+from ball_task import ball_task, spatial, whole_mask
+from lib.cache import ByteCache
 from lib.imaging.affine import RAS_TO_LPS
 from lib.imaging.mask import dice
 from lib.imaging.volume import Volume
-from lib.infers import Caches, FastSAM3DInfer
+from lib.infers import FastSAM3DInfer
 from lib.infers.request import INITIAL_MASK
 from lib.infers.scale import RoiScale
-from lib.networks import load_checkpoint
-from lib.weights.files import Weights
 from selftest import ORIENTATIONS
-from serving import CLICK_BALL
 
 SHAPE_IJK = (46, 60, 34)
 AFFINE_MM = nib.affines.from_matvec(
@@ -59,31 +56,18 @@ def scan_ijk() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def task() -> FastSAM3DInfer:
-    network = load_checkpoint(CLICK_BALL)
-    network.policy = dataclasses.replace(
-        network.policy, mask_threshold="expected_dice", mask_edges="image"
-    )
-    caches = Caches(*(ByteCache(2**26, array_nbytes) for _ in range(3)), ByteCache(9, lambda _: 1))
-    weights = Weights(network, "ball", "ball.safetensors")
-    return FastSAM3DInfer(weights, ["organ"], caches, device="cpu")
+    return ball_task()
 
 
 def prompt(kind: str) -> list[dict]:
     """Return a prompt of a kind, and a click on the background, in LPS mm with few digits."""
     subtype, places_ijk = DRAWINGS_IJK[kind]
     entries = ((subtype, places_ijk, 1), ("point", BACKGROUND_IJK, 0))
-    return [
-        {
-            "type": "spatial",
-            "subtype": subtype,
-            "prompt": np.round(nib.affines.apply_affine(RAS_TO_LPS_4 @ AFFINE_MM, p), 3).tolist(),
-            "semantic_id_key": {"semantic_id": number},
-        }
-        for subtype, p, number in entries
-    ]
+    return [spatial(subtype, to_lps(places_ijk), number) for subtype, places_ijk, number in entries]
 
 
-RAS_TO_LPS_4 = nib.affines.from_matvec(RAS_TO_LPS)
+def to_lps(places_ijk) -> list:
+    return np.round(nib.affines.apply_affine(AFFINE_MM, places_ijk) @ RAS_TO_LPS, 3).tolist()
 
 
 def mask_in_canonical_order(task, kind, orientation, folder: Path, start=False) -> np.ndarray:
@@ -91,14 +75,14 @@ def mask_in_canonical_order(task, kind, orientation, folder: Path, start=False) 
     affine_mm = AFFINE_MM @ inv_ornt_aff(orientation, SHAPE_IJK)
     path = folder / "scan.nii.gz"
     nib.save(nib.Nifti1Image(apply_orientation(scan_ijk(), orientation), affine_mm), path)
-    request = {"image": str(path), "prompts": prompt(kind), "coordinates": "lps_mm"}
+    request = {"prompts": prompt(kind), "coordinates": "lps_mm"}
     if start:
         given = np.zeros(SHAPE_IJK, np.uint8)
         given[10:16, 30:44, 17:24] = 1
         given = apply_orientation(given, orientation)
         nib.save(nib.Nifti1Image(given, affine_mm), folder / "start.nii.gz")
         request[INITIAL_MASK] = str(folder / "start.nii.gz")
-    values = task({**request, "mask": True})[1]["mask"].whole()
+    values = whole_mask(task, path, request)
     back = nib.orientations.ornt_transform(
         nib.io_orientation(affine_mm), nib.io_orientation(AFFINE_MM)
     )

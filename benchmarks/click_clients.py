@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,9 @@ from lib.errors import AppError
 APP = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d"
 START_SECONDS = 120
 MODEL = "fastsam3d"
+
+CLICKS = 10
+"""CLICKS: number of clicks on each structure."""
 
 Clicks = Sequence[np.ndarray]
 """Clicks: stored voxel indices, each (3,)."""
@@ -173,8 +176,13 @@ class Ohif:
         self._source = (source, 0)
         self.backend = ""
 
-    def click(self, image: str, foreground: Clicks, background: Clicks = ()) -> Answer:
-        """Request a mask; raises RuntimeError unless the server returns it."""
+    def click(
+        self, image: str, foreground: Clicks, background: Clicks = (), output: str = "image"
+    ) -> Answer:
+        """Request a mask; raises RuntimeError unless the server returns it.
+
+        output: image, as stock OHIF, or box, as this project's mode of OHIF.
+        """
         params = {
             "foreground": [list(map(int, point)) for point in foreground],
             "background": [list(map(int, point)) for point in background],
@@ -193,7 +201,7 @@ class Ohif:
             str(self._place.hostname), self._place.port, source_address=self._source
         )
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-        connection.request("POST", f"/infer/{MODEL}?image={image}&output=image", body, headers)
+        connection.request("POST", f"/infer/{MODEL}?image={image}&output={output}", body, headers)
         reply = connection.getresponse()
         content = reply.read()
         connection.close()
@@ -201,7 +209,7 @@ class Ohif:
         self.backend = reply.headers.get("X-Backend", "")
         if reply.status != 200:
             raise RuntimeError(f"{reply.status}: {content[:300]!r}")
-        return Answer(ms, _checksum(content))
+        return Answer(ms, _checksum(content) if output == "image" else zlib.crc32(content))
 
 
 class Slicer:
@@ -234,3 +242,27 @@ class Slicer:
 def _checksum(nrrd: bytes) -> int:
     """Return a checksum of the voxels, without the header."""
     return zlib.crc32(memoryview(nrrd)[nrrd.index(b"\n\n") + 2 :])
+
+
+Viewer = Ohif | Slicer
+
+
+def random_places(shape_ijk: Sequence[int], seed: int) -> Iterator[np.ndarray]:
+    """Yield stored voxel indices (3,) in the middle of the body, without end."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield (generator.uniform(0.35, 0.65, 3) * shape_ijk).astype(int)
+
+
+def series(place: np.ndarray, shape_ijk: Sequence[int]) -> list[np.ndarray]:
+    """Return ten clicks around a place, which is the first."""
+    generator = np.random.default_rng(int(place.sum()))
+    offsets = generator.uniform(-0.04, 0.04, (CLICKS, 3)) * shape_ijk
+    offsets[0] = 0
+    return list((place + offsets).astype(int))
+
+
+def elapsed_ms(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return round(1e3 * (time.perf_counter() - start), 1)

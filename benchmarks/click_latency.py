@@ -15,11 +15,8 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -35,12 +32,22 @@ from scipy.ndimage import zoom  # noqa: E402
 
 import torso  # noqa: E402
 from benchmarks.click_clients import (  # noqa: E402
+    CLICKS,
     Answer,
     Ohif,
     Server,
     Slicer,
+    Viewer,
+    elapsed_ms,
+    random_places,
     running_server,
-    running_servers,
+    series,
+)
+from benchmarks.click_load import (  # noqa: E402
+    info_times,
+    memory_growth,
+    several_clients,
+    several_processes,
 )
 from benchmarks.click_report import markdown, percentiles, plot  # noqa: E402
 from benchmarks.machine import machine  # noqa: E402
@@ -53,12 +60,7 @@ NOISE_HU = 12.0
 SERIES = 3
 """SERIES: number of structures that are clicked on."""
 
-CLICKS = 10
-"""CLICKS: number of clicks on each structure."""
-
 RNG_SEED = 0
-
-Viewer = Ohif | Slicer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,6 +119,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             result[viewer.name], answers = one_user(viewer, shape_ijk)
             stages += [answer for answer in answers if answer.stages]
         result |= stage_times(stages)
+        print("live prompts and undo", flush=True)
+        result["live"] = live_prompts(Ohif(server.url), shape_ijk)
+        result["shares_of_load_image"] = shares(result)
         result["first_after_read_ahead_ms"] = read_ahead(server, viewers[0], shape_ijk)
         print("two clients, /info, memory", flush=True)
         result["two_clients"] = several_clients([Ohif(server.url), Ohif(server.url)], shape_ijk)
@@ -132,7 +137,7 @@ def load_image_ms(path: Path) -> float:
     """Time MONAI's reader, which MONAI Label's own tasks run for each click."""
     from monai.transforms.io.array import LoadImage
 
-    return statistics.median(_ms(lambda: LoadImage(image_only=True)(path)) for _ in range(3))
+    return statistics.median(elapsed_ms(lambda: LoadImage(image_only=True)(path)) for _ in range(3))
 
 
 def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], list[Answer]]:
@@ -158,6 +163,42 @@ def one_user(viewer: Viewer, shape_ijk: Sequence[int]) -> tuple[dict[str, Any], 
     return times, [cold, *firsts, *nexts]
 
 
+def live_prompts(viewer: Ohif, shape_ijk: Sequence[int]) -> dict[str, Any]:
+    """Return the times of replies with the mask's box, and of a request with an earlier list.
+
+    An undo sends the clicks without the last one, which the server answered before. Both forms of
+    the reply are timed.
+    """
+    places = random_places(shape_ijk, seed=6)
+    firsts, nexts, undos, box_undos = [], [], [], []
+    for _ in range(SERIES):
+        clicks = series(next(places), shape_ijk)
+        firsts.append(viewer.click("scan", clicks[:1], output="box"))
+        for count in range(2, CLICKS + 1):
+            nexts.append(viewer.click("scan", clicks[:count], output="box"))
+            undos.append(viewer.click("scan", clicks[: count - 1]))
+            box_undos.append(viewer.click("scan", clicks[: count - 1], output="box"))
+    return {
+        "first_box_ms": _median(firsts),
+        "next_box_ms": percentiles([answer.ms for answer in nexts]),
+        "undo_ms": percentiles([answer.ms for answer in undos]),
+        "undo_box_ms": percentiles([answer.ms for answer in box_undos]),
+    }
+
+
+def shares(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the medians of what a user waits for, as shares of the time of LoadImage."""
+    live = result["live"]
+    times_ms = {
+        "next": result["ohif"]["next_ms"]["p50"],
+        "next_box": live["next_box_ms"]["p50"],
+        "first": result["ohif"]["first_ms"],
+        "undo": live["undo_ms"]["p50"],
+        "undo_box": live["undo_box_ms"]["p50"],
+    }
+    return {name: round(ms / result["load_image_ms"], 3) for name, ms in times_ms.items()}
+
+
 def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
     """Return each stage's median time in ms, over the answers in which it ran."""
     spent: dict[str, list[float]] = {}
@@ -177,6 +218,8 @@ def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
         "encode": "Encode",
         "decode": "Decode",
         "outline": "Outline",
+        "correct": "Correct",
+        "outputs": "MakeOutputsd",
     }
     names |= {"paste": "PasteStructuresd", "write": "Write", "http": "http", "wait": "Wait"}
     stages = {f"{name}_ms": median(stage) for name, stage in names.items()}
@@ -195,122 +238,8 @@ def read_ahead(server: Server, viewer: Viewer, shape_ijk: Sequence[int]) -> floa
     return round(viewer.click("ahead", [next(random_places(shape_ijk, seed=2))]).ms, 1)
 
 
-def several_clients(viewers: Sequence[Viewer], shape_ijk: Sequence[int]) -> dict[str, Any]:
-    """Let all viewers click ten times at once; compare their masks with those of each alone."""
-    places = [next(random_places(shape_ijk, seed=10 + number)) for number in range(len(viewers))]
-
-    def click(viewer: Viewer, place: np.ndarray) -> list[Answer]:
-        clicks = series(place, shape_ijk)
-        return [viewer.click("scan", clicks[:count]) for count in range(1, CLICKS + 1)]
-
-    with ThreadPoolExecutor(len(viewers)) as pool:
-        start = time.perf_counter()
-        together = list(pool.map(click, viewers, places))
-        seconds = time.perf_counter() - start
-    alone = [click(viewer, place) for viewer, place in zip(viewers, places, strict=True)]
-    pairs = zip(sum(together, []), sum(alone, []), strict=True)
-    return {
-        "clients": len(viewers),
-        "next_ms": percentiles([answer.ms for answers in together for answer in answers[1:]]),
-        "clicks_per_second": round(len(viewers) * CLICKS / seconds, 2),
-        "masks_as_alone": all(one.checksum == other.checksum for one, other in pairs),
-    }
-
-
-def info_times(server: Server, viewer: Viewer, shape_ijk: Sequence[int]) -> dict[str, Any]:
-    """Time GET /info/ in ms: on an idle server, during clicks, and while a scan is decoded."""
-    places = random_places(shape_ijk, seed=3)
-
-    def clicks() -> None:
-        for _ in range(CLICKS):  # each has a new ROI: cropped, encoded, decoded
-            viewer.click("scan", [next(places)])
-
-    with polling(server) as idle:
-        time.sleep(1)
-    with polling(server) as clicking:
-        clicks()
-    with polling(server) as decoding:
-        viewer.click("cold_info", [next(places)])
-    times = {"idle": idle, "clicking": clicking, "decoding": decoding}
-    return {name: {"max": max(ms), "p50": statistics.median(ms)} for name, ms in times.items()}
-
-
-@contextmanager
-def polling(server: Server) -> Iterator[list[float]]:
-    """Request /info/ repeatedly; yield the list that collects the times in ms."""
-    times: list[float] = []
-    done = threading.Event()
-
-    def poll() -> None:
-        while not done.is_set():
-            times.append(round(_ms(lambda: server.get("/info/")), 1))
-            done.wait(0.02)
-
-    thread = threading.Thread(target=poll)
-    thread.start()
-    try:
-        yield times
-    finally:
-        done.set()
-        thread.join()
-
-
-def memory_growth(
-    server: Server, viewer: Viewer, shape_ijk: Sequence[int], count: int
-) -> dict[str, Any]:
-    """Return the server's RSS and its growth over `count` clicks, ten at each place."""
-    places = random_places(shape_ijk, seed=4)
-    before = server.rss_mb()
-    done = 0
-    while done < count:
-        clicks = series(next(places), shape_ijk)
-        for length in range(1, min(CLICKS, count - done) + 1):
-            viewer.click("scan", clicks[:length])
-            done += 1
-    after = server.rss_mb()
-    return {"rss_mb": round(after, 1), "rss_growth_mb": round(after - before, 1), "clicks": done}
-
-
-def several_processes(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure as many clients as processes at once, each with a process of its own."""
-    studies = folder / "studies"
-    with running_servers(options.processes, studies, folder, options.conf) as server:
-        place = next(random_places(options.shape, seed=5))
-        viewers: dict[str, Viewer] = {}
-        for number in range(2, 250):  # local addresses; nginx chooses the process by address
-            viewer = Ohif(server.url, f"127.0.0.{number}")
-            viewer.click("scan", [place])
-            viewers.setdefault(viewer.backend, viewer)
-            if len(viewers) == options.processes:
-                break
-        measured = several_clients(list(viewers.values()), options.shape)
-        rss_mb = round(server.rss_mb(), 1)
-    return {"count": options.processes, **measured, "rss_mb": rss_mb}
-
-
-def random_places(shape_ijk: Sequence[int], seed: int) -> Iterator[np.ndarray]:
-    """Yield stored voxel indices (3,) in the middle of the body, without end."""
-    generator = np.random.default_rng(seed)
-    while True:
-        yield (generator.uniform(0.35, 0.65, 3) * shape_ijk).astype(int)
-
-
-def series(place: np.ndarray, shape_ijk: Sequence[int]) -> list[np.ndarray]:
-    """Return ten clicks around a place, which is the first."""
-    generator = np.random.default_rng(int(place.sum()))
-    offsets = generator.uniform(-0.04, 0.04, (CLICKS, 3)) * shape_ijk
-    offsets[0] = 0
-    return list((place + offsets).astype(int))
-
-
 def _median(answers: Sequence[Answer]) -> float:
     return round(statistics.median(answer.ms for answer in answers), 1)
-
-
-def _ms(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return round(1e3 * (time.perf_counter() - start), 1)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

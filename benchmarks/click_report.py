@@ -49,8 +49,17 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _other_rows(result: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the rows of the numbers that belong to no single viewer."""
+    live = result["live"]
     rows = [
         ("MONAI's LoadImage of the file", result["load_image_ms"]),
+        ("first click, reply with the mask's box", live["first_box_ms"]),
+        ("2nd to 10th click, reply with the mask's box, median", live["next_box_ms"]["p50"]),
+        ("undo, OHIF, median", live["undo_ms"]["p50"]),
+        ("undo, reply with the mask's box, median", live["undo_box_ms"]["p50"]),
+        *(
+            (f"share of LoadImage: {name.replace('_', ', ')}", share)
+            for name, share in result["shares_of_load_image"].items()
+        ),
         ("first click, 5 s after the scan was opened", result["first_after_read_ahead_ms"]),
         *((f"/info, slowest, {name}", times["max"]) for name, times in result["info_ms"].items()),
         (f"memory growth, {result['clicks']} clicks, MB", result["rss_growth_mb"]),

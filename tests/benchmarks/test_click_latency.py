@@ -19,6 +19,11 @@ def test_a_small_scan(tmp_path):
         assert result[viewer]["next_ms"]["p50"] <= result[viewer]["next_ms"]["p95"]
     assert result["stages"]["encode_ms"] == result["encode_ms"] > 0
     assert result["stages"]["decode_ms"] == result["decode_ms"] > 0
+    assert result["stages"]["correct_ms"] > 0
+    live = result["live"]
+    assert live["undo_box_ms"]["p50"] <= live["next_box_ms"]["p95"]
+    assert set(result["shares_of_load_image"]) == {"next", "next_box", "first", "undo", "undo_box"}
+    assert "share of LoadImage: next, box" in files["markdown"].read_text()
     assert result["two_clients"]["masks_as_alone"] is True
     assert result["clicks"] == 12 and "rss_growth_mb" in result
     assert "2nd to 10th click" in files["markdown"].read_text()
@@ -43,3 +48,17 @@ def test_stages_are_medians_over_the_answers_in_which_they_ran():
     times = click_latency.stage_times(answers)
     assert (times["encode_ms"], times["decode_ms"]) == (40.0, 20.0)
     assert times["stages"]["http_ms"] == 10.0
+
+
+def test_shares_of_load_image():
+    result = {
+        "load_image_ms": 200.0,
+        "ohif": {"next_ms": {"p50": 20.0}, "first_ms": 40.0},
+        "live": {
+            "next_box_ms": {"p50": 10.0},
+            "undo_ms": {"p50": 5.0},
+            "undo_box_ms": {"p50": 2.0},
+        },
+    }
+    shares = click_latency.shares(result)
+    assert shares == {"next": 0.1, "next_box": 0.05, "first": 0.2, "undo": 0.025, "undo_box": 0.01}

@@ -86,7 +86,7 @@ def test_the_random_walker_is_used_if_the_weights_ask_for_it(network):
     threshold = float(mask_threshold(torch.from_numpy(expected)[None], "expected_dice"))
     np.testing.assert_array_equal(state.margins, expected - np.float32(threshold))
     assert state.threshold == threshold
-    assert set(stages) == {"Wait", "Decode", "Outline"}
+    assert set(stages) == {"Wait", "Decode", "Outline", "Correct"}
 
 
 def test_later_clicks_correct_the_mask_before_them(network):

@@ -195,7 +195,7 @@ class FastSAM3DInfer(BasicInferTask):
         predictor = self._predictor(data["weights"], device)
         # stages that the caches skip stay 0
         stages = data["latencies"]["infer"] = Stopwatch(
-            Crop=0, Wait=0, Encode=0, Decode=0, Outline=0
+            Crop=0, Wait=0, Encode=0, Decode=0, Outline=0, Correct=0
         )
         follows_image = data["weights"].network.policy.mask_edges == "image"
         for structure in data["structures"]:

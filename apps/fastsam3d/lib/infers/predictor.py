@@ -189,8 +189,10 @@ class FastSAM3DPredictor:
             logits = with_network(drawn.logits, drawn.kind, low_res)
             trust = DRAWING_TRUST[drawn.kind]
         values = self._walk(embedding, logits, prompts, state.fixed, trust, stages)
-        threshold = self._threshold(values)
-        margins = corrected(state, values - threshold, prompts[-1], self._network.config.roi_size)
+        roi_size = self._network.config.roi_size
+        with stages.measure("Correct"):
+            threshold = self._threshold(values)
+            margins = corrected(state, values - threshold, prompts[-1], roi_size)
         return MaskState(low_res, margins, float(threshold), drawn, state.fixed)
 
     def _step_drawing(

@@ -46,8 +46,9 @@ def give(tmp_path):
     """Return a function that writes a given mask and returns the entries of a request with it."""
 
     def write(values):
-        nib.save(nib.Nifti1Image(values, AFFINE_MM), tmp_path / "given.nii.gz")
-        return {INITIAL_MASK: str(tmp_path / "given.nii.gz")}
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.nii.gz"
+        nib.save(nib.Nifti1Image(values, AFFINE_MM), path)
+        return {INITIAL_MASK: str(path)}
 
     return write
 
@@ -63,9 +64,13 @@ def prompts_of(kind):
 
 
 def test_earlier_requests_and_caches_do_not_change_a_mask(image, task, give):
-    given = give(box_mask(1, (14, 26), (24, 40), (14, 26)))
+    first = box_mask(1, (14, 26), (24, 40), (14, 26))
+    second = first.copy()  # in the same box, so that the ROI is the same
+    second[17:23, 27:37, 17:23] = 0
+    given = [give(values) for values in (first, second)]
     requests = [{"prompts": prompts_of(kind)[:count]} for kind in KINDS for count in (1, 2, 3)]
-    requests += [{"prompts": LATER, **given}, {"prompts": prompts_of("point"), "size": -1}]
+    requests += [{"prompts": LATER, **each} for each in given]
+    requests += [{"prompts": prompts_of("point"), "size": -1}]
     fresh = [whole_mask(ball_task(0, auto_zoom=True), image, request) for request in requests]
     for order in (np.arange(len(requests)), np.random.default_rng(0).permutation(len(requests))):
         for number in order:

@@ -154,6 +154,20 @@ def test_a_given_mask_stays_where_no_prompt_changed_it():
     np.testing.assert_array_equal(mask[outside], initial[outside])
 
 
+def test_an_addition_takes_no_voxel_off_a_given_mask():
+    """Also not where the given mask has details that its cells do not hold."""
+    generator = np.random.default_rng(0)
+    initial = np.zeros(SHAPE_IJK, np.uint8)
+    initial[10:30, 6:24, 4:18] = generator.random((20, 18, 14)) < 0.3
+    roi = roi_at([20, 15, 12], size=64, spacing_mm=2.0)
+    start = start_of(given(initial), 1, roi, 32)
+    added = np.maximum(start.margins, 2)
+    larger = given_structure(roi, start, MaskState(added[::2, ::2, ::2], added, 0.0))
+    mask = whole([larger], parsed([spatial("point", [20, 15, 12])]), given(initial))
+    assert not ((initial == 1) & (mask == 0)).any()
+    assert np.count_nonzero(mask) > 1.5 * np.count_nonzero(initial)
+
+
 def test_an_empty_mask_is_an_error():
     one = structure(1, [20, 15, 12], -1)
     data = {

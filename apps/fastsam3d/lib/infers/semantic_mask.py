@@ -139,15 +139,20 @@ class _Canvas:
         given = structure.start
         assert given is not None
         whole = self._initial == structure.number
-        before, before_box_ijk = structure.roi.paste_box(given.margins, 0.0)
-        changed = np.zeros_like(whole)
-        for part, part_box_ijk in ((mask, box_ijk), (before, before_box_ijk)):
-            inner = intersect(part_box_ijk, self._box_ijk)
-            if part.size and all(start < stop for start, stop in inner):
-                changed[box_slices(inner, self._box_ijk)] ^= part[
-                    box_slices(inner, part_box_ijk)
-                ].astype(bool)
-        return (whole ^ changed).view(np.uint8), self._box_ijk
+        after = self._in_box(mask, box_ijk)
+        before = self._in_box(*structure.roi.paste_box(given.margins, 0.0))
+        # not an exclusive or: a voxel of the given mask may lie outside of its coarser cells
+        whole |= after & ~before
+        whole &= after | ~before
+        return whole.view(np.uint8), self._box_ijk
+
+    def _in_box(self, mask: np.ndarray, box_ijk: Box) -> np.ndarray:
+        """Return a mask (i, j, k) uint8 in a half-open box as bool in the box of the canvas."""
+        result = np.zeros(self.values.shape, dtype=bool, order="F")
+        inner = intersect(box_ijk, self._box_ijk)
+        if mask.size and all(start < stop for start, stop in inner):
+            result[box_slices(inner, self._box_ijk)] = mask[box_slices(inner, box_ijk)]
+        return result
 
     def _loses(
         self, structure: RoiStructure, other: RoiStructure, box_ijk: Box, wanted: np.ndarray

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from lib.infers.corrections import FAR, OPPOSED, border_distance, correct, is_satisfied
+from lib.infers.corrections import ANSWERED, border_distance, correct, is_satisfied
 
 CELLS, ROI = 64, 128
 CENTRE = np.array([31.5, 29.5, 33.5])
@@ -72,8 +72,24 @@ def test_removal_by_a_foreground_click_is_damped_by_opposed() -> None:
     point = voxel_at(np.array([31.5, 20.0, 0.0]))
     after = correct(before, answer, point, 1, ROI)
     added, removed = after[0, 0, 0] - before[0, 0, 0], before[63, 0, 0] - after[63, 0, 0]
-    assert added == pytest.approx(12 * FAR, abs=0.01)
-    assert removed / added == pytest.approx(OPPOSED, abs=0.02)
+    assert added == pytest.approx(12 * ANSWERED.far, abs=0.01)
+    assert removed / added == pytest.approx(ANSWERED.opposed, abs=0.02)
+
+
+@pytest.mark.parametrize(("place", "label"), [(SIDE, 1), (CENTRE, 0)])
+def test_a_given_mask_changes_towards_the_label_and_near_the_click(
+    place: np.ndarray, label: int
+) -> None:
+    answer = ball(CENTRE + [0, 9.0, 0], 14) if label else np.full_like(BEFORE, -4)
+    given = np.where(BEFORE > 0, np.float32(6), np.float32(-6))
+    after = correct(given, answer, voxel_at(place), label, ROI, is_given=True)
+    answered = correct(given, answer, voxel_at(place), label, ROI)
+    held, holds = given > 0, after > 0
+    if label:
+        assert (held <= holds).all() and holds.sum() > held.sum()
+    else:
+        assert (holds <= held).all() and 0.7 * held.sum() < holds.sum() < held.sum()
+        assert (answered > 0).sum() < 0.5 * held.sum()
 
 
 def test_deep_click_reaches_further() -> None:

@@ -6,27 +6,44 @@ their margins: the logits minus the threshold, positive inside the mask.
 
     after = before + reach × (answer - before) ± PUSH × push
 
-`reach` falls from 1 at the click to FAR far away. A click far from the border of the mask tells of
-a large error, so the distance between them scales both `reach` and `push`.
+`reach` falls from 1 at the click to the rule's `far` far away. A click far from the border of the
+mask tells of a large error, so the distance between them scales both `reach` and `push`.
+
+A mask that was given to start from is more reliable than an answer. There a click changes less, and
+only towards its own label.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-REACH_PER_DEPTH, REACH_PER_RADIUS = 1.0, 0.4
-"""REACH_PER_DEPTH, REACH_PER_RADIUS: the standard deviation of the reach is the sum of the click's
-distance from the mask's border and of the radius of a ball of the mask's volume, times these."""
+
+class Rule(NamedTuple):
+    """How far a click changes a mask.
+
+    per_depth, per_radius: the standard deviation of the reach is the sum of the click's distance
+    from the mask's border and of the radius of a ball of the mask's volume, times these. far: share
+    of the answer that is taken far from the click. opposed: factor for changes against the click:
+    removals by a foreground click, additions by a background click.
+    """
+
+    per_depth: float
+    per_radius: float
+    far: float
+    opposed: float
+
+
+ANSWERED = Rule(per_depth=1.0, per_radius=0.4, far=0.1, opposed=0.7)
+"""ANSWERED: rule for a mask that is an answer to earlier prompts."""
+
+GIVEN_ADD = Rule(per_depth=0.5, per_radius=0.2, far=0.0, opposed=0.0)
+GIVEN_REMOVE = Rule(per_depth=0.4, per_radius=0.1, far=0.0, opposed=0.0)
+"""GIVEN_ADD, GIVEN_REMOVE: rules for foreground and background clicks on a given mask."""
 
 LEAST_REACH, LEAST_PUSH = 2.0, 1.5
 """LEAST_REACH, LEAST_PUSH: smallest standard deviations of reach and push, in cells."""
-
-FAR = 0.1
-"""FAR: share of the answer that is taken far from the click."""
-
-OPPOSED = 0.7
-"""OPPOSED: factor for changes against the click: removals by a foreground click, additions by a
-background click."""
 
 PUSH = 1.0
 """PUSH: what a click adds at its place, in the unit of logits, towards its own label."""
@@ -36,14 +53,19 @@ CLICKED = 1.0
 
 
 def correct(
-    before: np.ndarray | None, answer: np.ndarray, point_roi: np.ndarray, label: int, roi_size: int
+    before: np.ndarray | None,
+    answer: np.ndarray,
+    point_roi: np.ndarray,
+    label: int,
+    roi_size: int,
+    is_given: bool = False,
 ) -> np.ndarray:
     """Return the margins after a click, (c, c, c) float32; the inputs are not changed.
 
     before: margins (c, c, c) of the mask that was clicked; None at the first click. answer: margins
     (c, c, c) of the network's mask with this click, which are its logits minus its threshold.
     point_roi: (3,) ROI voxel indices of the click. label: 1 foreground, 0 background. roi_size: ROI
-    voxels along each axis.
+    voxels along each axis. is_given: `before` descends from a mask that was given to start from.
 
     The first answer is returned as it is, and so is any answer to an empty mask. A click that the
     mask satisfies (foreground inside of it, background outside) changes nothing: `before` is
@@ -57,11 +79,14 @@ def correct(
     place = cell_place(point_roi, roi_size, cells)
     depth = border_distance(before, place, bool(label))
     radius = ball_radius(before)
-    deviation = max(LEAST_REACH, REACH_PER_DEPTH * depth + REACH_PER_RADIUS * radius)
+    rule = ANSWERED
+    if is_given:
+        rule = GIVEN_ADD if label else GIVEN_REMOVE
+    deviation = max(LEAST_REACH, rule.per_depth * depth + rule.per_radius * radius)
     sign = 1 if label else -1
-    reach = FAR + (1 - FAR) * bell(cells, place, deviation)
+    reach = np.float32(rule.far) + np.float32(1 - rule.far) * bell(cells, place, deviation)
     change = answer - before
-    change *= np.where(sign * change < 0, OPPOSED * reach, reach)
+    change *= np.where(sign * change < 0, np.float32(rule.opposed) * reach, reach)
     after = before + change
     after += sign * PUSH * bell(cells, place, max(LEAST_PUSH, depth))
     cell = nearest_cell(place, cells)

@@ -145,7 +145,7 @@ def start_of(
         return None
     mask_roi = crop_labels(roi, initial.values, initial.box_ijk) == structure
     share, low_res = (pooled(mask_roi, cells) for cells in (CELLS, low_res_size))
-    return MaskState(_logits(low_res), _logits(share), 0.0)
+    return MaskState(_logits(low_res), _logits(share), 0.0, is_given=True)
 
 
 def pooled(mask_roi: np.ndarray, cells: int) -> np.ndarray:

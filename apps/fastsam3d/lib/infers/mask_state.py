@@ -31,7 +31,8 @@ class MaskState:
     (c, c, c) float32 on the cells that divide the ROI, logits minus their threshold: the mask is
     where they are positive. threshold: logit that was subtracted last. drawn: what drawings say
     about the structure, None without a drawing on it. fixed: (c, c, c) float32, 1 or 0 in the cells
-    that drawings decided, NaN elsewhere; None if there are none.
+    that drawings decided, NaN elsewhere; None if there are none. is_given: the mask descends from
+    one that the request starts from.
     """
 
     low_res: np.ndarray
@@ -39,6 +40,7 @@ class MaskState:
     threshold: float
     drawn: Drawn | None = None
     fixed: np.ndarray | None = None
+    is_given: bool = False
 
     def digest(self) -> str:
         """Return a key that changes with any value of a mask to start from."""

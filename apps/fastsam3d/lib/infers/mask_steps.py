@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -58,7 +59,8 @@ def corrected(state: MaskState, answer: np.ndarray, prompt: RoiPrompt, roi_size:
     """
     margins = state.margins
     for point in clicks_of_one(prompt):
-        margins = correct(margins, answer, point, int(prompt.is_foreground), roi_size)
+        label = int(prompt.is_foreground)
+        margins = correct(margins, answer, point, label, roi_size, state.is_given)
     if not prompt.is_foreground:  # it says where the structure is not, and nothing else
         margins = np.minimum(margins, state.margins) if has_mask(state) else margins
     if prompt.subtype == "scribble":
@@ -89,8 +91,7 @@ def without_region(state: MaskState, prompt: RoiPrompt, roi_size: int) -> MaskSt
     margins = np.where(cells, np.minimum(margins, -CLICKED), margins)
     outside = np.where(cells, np.float32(0), np.float32(np.nan))
     low_res = without_cells(state.low_res, cells)
-    fixed = fixed_cells(state.fixed, outside)
-    return MaskState(low_res, margins, state.threshold, state.drawn, fixed)
+    return replace(state, low_res=low_res, margins=margins, fixed=fixed_cells(state.fixed, outside))
 
 
 def fixed_cells(fixed: np.ndarray | None, newest: np.ndarray) -> np.ndarray | None:

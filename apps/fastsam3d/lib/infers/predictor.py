@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -193,7 +193,7 @@ class FastSAM3DPredictor:
         with stages.measure("Correct"):
             threshold = self._threshold(values)
             margins = corrected(state, values - threshold, prompts[-1], roi_size)
-        return MaskState(low_res, margins, float(threshold), drawn, state.fixed)
+        return replace(state, low_res=low_res, margins=margins, threshold=float(threshold))
 
     def _step_drawing(
         self,
@@ -220,7 +220,8 @@ class FastSAM3DPredictor:
         low_res = previous_mask(margins, 0.0, config.low_res_size)
         if state.drawn is not None:
             logits = np.maximum(logits, state.drawn.logits)
-        return MaskState(low_res, margins, threshold, Drawn(drawing.kind, logits), decided)
+        drawn = Drawn(drawing.kind, logits)
+        return MaskState(low_res, margins, threshold, drawn, decided, state.is_given)
 
     @torch.inference_mode()
     def _decode(

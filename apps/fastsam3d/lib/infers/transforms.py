@@ -85,7 +85,8 @@ class PlaceRoisd:
     """Find the structures that the prompts are about, each with its ROI, as ``structures``.
 
     A structure with prompts far from its given mask is there twice: the given mask, and the part
-    that these prompts mark, which has a ROI of its own. The option ``size`` of the request asks for smaller or larger voxels of the ROIs.
+    that these prompts mark, which has a ROI of its own. The option ``size`` of the request asks for
+    smaller or larger voxels of the ROIs.
     """
 
     def __init__(self, scale: RoiScale, low_res_size: int) -> None:

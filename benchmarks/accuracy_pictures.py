@@ -1,7 +1,13 @@
-"""Pictures of a report: Dice against clicks, and the structures with the lowest Dice."""
+"""Pictures of a report: Dice against clicks, and the structures with the lowest Dice.
+
+`python -m benchmarks.accuracy_pictures --reports FILE... --prompts FILE.png` draws the curves of
+each first prompt from reports that `accuracy.py --prompts ... --json FILE` wrote.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +66,35 @@ def draw_curve(report: Mapping[str, Any], path: Path) -> Path:
     axes[0, 0].set_ylabel("Dice")
     axes[-1, 0].set_xlabel("clicks")
     axes[0, 0].legend(fontsize=7)
+    return _save(figure, path)
+
+
+def draw_prompts(models: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    """Plot Dice against prompts: a panel for each model, a line for each first prompt.
+
+    models: summaries of reports, by "model" for points or "model, kind" for another first prompt.
+    """
+    kinds_of: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, summary in models.items():
+        model, _, kind = name.partition(", ")
+        kinds_of.setdefault(model, {})[kind or "point"] = summary
+    figure, axes = plt.subplots(
+        1, len(kinds_of), figsize=(5 * len(kinds_of), 4), sharey=True, squeeze=False
+    )
+    for axis, (model, kinds) in zip(axes.flat, kinds_of.items(), strict=True):
+        for kind, summary in kinds.items():
+            keys = [key for key in summary["macro"] if key.isdigit()]  # not the harm
+            counts = [int(key) for key in keys]
+            dices = [summary["macro"][key] for key in keys]
+            (line,) = axis.plot(counts, dices, "o-", label=kind, markersize=3)
+            bands = np.array([summary["interval"][key] for key in keys]).T
+            axis.fill_between(counts, *bands, color=line.get_color(), alpha=0.12)
+        axis.set_title(model, size=9)
+        axis.set_xticks(counts)
+        axis.set_xlabel("prompts: the first one, then points")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("Dice, mean of the sources")
+    axes[0, -1].legend(fontsize=7)
     return _save(figure, path)
 
 
@@ -158,3 +193,18 @@ def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
     return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Draw the curves of each first prompt.")
+    parser.add_argument("--reports", type=Path, nargs="+", required=True, help="of accuracy.py")
+    parser.add_argument("--prompts", type=Path, required=True, help="file of the picture, PNG")
+    options = parser.parse_args(arguments)
+    models: dict[str, Any] = {}
+    for report in options.reports:
+        models |= json.loads(report.read_text(encoding="utf-8"))["models"]
+    draw_prompts(models, options.prompts)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,8 @@ from benchmarks.accuracy import main
 from benchmarks.accuracy_report import Score, summarise, worst
 from benchmarks.contestants import available_models
 
+from benchmarks import accuracy_pictures
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLICK_BALL = REPOSITORY / "tests/data/click_ball.safetensors"  # draws balls of 20 mm at clicks
 
@@ -201,3 +203,18 @@ def test_all_available_models_are_measured_by_default() -> None:
     names = available_models({"mine": "FILE"})
     assert {"fastsam3d", "mine", "ball", "region_growing", "random_walker"} <= set(names)
     assert "sam" not in names
+
+
+def test_the_curves_of_first_prompts_are_drawn_from_reports(tmp_path: Path) -> None:
+    summary = {
+        "macro": {"1": 0.4, "3": 0.6, "harm": 0.1},
+        "interval": {"1": [0.3, 0.5], "3": [0.5, 0.7], "harm": [0.0, 0.2]},
+    }
+    reports = []
+    for model in ("a", "b"):
+        path = tmp_path / f"{model}.json"
+        path.write_text(json.dumps({"models": {model: summary, f"{model}, box": summary}}))
+        reports.append(str(path))
+    picture = tmp_path / "prompts.png"
+    accuracy_pictures.main(["--reports", *reports, "--prompts", str(picture)])
+    assert picture.read_bytes()[:4] == b"\x89PNG"

@@ -19,7 +19,7 @@ from lib.infers.initial_mask import (
 )
 from lib.infers.outputs import make_outputs
 from lib.infers.prompt_parser import parse_prompts
-from lib.infers.prompts import Prompts
+from lib.infers.prompts import Prompt, Prompts
 from lib.infers.request import INITIAL_MASK, requested_outputs, requested_overwrite, requested_size
 from lib.infers.scale import RoiScale
 from lib.infers.semantic_mask import compose
@@ -98,7 +98,8 @@ class PlaceRoisd:
         placer = RoiPlacer(self._scale, data["volume"], data["volume_key"], requested_size(data))
         data["structures"] = []
         for number in structures_of(prompts, initial):
-            own, far = prompts.about(number), ()
+            own: tuple[Prompt, ...] = prompts.about(number)
+            far: tuple[Prompt, ...] = ()
             start_box_ijk = structure_box(initial, number) if initial else None
             if start_box_ijk is not None:
                 own, far = split_by_distance(own, initial, number)

@@ -42,7 +42,7 @@ def test_the_newest_entry_of_each_structure_counts() -> None:
 
 
 def test_only_ones_own_save_ends_ones_own_work() -> None:
-    """What the label has is told by the journal's entry at the save, not by the time of the save."""
+    """The journal's newest entry at the save tells what the label has, not the time of the save."""
     entries = [entry(1), entry(5, "spleen")]
     assert labels(own_work(entries, [version(3, "Ben")], "Anna")) == labels(
         own_work(entries, [], "Anna")

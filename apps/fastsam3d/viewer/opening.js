@@ -6,18 +6,29 @@ export class Opening {
     this.client = client;
     this.session = session;
     this.segmentations = new Map(); // image ID -> promise of its segmentation's ID
+    this.preparing = new Map(); // viewport ID -> promise that ends when it is prepared
     this.seriesOf = new Map(); // segmentation ID -> series UID
   }
 
   start() {
-    this.viewer.onImage(viewportId => this.#prepare(viewportId));
-    this.viewer.viewportIds().forEach(id => this.#prepare(id));
+    this.viewer.onImage(viewportId => this.#next(viewportId));
+    this.viewer.viewportIds().forEach(id => this.#next(id));
+  }
+
+  /** Prepare a viewport once what was begun before is done. */
+  #next(viewportId) {
+    const before = this.preparing.get(viewportId) ?? Promise.resolve();
+    this.preparing.set(
+      viewportId,
+      before.then(() => this.#prepare(viewportId))
+    );
   }
 
   /** Have an empty segmentation in a viewport before the first press: that takes a second. */
   async #prepare(viewportId) {
     const image = this.viewer.imageOf(viewportId);
     if (!image) return;
+    this.viewer.drawSeldom(viewportId);
     try {
       this.client.image(image.seriesUid).catch(() => {}); // the press shows the error
       const segmentationId = await this.#segmentationOf(image);

@@ -35,6 +35,8 @@ export class Session extends EventTarget {
       this.work.noteNames();
       this.changed();
     });
+    const isOurs = segmentationId => this.opening.seriesOf.has(segmentationId);
+    this.viewer.onStore(isOurs, () => this.stored.save());
     this.viewer.onEdit((segmentationId, isCertain) => this.#noteEdit(segmentationId, isCertain));
     this.opening.start();
   }

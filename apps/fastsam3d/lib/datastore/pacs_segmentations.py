@@ -79,7 +79,7 @@ class PacsSegmentations:
     def read(
         self, image_id: str, series_uid: str, image: sitk.Image
     ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        """Return the label map (I, J, K) of a DICOM-SEG series, and its structures, ``{name, idx}``.
+        """Return label map (I, J, K) and structures, ``{name, idx}``, of a DICOM-SEG series.
 
         image: the image that it segments. Raises NotFoundError if the image has no such DICOM-SEG,
         and InputError if it is no label map on the image's grid.

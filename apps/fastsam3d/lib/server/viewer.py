@@ -22,6 +22,7 @@ from lib.errors import NotFoundError
 from lib.imaging.affine import RAS_TO_LPS
 from lib.server.app_instance import app_instance
 from lib.server.auth import UserRole
+from lib.server.cached_frames import SINGLE_PART
 from lib.server.find_image import find_image
 from lib.server.folder_series import image_of_series
 from lib.server.pacs_proxy import prefetch_series
@@ -156,6 +157,7 @@ def configuration() -> dict[str, Any]:
                     "supportsWildcard": True,
                     "dicomUploadEnabled": False,
                     "omitQuotationForMultipartRequest": True,
+                    "acceptHeader": [f"{SINGLE_PART}; transfer-syntax=*"],
                     # bits without compression, which every reader of DICOM-SEG can decode
                     "segmentation": {
                         "store": {

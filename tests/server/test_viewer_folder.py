@@ -171,7 +171,8 @@ def test_stored_labels_of_a_series(ball_server: RunningServer, stored, tmp_path)
             data={"params": json.dumps({"label_info": structures})},
             timeout=60,
         ).raise_for_status()
-    assert requests.get(url, timeout=30).json() == [{"tag": "draft", "structures": structures}]
+    draft = {"tag": "draft", "version": 1, "user": "", "structures": structures}
+    assert requests.get(url, timeout=30).json() == [draft]
 
     reply = requests.get(f"{url}/draft", timeout=30)
     box = json.loads(reply.headers["X-Mask-Box"])

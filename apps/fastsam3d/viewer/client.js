@@ -1,15 +1,22 @@
-// The server's routes as the viewer uses them. Nothing here knows OHIF.
+// The server's routes for images, masks and labels. Nothing here knows OHIF.
+
+import { ask } from './server.js';
 
 /** Turn what is asked about one structure into the form field `params` of a request.
  *
- * asked: {prompts, size, outputs, start}. A prompt is {kind, include, places}: places are LPS mm; a point has
+ * asked: {prompts, size, outputs, start, name}. A prompt is {kind, include, places}: places are LPS mm; a point has
  * one place, a box two corners, a lasso or scribble a path. outputs: what the reply holds beside the
  * mask. start: {number, overwrite} if a mask to start from is sent with it, in which the structure has
  * this number; else null. takesPrompts: whether the server takes an ordered list; an older one takes clicks alone.
  *
  * Throws an Error with a sentence for the user if the server cannot take these prompts. */
-export function requestParams({ prompts, size, outputs = [], start = null }, takesPrompts) {
+export function requestParams({ prompts, size, outputs = [], start = null, name }, takesPrompts) {
   const params = { coordinates: 'lps_mm', size };
+  // what is asked beside a mask is no work that the journal gives back
+  if (name && !outputs.length) {
+    const label_info = [{ name, idx: start?.number ?? 1 }];
+    Object.assign(params, { label: name, label_info, client_id: browserName() });
+  }
   if (takesPrompts) {
     if (outputs.length) params.outputs = outputs;
     if (start) params.overwrite = start.overwrite;
@@ -31,13 +38,28 @@ export function requestParams({ prompts, size, outputs = [], start = null }, tak
   return { ...params, foreground: places(true), background: places(false) };
 }
 
+/** Return the name of this browser: the user's, where nobody signs in. */
+export function browserName() {
+  try {
+    const made = [...crypto.getRandomValues(new Uint8Array(4))];
+    const digits = made.map(byte => byte.toString(16).padStart(2, '0')).join('');
+    return (localStorage[BROWSER] ??= `browser ${digits}`);
+  } catch {
+    return ''; // the browser keeps nothing: all such browsers are one user
+  }
+}
+
+/** Return a prompt of the journal as the viewer has it. */
+function promptOf({ subtype, prompt, semantic_id_key }) {
+  const kind = Object.keys(SUBTYPES).find(each => SUBTYPES[each] === subtype);
+  const places = kind === 'point' ? [prompt] : prompt;
+  return { kind, include: semantic_id_key.semantic_id !== 0, places };
+}
+
+const BROWSER = 'fastsam3d:browser'; // key in the browser's storage
 const SUBTYPES = { point: 'point', box: 'bounding_box', lasso: 'lasso', scribble: 'scribble' };
 
-const POSTED = { method: 'POST' };
 const PATIENCE_MS = 1000; // that a request waits for the one before, which nobody needs any more
-
-/** An answer of the server that is no mask; the message is the server's sentence. */
-export class ServerError extends Error {}
 
 /** Return {arrays, place, warning} of a reply with a box. */
 function boxOf(reply, body) {
@@ -66,7 +88,7 @@ export class ServerClient {
   }
 
   async #describe() {
-    const info = await (await this.#fetch('/info/')).json();
+    const info = await (await ask('/info/')).json();
     const models = Object.keys(info.models);
     const model = models.includes('fastsam3d') ? 'fastsam3d' : models[0];
     const described = info.models[model]?.interactions ?? info.interactions;
@@ -76,7 +98,7 @@ export class ServerClient {
   /** Return the image ID of a series, and let the server read it ahead; asked once. */
   image(seriesUid) {
     if (!this.images.has(seriesUid)) {
-      const asked = this.#fetch(`/viewer/series/${seriesUid}`).then(async reply => {
+      const asked = ask(`/viewer/series/${seriesUid}`).then(async reply => {
         return (await reply.json()).image;
       });
       asked.catch(() => this.images.delete(seriesUid));
@@ -135,112 +157,80 @@ export class ServerClient {
   }
 
   async #send(path, form, signal) {
-    const reply = await this.#fetch(path, { method: 'POST', body: form, signal });
+    const reply = await ask(path, { method: 'POST', body: form, signal });
     return { reply, body: await reply.arrayBuffer() };
   }
 
   /** Return {shape_ijk, affine_lps}: the grid on which the image of a series is stored. */
   grid(seriesUid) {
     if (!this.grids.has(seriesUid)) {
-      const asked = this.#fetch(`/viewer/series/${seriesUid}/grid`).then(reply => reply.json());
+      const asked = ask(`/viewer/series/${seriesUid}/grid`).then(reply => reply.json());
       asked.catch(() => this.grids.delete(seriesUid));
       this.grids.set(seriesUid, asked);
     }
     return this.grids.get(seriesUid);
   }
 
-  /** Return [{tag, structures: [{name, idx}]}]: the labels of a series that the server has. */
+  /** Return [{tag, version, user, description, structures: [{name, idx}]}]: the labels of a series.
+   *
+   * Those of the PACS have a description and no version. */
   async labels(seriesUid) {
-    return (await this.#fetch(`/viewer/series/${seriesUid}/labels`)).json();
+    return (await ask(`/viewer/series/${seriesUid}/labels`)).json();
   }
 
-  /** Return {voxels, place}: a stored label in its box, i fastest. */
+  /** Return {voxels, place}: a stored label in its box, i fastest; place has its version, too. */
   async label(seriesUid, tag) {
-    const reply = await this.#fetch(`/viewer/series/${seriesUid}/labels/${tag}`);
-    const { arrays, place } = boxOf(reply, await reply.arrayBuffer());
-    return { voxels: arrays.mask, place };
+    return this.#maskAt(`/viewer/series/${seriesUid}/labels/${tag}`);
   }
 
-  /** Save a label file of a series on the server; labels: [{name, idx, color}]. */
-  async save(seriesUid, file, labels) {
+  /** Save a label file of a series on the server; labels: [{name, idx, color}]. Return its version.
+   *
+   * base: the version that the user has seen, 0 for none; null replaces any. Throws ServerError with
+   * the status 409 if there is a newer one. */
+  async save(seriesUid, file, labels, base) {
     const form = new FormData();
     form.append('label', file, 'label.nrrd');
-    form.append('params', JSON.stringify({ label_info: labels }));
+    form.append('params', JSON.stringify({ label_info: labels, client_id: browserName() }));
     const query = new URLSearchParams({ image: await this.image(seriesUid) });
-    await this.#fetch(`/datastore/label?${query}`, { method: 'PUT', body: form });
+    if (base !== null) query.set('base', base);
+    const reply = await ask(`/datastore/label?${query}`, { method: 'PUT', body: form });
+    return (await reply.json()).version;
   }
 
-  // --- learning ----------------------------------------------------------------------------------
+  // --- unsaved work ------------------------------------------------------------------------------
 
-  /** Return {strategies, canTrain, epochs, status, stats, versions} as of now.
+  /** Return {own, others} of a series: {user, time, structures} each, others in a list.
    *
-   * epochs: default of a training. status: of the last one, "" for none. stats: its progress and its
-   * decision. versions: of the model, or null if it is never trained here. */
-  async learning() {
-    const { model } = await this.describe();
-    const orElse = (promise, value) => promise.then(reply => reply.json()).catch(() => value);
-    const [info, task, versions] = await Promise.all([
-      this.#fetch('/info/').then(reply => reply.json()),
-      orElse(this.#fetch('/train/'), {}),
-      orElse(this.#fetch(`/weights/${model}`), null),
-    ]);
-    return {
-      strategies: Object.keys(info.strategies ?? {}),
-      canTrain: model in (info.trainers ?? {}),
-      epochs: info.trainers?.[model]?.config?.max_epochs ?? 1,
-      status: task.status ?? '',
-      stats: info.train_stats?.[model] ?? {},
-      versions,
-    };
+   * A structure is {name, prompts, size, mask, number}; mask: name of the mask that it starts from,
+   * in which it has this number, or "". */
+  async work(seriesUid) {
+    const query = new URLSearchParams({ client_id: browserName() });
+    const { own, others } = await (await ask(`/viewer/series/${seriesUid}/work?${query}`)).json();
+    for (const { structures } of [own, ...others])
+      for (const structure of structures) structure.prompts = structure.prompts.map(promptOf);
+    return { own, others };
   }
 
-  async train(options) {
-    const { model } = await this.describe();
-    const headers = { 'Content-Type': 'application/json' };
-    const body = JSON.stringify(options);
-    await this.#fetch(`/train/${model}`, { method: 'POST', headers, body });
+  /** Return {voxels, place} of a mask that a request started from. */
+  keptMask(seriesUid, digest) {
+    return this.#maskAt(`/viewer/series/${seriesUid}/masks/${digest}`);
   }
 
-  async stopTraining() {
-    await this.#fetch('/train/', { method: 'DELETE' });
+  /** Put prompts whose mask is drawn without a request into the journal, after those before. */
+  async record(seriesUid, asked) {
+    const { takesPrompts } = await this.describe();
+    if (!takesPrompts) return; // an older server has no such journal
+    await this.sent?.answered;
+    const form = new FormData();
+    form.append('params', JSON.stringify(requestParams(asked, true)));
+    if (asked.start) form.append('initial_mask', asked.start.file, 'mask.nrrd');
+    const path = `/viewer/series/${seriesUid}/work`;
+    await ask(path, { method: 'POST', body: form, keepalive: !asked.start });
   }
 
-  /** Serve a version of the model; 0: the weights that the server was started with. */
-  async rollBack(version) {
-    const { model } = await this.describe();
-    await this.#fetch(`/weights/${model}/rollback?version=${version}`, { method: 'POST' });
-  }
-
-  /** Return the StudyInstanceUID of the image that a strategy proposes, or null for none. */
-  async nextStudy(strategy) {
-    const { id } = (await (await this.#fetch(`/activelearning/${strategy}`, POSTED)).json()) ?? {};
-    if (!id) return null;
-    // on a DICOM server an ID is that of a series; a file is a study of its own
-    const value = encodeURIComponent(id);
-    for (const search of [`series?SeriesInstanceUID=${value}`, `studies?PatientID=${value}`]) {
-      const reply = await this.#fetch(`/dicom-web/${search}`);
-      const [match] = reply.status === 200 ? await reply.json() : [];
-      if (match) return match['0020000D'].Value[0];
-    }
-    throw new ServerError(`The image ${id} is among the studies, but is not listed.`);
-  }
-
-  async #fetch(path, options) {
-    let reply;
-    try {
-      reply = await fetch(path, options);
-    } catch (error) {
-      if (error.name === 'AbortError') throw error;
-      throw new ServerError(`The server does not answer (${error.message}); is it running?`);
-    }
-    if (reply.ok) return reply;
-    const text = await reply.text();
-    let detail = `The server answers ${reply.status} to ${path}`;
-    try {
-      detail = String(JSON.parse(text).detail ?? detail);
-    } catch {
-      // not one of the server's own messages
-    }
-    throw new ServerError(detail);
+  async #maskAt(path) {
+    const reply = await ask(path);
+    const { arrays, place } = boxOf(reply, await reply.arrayBuffer());
+    return { voxels: arrays.mask, place };
   }
 }

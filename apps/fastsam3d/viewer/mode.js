@@ -5,6 +5,7 @@ import { ServerClient } from './client.js';
 import { Hints } from './hints.js';
 import { Session } from './session.js';
 import { Learning } from './learning.js';
+import { LearningClient } from './learning_client.js';
 import { StoredLabels } from './stored.js';
 import { PromptTools } from './tools.js';
 
@@ -36,7 +37,7 @@ function start(context) {
   const client = new ServerClient();
   session = new Session(viewer, client);
   session.stored = new StoredLabels(viewer, client, session);
-  session.learning = new Learning(viewer, client);
+  session.learning = new Learning(viewer, new LearningClient(() => client.describe()));
   session.hints = new Hints(viewer, client, session);
   session.tools = new PromptTools(viewer, session);
   listeners.forEach(listener => listener(session));

@@ -17,6 +17,7 @@ const STYLE = `
 .fs li[aria-current=true] { background: #0c4a6e }
 .fs li > span { flex: 1; cursor: pointer; overflow: hidden; text-overflow: ellipsis }
 .fs .dot { width: 12px; height: 12px; border-radius: 6px; flex: none }
+.fs-alert { background: #7f1d1d; border-radius: 4px; padding: 6px }
 .fs h3 { color: #94a3b8 }
 .fs dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 8px }
 .fs dt { color: #7dd3fc }
@@ -78,6 +79,8 @@ export class Panel {
     this.root.replaceChildren(
       this.#tools(),
       this.#size(structure),
+      this.#conflict(structure),
+      this.#others(structure),
       this.#structures(structure),
       this.#prompts(structure),
       this.#hints(),
@@ -152,6 +155,7 @@ export class Panel {
       'New structure'
     );
     const { session } = this;
+    const isUnsaved = structure && session.unsaved.has(structure.seriesUid);
     const overwrite = make('input', {
       type: 'checkbox',
       onchange: () => (session.overwrite = overwrite.checked),
@@ -160,7 +164,7 @@ export class Panel {
     const save = make(
       'button',
       { title: 'Save all structures on the server', onclick: () => session.stored.save() },
-      session.stored.isSaving ? 'Saving …' : session.isUnsaved ? 'Save •' : 'Save'
+      session.stored.isSaving ? 'Saving …' : isUnsaved ? 'Save •' : 'Save'
     );
     save.disabled = session.stored.isSaving;
     return make(
@@ -199,13 +203,56 @@ export class Panel {
     return make('section', {}, make('h3', {}, 'Prompts'), make('ul', {}, ...rows), clear);
   }
 
+  /** What to do when someone else saved a label meanwhile. */
+  #conflict(structure) {
+    const { stored } = this.session;
+    if (!stored.conflict || stored.conflict.seriesUid !== structure?.seriesUid) return '';
+    const button = (title, text, onclick) => make('button', { title, onclick }, text);
+    return make(
+      'section',
+      { role: 'alert', class: 'fs-alert' },
+      make('p', {}, `Not saved: ${stored.conflict.message.split(';')[0]}.`),
+      make(
+        'div',
+        { class: 'fs-row' },
+        button('Draw their structures beside yours; then save', 'Add theirs', () =>
+          stored.addTheirs()
+        ),
+        button('Save yours; theirs stays as an earlier version', 'Replace theirs', () =>
+          stored.save({ isForced: true })
+        )
+      )
+    );
+  }
+
+  /** The unsaved work of other users of this image. */
+  #others(structure) {
+    const { work } = this.session;
+    const others = structure ? (work.others.get(structure.seriesUid) ?? []) : [];
+    if (!others.length) return '';
+    const rows = others.map(other => {
+      const names = other.structures.map(({ name }) => name).join(', ');
+      const time = new Date(other.time).toLocaleString();
+      const go = () => work.continueWith(other, structure.seriesUid, structure.segment[0]);
+      return make(
+        'div',
+        { class: 'fs-row', 'data-other': other.user },
+        make('span', { title: time }, `${other.user || 'unknown user'}: ${names}`),
+        make('button', { title: 'Draw these structures and go on', onclick: go }, 'Continue')
+      );
+    });
+    return make('section', {}, make('h3', {}, 'Unsaved work of others'), ...rows);
+  }
+
   #stored(structure) {
     const { stored } = this.session;
     const labels = structure ? stored.of(structure.seriesUid) : [];
-    if (!labels.length) return make('span', {});
+    if (!labels.length) return '';
     const buttons = labels.map(label => {
-      const title = label.structures.map(({ name }) => name).join(', ') || 'one structure';
-      const button = make('button', { title, onclick: () => stored.load(label) }, label.tag);
+      const names = label.structures.map(({ name }) => name).join(', ');
+      const title = names || (label.description === undefined ? 'one structure' : 'from the PACS');
+      const text = label.description ?? label.tag;
+      const button = make('button', { title, onclick: () => stored.load(label) }, text || 'DICOM-SEG');
       button.disabled = stored.isLoading;
       return button;
     });

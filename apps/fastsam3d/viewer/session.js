@@ -1,39 +1,14 @@
 // What the user does to one study: prompts of each structure, requests, masks, undo and redo.
 
 import { nrrdFile, runsOf } from './labelmap.js';
-import { keptWork, keepWork } from './work.js';
+import { Opening } from './opening.js';
+import { Structure, startingFrom } from './structure.js';
+import { Work } from './work.js';
 
 const BUSY_MS = 300; // a computation that takes longer is shown
-const RESTORE_TRIES = 5;
 const ONLY_EXCLUDED = 'There are only excluding prompts: press on the structure without Ctrl, too.';
 export const STILL_OPENING = 'The series is still being opened; try again in a moment.';
 export const SIZES = { smallest: -2, largest: 2 };
-
-/** A structure: its prompts, its size, and the mask that is drawn for them.
- *
- * drawn: {prompts, size, mask, base} as of the last reply; mask: {place, runs} or null. base: what the
- * prompts start from, {mask, file}, or null; file: promise of the file for the server, once needed. */
-class Structure {
-  constructor(segment, seriesUid) {
-    this.segment = segment;
-    this.seriesUid = seriesUid;
-    this.taken = []; // voxels of other structures that the drawn mask took
-    this.edits = 0; // of the segmentation's edits by others, those that `drawn` knows
-    this.set({ prompts: [], size: 0, mask: null, base: null });
-  }
-
-  set(drawn) {
-    this.drawn = drawn;
-    this.prompts = drawn.prompts;
-    this.size = drawn.size;
-    this.base = drawn.base;
-  }
-}
-
-/** Return what is drawn for a structure whose prompts will start from a mask, or from nothing. */
-function startingFrom(mask) {
-  return { prompts: [], size: 0, mask, base: mask && { mask, file: null } };
-}
 
 export class Session extends EventTarget {
   constructor(viewer, client) {
@@ -41,27 +16,35 @@ export class Session extends EventTarget {
     this.viewer = viewer;
     this.client = client;
     this.structures = new Map();
-    this.restored = new Set(); // series whose kept prompts were asked for
-    this.segmentations = new Map(); // image ID -> promise of its segmentation's ID
     this.edits = new Map(); // segmentation ID -> how often others, such as the brush, changed it
     this.running = null;
     this.busy = false;
     this.overwrite = false; // whether a mask takes voxels of other structures
-    this.isUnsaved = false;
-    this.askBeforeLeaving = event => this.isUnsaved && event.preventDefault();
+    this.unsaved = new Set(); // series UIDs
+    this.work = new Work(viewer, client, this);
+    this.opening = new Opening(viewer, client, this);
+    this.beforeLeaving = event => {
+      this.work.flush();
+      if (this.unsaved.size) event.preventDefault();
+    };
   }
 
   start() {
-    window.addEventListener('beforeunload', this.askBeforeLeaving);
-    this.viewer.onImage(viewportId => this.#prepare(viewportId));
-    this.viewer.onSegments(() => this.changed());
+    window.addEventListener('beforeunload', this.beforeLeaving);
+    this.viewer.onSegments(() => {
+      this.work.noteNames();
+      this.changed();
+    });
+    const isOurs = segmentationId => this.opening.seriesOf.has(segmentationId);
+    this.viewer.onStore(isOurs, () => this.stored.save());
     this.viewer.onEdit((segmentationId, isCertain) => this.#noteEdit(segmentationId, isCertain));
-    this.viewer.viewportIds().forEach(id => this.#prepare(id));
+    this.opening.start();
   }
 
   stop() {
-    window.removeEventListener('beforeunload', this.askBeforeLeaving);
+    window.removeEventListener('beforeunload', this.beforeLeaving);
     this.#abort();
+    this.work.flush();
     this.viewer.stop();
   }
 
@@ -70,60 +53,23 @@ export class Session extends EventTarget {
     this.dispatchEvent(new Event('change'));
   }
 
-  // --- segmentations -----------------------------------------------------------------------------
-
-  /** Have an empty segmentation in a viewport before the first press: that takes a second. */
-  async #prepare(viewportId) {
-    const image = this.viewer.imageOf(viewportId);
-    if (!image) return;
-    try {
-      this.client.image(image.seriesUid).catch(() => {}); // the press shows the error
-      const segmentationId = await this.#segmentationOf(image);
-      await this.viewer.showSegmentation(viewportId, segmentationId);
-      this.viewer.showPanel();
-      this.changed();
-      await this.#restore(image.seriesUid, segmentationId);
-    } catch (error) {
-      this.viewer.notify(error.message);
-    }
+  markUnsaved(seriesUid) {
+    this.unsaved.add(seriesUid);
   }
 
-  #segmentationOf(image) {
-    if (!this.segmentations.has(image.id)) {
-      const made = this.client
-        .describe()
-        .catch(() => ({ labels: [] }))
-        .then(({ labels }) => {
-          const names = keptWork(image.seriesUid)?.names ?? labels;
-          return this.viewer.createSegmentation(image, names.length ? names : ['target']);
-        });
-      made.catch(() => this.segmentations.delete(image.id));
-      this.segmentations.set(image.id, made);
-    }
-    return this.segmentations.get(image.id);
-  }
-
-  /** Ask once for the masks of the prompts that this browser keeps for a series. */
-  async #restore(seriesUid, segmentationId) {
-    if (this.restored.has(seriesUid)) return;
-    this.restored.add(seriesUid);
-    const kept = keptWork(seriesUid);
-    this.isUnsaved ||= Boolean(kept?.isUnsaved);
-    for (const { number, prompts, size } of kept?.structures ?? []) {
-      const structure = this.structureOf([segmentationId, number], seriesUid);
-      let isDone = structure.prompts.length > 0;
-      for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
-        await this.running?.finished; // a press of the user comes first
-        Object.assign(structure, { prompts, size });
-        isDone = await this.#compute(structure, { isUndoable: false });
-      }
-    }
-  }
+  // --- structures --------------------------------------------------------------------------------
 
   structureOf(segment, seriesUid) {
     const key = segment.join(':');
     if (!this.structures.has(key)) this.structures.set(key, new Structure(segment, seriesUid));
     return this.structures.get(key);
+  }
+
+  /** Return the name of a structure; undefined if its segment was removed. */
+  nameOf({ segment: [segmentationId, number] }) {
+    return this.viewer
+      .segments(segmentationId, this.viewer.activeViewportId())
+      .find(each => each.number === number)?.label;
   }
 
   /** Return the structure that the user works on in a viewport, or null if there is none. */
@@ -175,8 +121,7 @@ export class Session extends EventTarget {
       this.viewer.notify(error.message);
       return;
     }
-    Object.assign(structure, change());
-    this.#compute(structure);
+    this.compute(structure, change());
     this.changed();
   }
 
@@ -186,7 +131,11 @@ export class Session extends EventTarget {
     const isDrawn = ({ segment, drawn }) => segment[0] === segmentationId && drawn.mask;
     if (!isCertain && ![...this.structures.values()].some(isDrawn)) return;
     this.edits.set(segmentationId, (this.edits.get(segmentationId) ?? 0) + 1);
-    this.isUnsaved ||= isCertain;
+    if (isCertain) {
+      const seriesUid = this.opening.seriesOf.get(segmentationId);
+      this.markUnsaved(seriesUid);
+      this.work.noteEdits(segmentationId, seriesUid);
+    }
     this.changed();
   }
 
@@ -209,38 +158,54 @@ export class Session extends EventTarget {
     structure.set(startingFrom(runs.length ? { place, runs } : null));
   }
 
-  /** Draw masks, [structure, mask] each, from which later prompts start; one step of the history. */
-  startFrom(masks) {
-    this.#abort();
+  /** Draw masks, [structure, mask] each, from which later prompts start; one step of the history.
+   *
+   * Without isUndoable they are what the series is opened with, and no step. */
+  startFrom(masks, { isUndoable = true } = {}) {
+    if (isUndoable) this.#abort();
     const steps = masks.map(([structure, mask]) => {
       const earlier = structure.drawn;
       this.#draw(structure, startingFrom(mask));
       return { structure, earlier, later: structure.drawn };
     });
+    if (!isUndoable) return;
+    masks.forEach(([structure]) => this.#noteDrawn(structure));
     this.viewer.remember(isUndo => {
       this.#abort();
-      for (const { structure, earlier, later } of isUndo ? [...steps].reverse() : steps)
+      for (const { structure, earlier, later } of isUndo ? [...steps].reverse() : steps) {
         this.#draw(structure, isUndo ? earlier : later);
+        this.#noteDrawn(structure);
+      }
     });
   }
 
-  /** Return what a request says about a structure: {prompts, size, start}. */
-  async question({ seriesUid, segment }, { prompts, size, base }) {
-    if (!base) return { prompts, size, start: null };
+  /** Note that a structure was drawn without a request. */
+  #noteDrawn(structure) {
+    this.markUnsaved(structure.seriesUid);
+    this.work.note(structure);
+  }
+
+  /** Return what a request says about a structure: {prompts, size, start, name, number}. */
+  async question(structure, { prompts, size, base }) {
+    const { seriesUid, segment } = structure;
+    const asked = { prompts, size, start: null, name: this.nameOf(structure), number: segment[1] };
+    if (!base) return asked;
     base.file ??= this.client
       .grid(seriesUid)
       .then(grid => nrrdFile(this.viewer.labelmap(segment[0]).stored(grid), grid));
     base.file.catch(() => (base.file = null));
     const start = { file: await base.file, number: segment[1], overwrite: this.overwrite };
-    return { prompts, size, start };
+    return { ...asked, start };
   }
 
   // --- computing ---------------------------------------------------------------------------------
 
-  /** Ask for the mask of the prompts and draw it; a newer request takes the place of an older one.
+  /** Change a structure to {prompts}, {size} or both, ask for its mask and draw it.
    *
-   * Returns a promise of false if that happened to this one. */
-  #compute(structure, { isUndoable = true, step = null } = {}) {
+   * A newer request takes the place of an older one. Returns a promise of false if that happened to
+   * this one. */
+  compute(structure, change, { isUndoable = true, step = null } = {}) {
+    Object.assign(structure, change);
     const replaced = this.#abort(structure);
     const run = { controller: new AbortController(), structure, step: step ?? replaced?.step };
     if (isUndoable) run.step ??= this.#newStep(structure);
@@ -267,12 +232,10 @@ export class Session extends EventTarget {
     }
     this.#abort(isRunning ? structure : null);
     if (isUndo || step.later) {
-      this.isUnsaved ||= Boolean(step.later);
       this.#draw(structure, isUndo ? step.earlier : step.later);
-    } else if (step.asked) {
-      Object.assign(structure, step.asked);
-      this.#compute(structure, { step });
-    }
+      if (step.later) this.#noteDrawn(structure);
+      else this.work.note(structure); // the server has put the request into the journal
+    } else if (step.asked) this.compute(structure, step.asked, { step });
   }
 
   async #finish(run) {
@@ -285,8 +248,10 @@ export class Session extends EventTarget {
       if (canAsk) mask = await this.#request(structure, run);
       else if (prompts.length) this.viewer.notify(ONLY_EXCLUDED, 'info');
       if (this.running !== run) return false;
-      if (run.step) this.isUnsaved = true;
+      if (run.step) this.markUnsaved(structure.seriesUid);
       this.#draw(structure, { prompts, size, mask, base });
+      if (canAsk) structure.recordedAs = this.nameOf(structure) ?? '';
+      else this.work.note(structure);
       if (run.step) run.step.later = structure.drawn;
       return true;
     } catch (error) {
@@ -344,23 +309,7 @@ export class Session extends EventTarget {
     structure.taken = taken;
     structure.set(drawn);
     if (changed.length) this.viewer.redraw(segmentationId, changed);
-    this.keep(segmentationId, structure.seriesUid);
     this.changed();
-  }
-
-  /** Keep the prompts of a series in the browser, for a page that is loaded again. */
-  keep(segmentationId, seriesUid) {
-    const viewportId = this.viewer.activeViewportId();
-    const names = this.viewer.segments(segmentationId, viewportId).map(({ label }) => label);
-    const structures = [...this.structures.values()]
-      .filter(({ segment }) => segment[0] === segmentationId)
-      .filter(({ drawn }) => drawn.prompts.length && !drawn.base) // a mask is not kept here
-      .map(({ segment, drawn }) => ({
-        number: segment[1],
-        prompts: drawn.prompts,
-        size: drawn.size,
-      }));
-    keepWork(seriesUid, { names, structures, isUnsaved: this.isUnsaved });
   }
 
   #setBusy(busy) {

@@ -1,31 +1,47 @@
-// The labels of an image on the server: saved, listed, and loaded as what prompts start from.
+// The labels of an image: saved, listed, and drawn as what prompts start from.
 
 import { nrrdFile, runsOf } from './labelmap.js';
+
+const FINAL = 'final'; // tag of the label that Save writes
+const CONFLICT = 409; // status of the reply if there is a newer label
 
 export class StoredLabels {
   constructor(viewer, client, session) {
     this.viewer = viewer;
     this.client = client;
     this.session = session;
-    this.lists = new Map(); // series UID -> its labels, [{tag, structures}], or null while asked for
+    this.lists = new Map(); // series UID -> its labels, or null while asked for
+    this.versions = new Map(); // series UID -> version of the final label that the user has seen
+    this.conflict = null; // {seriesUid, message} after a save that would replace a newer label
     this.isLoading = false;
     this.isSaving = false;
   }
 
-  /** Save all structures of the series in the active viewport as a label on the server. */
-  async save() {
+  // --- saving ------------------------------------------------------------------------------------
+
+  /** Save all structures of the series in the active viewport as a label on the server.
+   *
+   * A label that someone else saved meanwhile is not replaced, but with isForced: then it stays as an
+   * earlier version. */
+  async save({ isForced = false } = {}) {
     const structure = this.session.structure();
     if (!structure || this.isSaving) return;
+    const { seriesUid } = structure;
+    if (!isForced && this.versions.get(seriesUid) && !this.session.unsaved.has(seriesUid)) {
+      this.viewer.notify('Nothing has changed since the label was saved.', 'info');
+      return;
+    }
     this.isSaving = true;
+    this.conflict = null;
     this.session.changed();
     try {
-      const names = await this.#send(structure);
-      this.session.isUnsaved = false;
-      this.session.keep(structure.segment[0], structure.seriesUid);
-      this.refresh(structure.seriesUid);
+      const names = await this.#send(structure, isForced);
+      this.session.unsaved.delete(seriesUid);
+      this.refresh(seriesUid);
       this.viewer.notify(`The label is saved: ${names.join(', ')}`, 'success');
     } catch (error) {
-      this.viewer.notify(error.message);
+      if (error.status === CONFLICT) this.conflict = { seriesUid, message: error.message };
+      else this.viewer.notify(error.message);
     } finally {
       this.isSaving = false;
       this.session.changed();
@@ -33,7 +49,9 @@ export class StoredLabels {
   }
 
   /** Send the label, and return the names of its structures. */
-  async #send({ segment: [segmentationId], seriesUid }) {
+  async #send({ segment: [segmentationId], seriesUid }, isForced) {
+    await this.session.running?.finished; // the mask that is being computed belongs to it
+    await this.session.work.flush();
     const grid = await this.client.grid(seriesUid);
     const voxels = this.viewer.labelmap(segmentationId).stored(grid);
     const used = new Set(voxels);
@@ -42,9 +60,27 @@ export class StoredLabels {
       .filter(({ number }) => used.has(number))
       .map(({ number, label, color }) => ({ name: label, idx: number, color }));
     if (!labels.length) throw new Error('There is nothing to save: every structure is empty.');
-    await this.client.save(seriesUid, await nrrdFile(voxels, grid), labels);
+    const base = isForced ? null : (this.versions.get(seriesUid) ?? 0);
+    const file = await nrrdFile(voxels, grid);
+    this.versions.set(seriesUid, await this.client.save(seriesUid, file, labels, base));
     return labels.map(({ name }) => name);
   }
+
+  /** Draw the structures of the newer label that the user has not drawn, so that Save keeps both. */
+  async addTheirs() {
+    const { seriesUid } = this.conflict;
+    this.conflict = null;
+    const [segmentationId] = this.session.structure()?.segment ?? [];
+    if (!segmentationId) return;
+    const drawn = [...this.session.structures.values()].filter(
+      ({ segment, drawn: { mask } }) => segment[0] === segmentationId && mask?.runs.length
+    );
+    const own = new Set(drawn.map(structure => this.session.nameOf(structure)));
+    await this.#draw({ tag: FINAL }, seriesUid, segmentationId, { own });
+    this.session.markUnsaved(seriesUid);
+  }
+
+  // --- loading -----------------------------------------------------------------------------------
 
   /** Return the labels of a series as far as they are known; they are asked for once. */
   of(seriesUid) {
@@ -62,32 +98,49 @@ export class StoredLabels {
     }
   }
 
-  /** Draw a stored label over the structures of the same names; missing ones are added. */
-  async load({ tag, structures }) {
+  /** Draw the saved label of a series that is opened. */
+  async drawSaved(seriesUid, segmentationId) {
+    await this.refresh(seriesUid);
+    const saved = this.of(seriesUid).find(({ tag }) => tag === FINAL);
+    if (saved) await this.#draw(saved, seriesUid, segmentationId, { isUndoable: false });
+  }
+
+  /** Draw a label over the structures of the same names; missing ones are added. */
+  async load(label) {
     const structure = this.session.structure();
-    if (!structure || this.isLoading) return;
+    if (structure) await this.#draw(label, structure.seriesUid, structure.segment[0]);
+  }
+
+  async #draw(label, seriesUid, segmentationId, { own = new Set(), isUndoable = true } = {}) {
+    if (this.isLoading) return;
     this.isLoading = true;
     this.session.changed();
     try {
-      const { voxels, place } = await this.client.label(structure.seriesUid, tag);
-      const [segmentationId] = structure.segment;
-      const viewportId = this.viewer.activeViewportId();
-      const names = new Map(structures.map(({ idx, name }) => [idx, name]));
-      const numbers = [...new Set(voxels)].filter(Boolean).sort((a, b) => a - b);
-      const masks = numbers.map(number => {
-        const name = names.get(number) ?? `${tag} ${number}`;
-        const segment = this.viewer.segmentNamed(segmentationId, name, viewportId);
-        const runs = runsOf(voxels, place.size_ijk[0], number);
-        const owner = this.session.structureOf([segmentationId, segment], structure.seriesUid);
-        return [owner, { place, runs }];
-      });
-      if (!masks.length) throw new Error(`The label ${tag} is empty.`);
-      this.session.startFrom(masks);
+      const { voxels, place } = await this.client.label(seriesUid, label.tag);
+      const masks = this.#masksOf(label, voxels, place, segmentationId, seriesUid, own);
+      if (!masks.length && !own.size && isUndoable) throw new Error(`The label ${label.tag} is empty.`);
+      this.session.startFrom(masks, { isUndoable });
+      if (label.tag === FINAL) this.versions.set(seriesUid, place.version ?? 0);
     } catch (error) {
       this.viewer.notify(error.message);
     } finally {
       this.isLoading = false;
       this.session.changed();
     }
+  }
+
+  /** Return [structure, mask] of each structure of a label, but of those that are the user's own. */
+  #masksOf(label, voxels, place, segmentationId, seriesUid, own) {
+    const viewportId = this.viewer.activeViewportId();
+    const names = new Map((place.structures ?? []).map(({ idx, name }) => [idx, name]));
+    const numbers = [...new Set(voxels)].filter(Boolean).sort((a, b) => a - b);
+    return numbers
+      .map(number => [number, names.get(number) ?? `${label.description ?? label.tag} ${number}`])
+      .filter(([, name]) => !own.has(name))
+      .map(([number, name]) => {
+        const segment = this.viewer.segmentNamed(segmentationId, name, viewportId);
+        const runs = runsOf(voxels, place.size_ijk[0], number);
+        return [this.session.structureOf([segmentationId, segment], seriesUid), { place, runs }];
+      });
   }
 }

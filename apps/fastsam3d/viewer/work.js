@@ -1,35 +1,149 @@
-// The prompts of each series, kept in the browser, so that a page that is loaded again has them.
+// The work on a series in the server's journal: restored when the series is opened.
 //
-// No voxel and no name of a patient is kept: places, the names of structures, and the series' UID.
+// The server writes each request for a mask into the journal by itself. What is drawn without a
+// request (undo, removal, a loaded label, OHIF's brush) is recorded here a moment later. The browser
+// keeps nothing but a name for itself, which stands for the user where nobody signs in.
 
-const PREFIX = 'fastsam3d:';
-const MOST_SERIES = 100;
+import { nrrdFile, runsOf } from './labelmap.js';
 
-/** Return {names, structures: [{number, prompts, size}], isUnsaved} of a series, or null. */
-export function keptWork(seriesUid) {
-  try {
-    return JSON.parse(localStorage.getItem(PREFIX + seriesUid))?.work ?? null;
-  } catch {
-    return null; // the browser keeps nothing, or something else wrote there
+const RECORD_AFTER_MS = 800; // of a change: several steps of undo are one record
+const RESTORE_TRIES = 5;
+
+export class Work {
+  constructor(viewer, client, session) {
+    this.viewer = viewer;
+    this.client = client;
+    this.session = session;
+    this.restored = new Map(); // series UID -> promise that ends when its work is drawn
+    this.others = new Map(); // series UID -> unsaved work of other users, [{user, time, structures}]
+    this.waiting = new Map(); // what is to be recorded -> its timer
+    this.sending = new Set();
   }
-}
 
-/** Keep the work on a series; without any structure, forget it. */
-export function keepWork(seriesUid, work) {
-  try {
-    if (work.structures.length)
-      localStorage.setItem(PREFIX + seriesUid, JSON.stringify({ time: Date.now(), work }));
-    else localStorage.removeItem(PREFIX + seriesUid);
-    forgetOldest();
-  } catch {
-    // the browser's storage is full or off: the work is there until the page is left
+  /** Draw the saved label and the own unsaved work of a series, once. */
+  restore(seriesUid, segmentationId) {
+    if (!this.restored.has(seriesUid))
+      this.restored.set(seriesUid, this.#restore(seriesUid, segmentationId));
+    return this.restored.get(seriesUid);
   }
-}
 
-function forgetOldest() {
-  const keys = Object.keys(localStorage).filter(key => key.startsWith(PREFIX));
-  if (keys.length <= MOST_SERIES) return;
-  const time = key => JSON.parse(localStorage.getItem(key)).time ?? 0;
-  keys.sort((a, b) => time(a) - time(b));
-  keys.slice(0, keys.length - MOST_SERIES).forEach(key => localStorage.removeItem(key));
+  async #restore(seriesUid, segmentationId) {
+    await this.session.stored.drawSaved(seriesUid, segmentationId);
+    const { own, others } = await this.client.work(seriesUid);
+    this.others.set(seriesUid, others);
+    if (own.structures.length) this.session.markUnsaved(seriesUid);
+    await this.#draw(seriesUid, segmentationId, own.structures, false);
+    this.session.changed();
+  }
+
+  /** Go on with the unsaved work of another user; each structure is a step of the history. */
+  async continueWith(work, seriesUid, segmentationId) {
+    this.others.set(
+      seriesUid,
+      this.others.get(seriesUid).filter(other => other !== work)
+    );
+    this.session.changed();
+    try {
+      const drawn = work.structures.filter(({ prompts, mask }) => prompts.length || mask);
+      await this.#draw(seriesUid, segmentationId, drawn, true);
+    } catch (error) {
+      this.viewer.notify(error.message);
+    }
+  }
+
+  async #draw(seriesUid, segmentationId, structures, isUndoable) {
+    const { session } = this;
+    for (const { name, prompts, size, mask, number } of structures) {
+      const viewportId = this.viewer.activeViewportId();
+      const segment = this.viewer.segmentNamed(segmentationId, name, viewportId);
+      const structure = session.structureOf([segmentationId, segment], seriesUid);
+      if (structure.prompts.length && !isUndoable) continue; // a press of the user came first
+      structure.recordedAs = name;
+      const base = mask ? await this.#keptMask(seriesUid, mask, number) : null;
+      session.startFrom([[structure, base]], { isUndoable });
+      let isDone = !prompts.length;
+      for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
+        await session.running?.finished;
+        isDone = await session.compute(structure, { prompts, size }, { isUndoable });
+      }
+    }
+  }
+
+  async #keptMask(seriesUid, digest, number) {
+    const { voxels, place } = await this.client.keptMask(seriesUid, digest);
+    return { place, runs: runsOf(voxels, place.size_ijk[0], number) };
+  }
+
+  // --- recording ---------------------------------------------------------------------------------
+
+  /** Record what is drawn for a structure, in a moment. */
+  note(structure) {
+    this.#later(structure, () => this.#record(structure));
+  }
+
+  /** Record what others, such as OHIF's brush, made of a segmentation, in a moment. */
+  noteEdits(segmentationId, seriesUid) {
+    this.#later(segmentationId, () => this.#recordEdits(segmentationId, seriesUid));
+  }
+
+  /** Record the structures whose name changed or whose segment is gone. */
+  noteNames() {
+    for (const structure of this.session.structures.values()) {
+      const { recordedAs } = structure;
+      const name = this.session.nameOf(structure) ?? '';
+      if (!recordedAs || name === recordedAs) continue;
+      structure.recordedAs = name;
+      this.#later(`${structure.seriesUid} ${recordedAs}`, () => this.#forget(structure, recordedAs));
+      if (name) this.note(structure);
+    }
+  }
+
+  #later(key, record) {
+    clearTimeout(this.waiting.get(key)?.timer);
+    const send = () => {
+      clearTimeout(this.waiting.get(key)?.timer);
+      this.waiting.delete(key);
+      const sent = record().catch(error => this.viewer.notify(error.message, 'warning'));
+      this.sending.add(sent);
+      sent.finally(() => this.sending.delete(sent));
+    };
+    this.waiting.set(key, { send, timer: setTimeout(send, RECORD_AFTER_MS) });
+  }
+
+  /** Record what waits now; the promise ends when the journal has it. */
+  async flush() {
+    [...this.waiting.values()].forEach(({ send }) => send());
+    await Promise.all(this.sending);
+  }
+
+  async #record(structure) {
+    const name = this.session.nameOf(structure);
+    if (!name) return;
+    structure.recordedAs = name;
+    const asked = await this.session.question(structure, structure.drawn);
+    await this.client.record(structure.seriesUid, asked);
+  }
+
+  #forget({ seriesUid, segment }, name) {
+    const asked = { prompts: [], size: 0, start: null, name, number: segment[1] };
+    return this.client.record(seriesUid, asked);
+  }
+
+  async #recordEdits(segmentationId, seriesUid) {
+    const labelmap = this.viewer.labelmap(segmentationId);
+    const changed = this.viewer
+      .segments(segmentationId, this.viewer.activeViewportId())
+      .map(({ number }) => this.session.structureOf([segmentationId, number], seriesUid))
+      .filter(({ segment, drawn }) => !labelmap.holds(segment[1], drawn.mask));
+    if (!changed.length) return;
+    const grid = await this.client.grid(seriesUid);
+    const file = await nrrdFile(labelmap.stored(grid), grid);
+    for (const structure of changed) {
+      const { segment } = structure;
+      const name = this.session.nameOf(structure);
+      structure.recordedAs = name;
+      const start = { file, number: segment[1], overwrite: false };
+      await this.client.record(seriesUid, { prompts: [], size: 0, start, name, number: segment[1] });
+    }
+  }
 }

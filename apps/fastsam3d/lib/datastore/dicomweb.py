@@ -25,6 +25,7 @@ from pydicom.dataset import Dataset
 from lib.datastore.dicom_seg import write_segmentation
 from lib.datastore.dicom_seg_reader import read_segmentation
 from lib.datastore.pacs_reader import PacsReader
+from lib.datastore.pacs_segmentations import PacsSegmentations
 from lib.datastore.safe_store import SafeDatastore, SavedLabel
 from lib.errors import InputError, SavingError
 from lib.imaging.dicom_series import read_series
@@ -215,6 +216,10 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
     @property
     def _pacs(self) -> PacsReader:
         return PacsReader(self._client)
+
+    def segmentations(self) -> PacsSegmentations:
+        """Return the DICOM-SEG series of the DICOM server, whether they are used here or not."""
+        return PacsSegmentations(self._pacs)
 
     def _series_folder(self, image_id: str) -> Path:
         """Return the folder of a series' slices."""

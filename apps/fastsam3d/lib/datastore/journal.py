@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.atomic_file import write_atomically
+from lib.datastore.journal_masks import JournalMasks
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,10 @@ class Journal:
         except FileNotFoundError:
             return []
         return [entry for line in lines for entry in _parse_line(line)]
+
+    def masks(self, image: str) -> JournalMasks:
+        """Return the masks that interactions on an image started from."""
+        return JournalMasks(self._path(image).with_suffix(".masks"), is_on=bool(self._max_bytes))
 
     def flush(self) -> None:
         """Wait until all lines so far are on the disk."""

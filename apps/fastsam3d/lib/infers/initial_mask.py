@@ -48,7 +48,11 @@ def read_initial(path: str | Path, image: Volume) -> BoxMask:
             f"initial_mask holds values from {mask.array.min()} to {mask.array.max()}; "
             f"send numbers of structures from 0 to {MAX_STRUCTURE}"
         )
-    values = mask.array.astype(np.uint8, copy=False)
+    return boxed(mask.array.astype(np.uint8, copy=False), image)
+
+
+def boxed(values: np.ndarray, image: Volume) -> BoxMask:
+    """Return structures (I, J, K) uint8 on the grid of an image as a mask in its smallest box."""
     found = ndimage.find_objects((values > 0).view(np.uint8))
     box_ijk = box_of(found[0]) if found else EMPTY_BOX
     inside = np.asfortranarray(values[box_slices(box_ijk)])

@@ -55,6 +55,10 @@ class Studies(Protocol):
         """Check a label file and save it; see `SafeDatastore.store_label`."""
         ...
 
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Return what is stored of an image, its ``path`` included; empty if nothing is."""
+        ...
+
     def label_versions(
         self, image_id: str, tag: str
     ) -> tuple[LabelVersion | None, list[LabelVersion]]:

@@ -20,7 +20,12 @@ logger = logging.getLogger(__name__)
 UNCHANGED = ("GET", "HEAD", "OPTIONS")
 """UNCHANGED: methods that change nothing."""
 
-NO_CHANGE_ROUTES = ("/infer/{model}", "/activelearning/{strategy}", "/proxy/dicom/{path:path}")
+NO_CHANGE_ROUTES = (
+    "/infer/{model}",
+    "/activelearning/{strategy}",
+    "/proxy/dicom/{path:path}",
+    "/viewer/series/{series_uid}/work",
+)
 """NO_CHANGE_ROUTES: routes whose other methods change nothing either."""
 
 HASHED = ("image", "label", "id", "session_id")

@@ -16,9 +16,11 @@ from typing import Any
 import SimpleITK as sitk
 from fastapi.responses import JSONResponse, Response
 from pydicom.datadict import tag_for_keyword
+from pydicom.uid import ExplicitVRLittleEndian
 
 from lib.errors import NotFoundError
 from lib.server.app_instance import ServedApp
+from lib.server.cached_frames import Frame, frame_reply
 from lib.server.find_image import find_image
 from lib.server.folder_series import (
     Json,
@@ -40,14 +42,12 @@ SEARCH_KEYS = (
 )
 """SEARCH_KEYS: attributes that a search may name, by keyword or by tag."""
 
-BOUNDARY = "slice"
-
 
 def answer(app: ServedApp, path: str, query: Mapping[str, str]) -> Response:
     """Return the reply to a GET request of DICOMweb.
 
-    path: below the DICOMweb root. Raises NotFoundError for what is not there, and InputError for an
-    image that cannot be read.
+    path: below the DICOMweb root. query: its ``accept`` counts as the header. Raises NotFoundError
+    for what is not there, and InputError for an image that cannot be read.
     """
     for pattern, handle in ROUTES:
         match = pattern.fullmatch(path.strip("/"))
@@ -154,13 +154,8 @@ def _frame(app: ServedApp, place: Mapping[str, str], query: Mapping[str, str]) -
     if k is None:
         raise NotFoundError(f"there is no slice {place['instance']!r} in image {image!r}")
     pixels = pixel_scale(volume).pixels(volume.array[:, :, k])
-    head = (
-        f"--{BOUNDARY}\r\nContent-Type: application/octet-stream; "
-        f"transfer-syntax=1.2.840.10008.1.2.1\r\nContent-Length: {pixels.nbytes}\r\n\r\n"
-    )
-    body = head.encode() + pixels.tobytes(order="F") + f"\r\n--{BOUNDARY}--\r\n".encode()
-    kind = f'multipart/related; type="application/octet-stream"; boundary={BOUNDARY}'
-    return Response(body, media_type=kind, headers={"Cache-Control": "no-store"})
+    frame = Frame(pixels.tobytes(order="F"), ExplicitVRLittleEndian)
+    return frame_reply(frame, query.get("accept", ""))
 
 
 @lru_cache(16)

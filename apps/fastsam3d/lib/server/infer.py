@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
@@ -109,6 +110,8 @@ def infer(
         if studies_image:
             sent = {**request, "model": model}
             name = user_name(http, request.get("client_id"))
+            if start:
+                app.journal.masks(studies_image).keep(Path(start))
             app.journal.append(describe_interaction(studies_image, sent, result, mask, start, name))
     return reply
 

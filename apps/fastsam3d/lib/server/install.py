@@ -49,6 +49,8 @@ from lib.server import (
     system,
     train,
     viewer,
+    viewer_labels,
+    viewer_work,
 )
 from lib.server.doors import DoorPolicy, Doors
 from lib.server.routes import OPENAPI, check_routes
@@ -65,6 +67,8 @@ ROUTERS = (
     train.router,
     ohif.router,
     pacs_proxy.router,
+    viewer_labels.router,
+    viewer_work.router,  # before the paths below /viewer/ that are files
     viewer.router,
 )
 """ROUTERS: what the server offers; `lib.server.routes.ROUTES` lists their routes."""

@@ -13,8 +13,14 @@ from lib.infers.request import CLICK_LISTS, PROMPTS, START
 PROMPT_KEYS = ("type", "subtype", "prompt", "semantic_id_key")
 """PROMPT_KEYS: what is kept of each prompt of a list."""
 
-OPTIONS = tuple(key for key in (*PROMPTS, *START) if key not in ("prompts", *CLICK_LISTS))
-"""OPTIONS: keys of a request that change the mask, beside the prompts."""
+OPTIONS = (
+    *(key for key in (*PROMPTS, *START) if key not in ("prompts", *CLICK_LISTS)),
+    "label_info",
+)
+"""OPTIONS: keys of a request that change the mask, beside the prompts.
+
+``label_info`` does not: it tells which number the structure has in a mask to start from.
+"""
 
 
 def describe_interaction(

@@ -11,6 +11,7 @@ from monailabel.endpoints import datastore
 
 from lib.datastore.label_files import EXTENSIONS, RAW_EXTENSION
 from lib.datastore.safe_store import SavedLabel
+from lib.datastore.unsaved_work import LAST_INTERACTION
 from lib.errors import InputError, NotFoundError
 from lib.server.app_instance import app_instance
 from lib.server.auth import AnnotatorRole, UserRole, user_name
@@ -47,7 +48,9 @@ def save_label(
     find_image(app, image)
     tag, extension = check_tag(tag), _label_extension(str(label.filename))
     name = user_name(request, info.get("client_id"))
-    info["interactions"] = len(app.journal.read(image))
+    entries = app.journal.read(image)
+    info["interactions"] = len(entries)
+    info[LAST_INTERACTION] = entries[-1]["time"] if entries else ""
     with received(label, extension) as path:
         saved = app.datastore().store_label(
             image, path, tag, info, user=name, base=_base(base, if_match), allow_empty=allow_empty

@@ -24,6 +24,7 @@ from lib.errors import InputError
 from lib.server import folder_dicomweb
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import UserRole
+from lib.server.cached_frames import FRAME, MULTIPART, SINGLE_PART, cached_frame
 from lib.server.find_image import find_image
 
 router = APIRouter(tags=["Others"])
@@ -49,9 +50,8 @@ RETRIEVED = re.compile(
 )
 """RETRIEVED: paths of WADO-RS; all others of a GET request are searches (QIDO-RS)."""
 
-FRAME = re.compile(r"studies/[^/]+/series/([0-9.]+)/instances/[^/]+/frames/")
-"""FRAME: the path of a slice's voxels; the group is the SeriesInstanceUID."""
-
+OPENED = re.compile(r"studies/[^/]+/series/([0-9.]+)/(metadata|instances/[^/]+/frames/)")
+"""OPENED: what a viewer asks for when it opens a series; the group is the SeriesInstanceUID."""
 
 REPEAT_SECONDS = 30
 """REPEAT_SECONDS: a series whose slices are loaded is prefetched again only after this time."""
@@ -63,11 +63,16 @@ _opened: TTLCache[str, None] = TTLCache(1024, REPEAT_SECONDS)
 async def dicom_web(request: Request, path: str, user: UserRole) -> Response:
     """Pass a request to the PACS; on a folder of files, answer it from the files."""
     app = app_instance()
+    accept = request.headers.get("accept", "")
     if isinstance(app.datastore(), DICOMWebDatastore):
+        if request.method == "GET" and FRAME.match(path):
+            frame = await run_in_threadpool(cached_frame, app, path, accept)
+            if frame is not None:
+                return frame
         return await pass_on(request, service_of(request.method, path), path)
     if request.method != "GET":
         raise InputError("these studies are files: save a label with PUT /datastore/label")
-    query = dict(request.query_params)
+    query = {"accept": accept, **request.query_params}
     return await run_in_threadpool(folder_dicomweb.answer, app, path, query)
 
 
@@ -94,11 +99,13 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
 
     Raises httpx.HTTPError if the PACS does not answer.
     """
-    frame = FRAME.match(path)
-    if frame and frame[1] not in _opened:  # each slice of a series comes here
-        _opened[frame[1]] = None
-        await run_in_threadpool(prefetch_series, app_instance(), frame[1])
+    opened = OPENED.match(path)
+    if opened and opened[1] not in _opened:  # each slice of a series comes here
+        _opened[opened[1]] = None
+        await run_in_threadpool(prefetch_series, app_instance(), opened[1])
     headers = {name: value for name, value in request.headers.items() if name in FORWARDED}
+    if headers.get("accept", "").startswith(SINGLE_PART):
+        headers["accept"] = MULTIPART
     headers.setdefault("accept-encoding", "identity")  # else the client asks for what it can unpack
     if "googleapis.com" in settings.MONAI_LABEL_STUDIES:
         headers["authorization"] = f"Bearer {await run_in_threadpool(_google_token)}"

@@ -20,13 +20,12 @@ from fastapi.responses import RedirectResponse
 
 from lib.errors import NotFoundError
 from lib.imaging.affine import RAS_TO_LPS
-from lib.infers.initial_mask import read_initial
 from lib.server.app_instance import app_instance
 from lib.server.auth import UserRole
-from lib.server.find_image import find_image, start_mask
+from lib.server.cached_frames import SINGLE_PART
+from lib.server.find_image import find_image
 from lib.server.folder_series import image_of_series
 from lib.server.pacs_proxy import prefetch_series
-from lib.server.reply import box_reply
 from lib.server.viewer_package import PREFIX, ViewerError, ViewerFile, viewer_files
 
 EXTENSION_FOLDER = Path(__file__).resolve().parents[2] / "viewer"
@@ -111,28 +110,6 @@ def grid(series_uid: str, user: UserRole) -> dict[str, Any]:
     return {"shape_ijk": volume.shape_ijk, "affine_lps": affine_lps.tolist()}
 
 
-@router.get(PREFIX + "series/{series_uid}/labels", include_in_schema=False)
-def stored_labels(series_uid: str, user: UserRole) -> list[dict[str, Any]]:
-    """Return tag and structures, ``{name, idx}`` each, of the labels that this server has."""
-    studies = app_instance().datastore()
-    image = image_of_series(studies, series_uid) or series_uid
-    return [
-        {"tag": tag, "structures": studies.get_label_info(image, tag).get("label_info") or []}
-        for tag in studies.get_labels_by_image_id(image)
-    ]
-
-
-@router.get(PREFIX + "series/{series_uid}/labels/{tag}", include_in_schema=False)
-def stored_label(http: Request, series_uid: str, tag: str, user: UserRole) -> Response:
-    """Return a stored label as an infer request with output=box returns its mask."""
-    app = app_instance()
-    image = image_of_series(app.datastore(), series_uid) or series_uid
-    volume = app.prefetch.read(find_image(app, image))
-    with start_mask(app, image, tag, None) as path:
-        mask = read_initial(str(path), volume)
-    return box_reply(mask, {}, {}, http)
-
-
 @router.get(PREFIX + "{path:path}", include_in_schema=False)
 def get_viewer(http: Request, path: str, user: UserRole) -> Response:
     """Return a file of the extension or of the app, and the app itself for any other path."""
@@ -180,6 +157,7 @@ def configuration() -> dict[str, Any]:
                     "supportsWildcard": True,
                     "dicomUploadEnabled": False,
                     "omitQuotationForMultipartRequest": True,
+                    "acceptHeader": [f"{SINGLE_PART}; transfer-syntax=*"],
                     # bits without compression, which every reader of DICOM-SEG can decode
                     "segmentation": {
                         "store": {

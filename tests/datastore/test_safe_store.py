@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from nibabel.affines import from_matvec
 
 from lib.atomic_file import SUFFIX, is_full
-from lib.datastore import safe_store
+from lib.datastore import listed_files
 from lib.datastore.safe_store import FolderDatastore
 from lib.errors import ConflictError, InputError, NotFoundError, ReadOnlyError
 
@@ -331,7 +331,7 @@ def test_a_removed_image_keeps_its_labels_as_versions(store, studies, label):
 def test_a_folder_that_may_not_be_written(studies, label, monkeypatch, caplog):
     save(opened(studies), label)
     before = {path: path.stat().st_mtime_ns for path in studies.rglob("*")}
-    monkeypatch.setattr(safe_store, "_can_write", lambda folder: False)
+    monkeypatch.setattr(listed_files, "can_write", lambda folder: False)
     shutil.rmtree(studies / "labels" / "original")
     store = opened(studies)
     assert "may not be written: clicks work" in caplog.text

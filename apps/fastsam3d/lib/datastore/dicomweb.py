@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import SimpleITK as sitk
 from cachetools import TTLCache
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.utils.dicom import dicom_web_download_series, dicom_web_upload_dcm
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from lib.datastore.dicom_seg import write_segmentation
 from lib.datastore.dicom_seg_reader import read_segmentation
-from lib.datastore.pacs_reader import PacsReader
+from lib.datastore.pacs_client import PacsClient, limit_waiting
 from lib.datastore.pacs_segmentations import PacsSegmentations
 from lib.datastore.safe_store import SafeDatastore, SavedLabel
 from lib.errors import InputError, SavingError
@@ -74,6 +73,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         self._list_locks = {name: threading.Lock() for name in ("images", "labeled")}
         self._label_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         super().__init__(*args, **kwargs)
+        limit_waiting(self._client)
         if not self.read_only:
             os.chmod(self._datastore_path, 0o700)  # scans of patients
             self._remove_half_fetched()
@@ -99,7 +99,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         return [*{*on_server, *SafeDatastore.get_labeled_images(self, label_tag, labels)}]
 
     def _find_labeled(self) -> list[str]:
-        return [image_id for image_id, _, _ in self._segmentations({})]
+        return [found[0] for found in self._pacs.segmentations(set(self.list_images()), {})]
 
     def get_unlabeled_images(
         self, label_tag: str | None = None, labels: list[str] | None = None
@@ -214,8 +214,8 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
                 shutil.rmtree(folder, ignore_errors=True)
 
     @property
-    def _pacs(self) -> PacsReader:
-        return PacsReader(self._client)
+    def _pacs(self) -> PacsClient:
+        return PacsClient(self._client)
 
     def segmentations(self) -> PacsSegmentations:
         """Return the DICOM-SEG series of the DICOM server, whether they are used here or not."""
@@ -233,7 +233,8 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         image_id = folder.name
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=FETCHING) as temporary:
             slices = Path(temporary, "slices")
-            self._download(str(header.StudyInstanceUID), image_id, slices)
+            study_uid = str(header.StudyInstanceUID)
+            self._pacs.download(study_uid, image_id, slices, self._fetch_by_frame)
             expected = int(header.get("NumberOfSeriesRelatedInstances") or 0)
             received = len(list(slices.iterdir()))
             if expected > received:
@@ -251,26 +252,15 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
                 info = {**_described(header), CHECKED: CHECK_VERSION}
                 self.add_image(image_id, str(image), info)
 
-    def _download(self, study_uid: str, series_uid: str, folder: Path) -> None:
-        if self._fetch_by_frame:
-            dicom_web_download_series(study_uid, series_uid, folder, self._client, True)
-            return
-        folder.mkdir()
-        for index, instance in enumerate(self._pacs.retrieve(study_uid, series_uid)):
-            instance.save_as(folder / f"{index:06d}.dcm")
-
     def _send_segmentation(
         self, image: str, label: str, label_info: Sequence[Mapping[str, Any]]
     ) -> str:
         """Store a label as DICOM-SEG on the DICOM server; return its SeriesInstanceUID."""
         segmentation = write_segmentation(image, label, label_info)
         try:
-            uid: str = dicom_web_upload_dcm(segmentation, self._client)
+            return self._pacs.store(segmentation)
         finally:
             os.unlink(segmentation)
-        if not uid:
-            raise InputError("the DICOM server refused the DICOM-SEG; see its log")
-        return uid
 
     def _download_labeled_data(self) -> None:
         """Download the labels on the DICOM server; the base class also removes all others."""
@@ -309,7 +299,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         study_uid: the study in which the labels are searched; "" for all.
         """
         skipped: dict[str, str] = {}
-        segmentations = self._segmentations(skipped, study_uid)
+        segmentations = self._pacs.segmentations(set(self.list_images()), skipped, study_uid)
         found = sorted(segmentations, key=lambda each: _age(each[2]), reverse=True)
         for image_id, label_id, header in found:
             if only_image_id not in ("", image_id):
@@ -325,32 +315,6 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
                     skipped[f"label {label_id}"] = reason
                     logger.warning("label %s is left out: %s", label_id, reason)
         return skipped
-
-    def _segmentations(
-        self, skipped: dict[str, str], study_uid: str = ""
-    ) -> Iterator[tuple[str, str, Dataset]]:
-        """Yield image ID, label ID and search result of each DICOM-SEG on a listed series.
-
-        skipped: gets the reason for each DICOM-SEG that cannot be asked about. study_uid: of the
-        studies to search, "" for all.
-        """
-        listed = set(self.list_images())
-        of_study = {"StudyInstanceUID": study_uid} if study_uid else {}
-        for header in self._pacs.search({"Modality": "SEG", **of_study}):
-            if header.get("Modality", "SEG") != "SEG":  # some servers do not filter
-                continue
-            if study_uid not in ("", str(header.StudyInstanceUID)):
-                continue
-            label_id = str(header.SeriesInstanceUID)
-            try:
-                references = self._pacs.referenced_series(str(header.StudyInstanceUID), label_id)
-            except Exception as error:  # one label never hides all others
-                skipped[f"label {label_id}"] = str(error)
-                logger.warning("label %s is left out: %s", label_id, error)
-                continue
-            for image_id in references:
-                if image_id in listed:
-                    yield image_id, label_id, header
 
 
 def _described(header: Dataset) -> dict[str, str]:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 from lib.datastore.dicom_seg_reader import label_values, read_segmentation
-from lib.datastore.pacs_reader import PacsReader
+from lib.datastore.pacs_client import PacsClient
 from lib.errors import InputError, NotFoundError
 from lib.imaging.dicom_frames import value
 
@@ -41,7 +41,7 @@ class PacsSegmentations:
     requests' exceptions say that the DICOM server does not answer.
     """
 
-    def __init__(self, pacs: PacsReader) -> None:
+    def __init__(self, pacs: PacsClient) -> None:
         self._pacs = pacs
 
     def of(self, image_id: str) -> list[PacsSegmentation]:

@@ -1,45 +1,33 @@
 """MONAI Label's datastore of files, with writes that a crash or a full disk cannot break.
 
-MONAI Label copies labels in place, and keeps the names of their segments in one list that it
-rewrites in place. Here each file is written aside, synced and swapped. The list is made anew from
-the files if it is broken.
+MONAI Label copies labels in place. Here each file is written aside, synced and swapped, and what it
+replaces stays as a version.
 """
 
 from __future__ import annotations
 
-import copy
-import errno
-import fnmatch
 import logging
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from monailabel.datastore.local import (
     DataModel,
     ImageLabelModel,
-    LocalDatastore,
-    LocalDatastoreModel,
 )
-from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from lib.atomic_file import copy_atomically, is_full, remove_leftovers, write_text_atomically
+from lib.atomic_file import copy_atomically
 from lib.datastore.label_files import as_image_file, check_label, has_voxels
-from lib.datastore.label_history import VERSIONS, LabelHistory, LabelVersion
-from lib.errors import ConflictError, NotFoundError, ReadOnlyError
+from lib.datastore.label_history import LabelVersion
+from lib.datastore.listed_files import ListedFiles, list_entry
+from lib.errors import ConflictError, NotFoundError
 
 logger = logging.getLogger(__name__)
-
-LABEL_VERSIONS = 20
-"""LABEL_VERSIONS: default number of earlier versions of a label that stay."""
 
 
 @dataclass(frozen=True)
@@ -50,76 +38,12 @@ class SavedLabel:
     replaced: LabelVersion | None
 
 
-class ReadOnlyModel(LocalDatastoreModel):
-    """The list of a folder that may not be written: folders that are missing are empty ones."""
-
-    empty_folder: str = ""
-
-    def label_path(self, tag: str | None) -> str:
-        path = str(super().label_path(tag))
-        return path if os.path.isdir(path) else self.empty_folder
-
-
-class SafeDatastore(LocalDatastore):
+class SafeDatastore(ListedFiles):
     """A folder of images and labels on which an acknowledged label is never lost.
 
     Methods that change something raise ReadOnlyError if the folder may not be written, and OSError
     if the disk is full; what was there is unchanged then.
     """
-
-    keep_versions = LABEL_VERSIONS
-    _datastore: LocalDatastoreModel
-    _config_ts: float
-
-    def __init__(self, datastore_path: str, *args: Any, **kwargs: Any) -> None:
-        self.read_only = os.path.isdir(datastore_path) and not _can_write(datastore_path)
-        self._mutex = threading.RLock()
-        self._is_started = False
-        if self.read_only:
-            logger.warning(
-                "the folder %s may not be written: clicks work, labels cannot be saved; give the "
-                "account of the server the right to write there",
-                datastore_path,
-            )
-        super().__init__(datastore_path, *args, **kwargs)
-        self._is_started = True
-
-    # --- paths ------------------------------------------------------------------------------------
-
-    def get_image_uri(self, image_id: str) -> str:
-        """Return the path of an image, or "" if there is none; a link keeps its own name."""
-        image = self._datastore.objects.get(image_id)
-        return str(self._image_file(image_id, image.image.ext)) if image else ""
-
-    def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Return what is known about an image, its path included."""
-        image = self._datastore.objects.get(image_id)
-        if image is None:
-            return {}
-        path = str(self._image_file(image_id, image.image.ext))
-        return {**copy.deepcopy(image.image.info), "path": path}
-
-    def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        """Return the path of a label, or "" if there is none."""
-        label = self._datastore.label(label_id, label_tag)
-        return str(self._label_folder(label_tag) / f"{label_id}{label.ext}") if label else ""
-
-    def find_label(self, image_id: str, tag: str) -> str:
-        """Return the path of an image's label, or "" if there is none here or elsewhere."""
-        return self.get_label_uri(image_id, tag)
-
-    def labels_folder(self) -> Path:
-        """Return the folder with one folder of labels a tag."""
-        return Path(os.path.abspath(self._datastore.label_path(None)))
-
-    def _image_file(self, image_id: str, extension: str) -> Path:
-        return Path(os.path.abspath(self._datastore.image_path()), f"{image_id}{extension}")
-
-    def _label_folder(self, tag: str) -> Path:
-        return Path(os.path.abspath(self._datastore.label_path(tag)))
-
-    def _history(self, tag: str) -> LabelHistory:
-        return LabelHistory(self._label_folder(tag), self.keep_versions)
 
     # --- labels -----------------------------------------------------------------------------------
 
@@ -230,7 +154,7 @@ class SafeDatastore(LocalDatastore):
             facts |= {"user": user} if user else {}
             history = self._history(tag)
             new, replaced = history.replace(image_id, path, extension, {**info, **facts}, user)
-            image.labels = {**image.labels, tag: _listed(new)}
+            image.labels = {**image.labels, tag: list_entry(new)}
             self._update_datastore_file()
         return SavedLabel(new, replaced)
 
@@ -286,214 +210,6 @@ class SafeDatastore(LocalDatastore):
             image.image.info = {**image.image.info, **info}
             self._update_datastore_file()
 
-    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
-        """Return the paths of all images with a final label and of these labels."""
-        return [
-            {
-                "image": str(self._image_file(image_id, entry.image.ext)),
-                "label": SafeDatastore.get_label_uri(self, image_id, DefaultLabelTag.FINAL),
-            }
-            for image_id, entry in self._datastore.objects.items()
-            if DefaultLabelTag.FINAL in entry.labels
-        ]
-
-    # --- the list of images and labels ------------------------------------------------------------
-
-    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Read the list if it changed; put a broken one aside, so that it is made anew."""
-        with self._exclusive():
-            self._load_list()
-            if self.read_only and not isinstance(self._datastore, ReadOnlyModel):
-                self._datastore = ReadOnlyModel(
-                    **self._datastore.model_dump(),
-                    empty_folder=tempfile.mkdtemp(prefix="no-labels-"),
-                )
-
-    def _load_list(self) -> None:
-        path = Path(self._datastore_config_path)
-        try:
-            changed = path.stat().st_mtime
-            if changed == self._config_ts:
-                return
-            loaded = type(self._datastore).model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return
-        except ValueError as error:
-            self._put_aside(path, error)
-            return
-        loaded.base_path = self._datastore_path
-        if isinstance(loaded, ReadOnlyModel):
-            loaded.empty_folder = getattr(self._datastore, "empty_folder", "")
-        self._datastore, self._config_ts = loaded, changed
-
-    def _put_aside(self, path: Path, error: ValueError) -> None:
-        aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
-        logger.warning(
-            "the list %s is broken (%s); it is made anew from the files, and kept as %s",
-            path,
-            str(error).splitlines()[0],
-            aside.name,
-        )
-        self._datastore.objects = {}
-        self._is_started = False  # the descriptions beside the labels count now
-        if not self.read_only:
-            os.replace(path, aside)
-
-    def _update_datastore_file(self, lock: bool = True) -> None:
-        if self.read_only:
-            return
-        with self._exclusive():
-            path = Path(self._datastore_config_path)
-            text = self._datastore.model_dump_json(
-                exclude={"base_path", "empty_folder"}, indent=2, fallback=str
-            )
-            try:
-                write_text_atomically(path, text)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                # the files and the descriptions beside them are complete without the list
-                logger.warning("the disk is full: %s is old until space is free", path)
-            else:
-                self._config_ts = path.stat().st_mtime
-
-    def _reconcile_datastore(self) -> None:
-        """Make the list that of the files in the folders."""
-        with self._exclusive():
-            self._load_list()
-            if not self._is_started and not self.read_only:
-                self._remove_leftovers()
-            objects = self._list_images()
-            for folder in sorted(self.labels_folder().iterdir()):
-                if folder.is_dir() and not folder.name.startswith("."):
-                    self._list_labels(folder.name, objects)
-            is_changed = objects != self._datastore.objects
-            self._datastore.objects = objects
-            self._is_started = True
-            if is_changed:
-                self._update_datastore_file()
-
-    def _list_images(self) -> dict[str, ImageLabelModel]:
-        """Return the entry of each image file; of two with one stem, one has its whole name."""
-        files = self._list_files(self._datastore.image_path(), self._extensions)
-        known = self._datastore.objects
-        objects = {
-            image_id: entry.model_copy(deep=True)
-            for image_id, entry in known.items()
-            if f"{image_id}{entry.image.ext}" in files
-        }
-        listed = {f"{image_id}{entry.image.ext}" for image_id, entry in objects.items()}
-        for name in files:
-            if name in listed:
-                continue
-            image_id, extension = self._to_id(name)
-            if image_id in objects:
-                logger.warning("image %s has the name of another; its ID is %r", name, name)
-                image_id, extension = name, ""
-            info = {"ts": int(time.time()), "name": name}
-            objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=extension))
-        return objects
-
-    def _list_labels(self, tag: str, objects: dict[str, ImageLabelModel]) -> None:
-        """Put the label files of a tag into the entries of their images."""
-        history, folder = self._history(tag), self._label_folder(tag)
-        names: dict[str, list[str]] = {}
-        for name in self._list_files(str(folder), self._extensions):
-            names.setdefault(self._to_id(name)[0], []).append(name)
-        for label_id, entry in objects.items():
-            found = names.pop(label_id, [])
-            listed = entry.labels.get(tag)
-            if not found:
-                entry.labels.pop(tag, None)
-            elif self._is_started and listed and f"{label_id}{listed.ext}" in found:
-                continue
-            else:
-                entry.labels[tag] = self._describe_label(history, label_id, folder, listed)
-        for name in sorted(names):
-            logger.warning("label %s of tag %s has no image, and is ignored", name, tag)
-
-    def _describe_label(
-        self, history: LabelHistory, label_id: str, folder: Path, listed: DataModel | None
-    ) -> DataModel:
-        """Return the entry of a label from the description beside it, or else from the list."""
-        newest = history.newest(label_id)
-        is_listed = listed is not None and (folder / f"{label_id}{listed.ext}").is_file()
-        if listed and is_listed and newest and newest.sha256 == listed.info.get("sha256"):
-            return listed
-        path = history.find(label_id)
-        current = history.current(label_id, path) if path else None
-        if path is None or current is None:  # of a format that is no longer saved
-            extension = next(
-                self._to_id(name)[1]
-                for name in self._list_files(str(folder), self._extensions)
-                if self._to_id(name)[0] == label_id
-            )
-            return DataModel(info={"ts": int(time.time())}, ext=extension)
-        if newest is None and not self.read_only:  # as MONAI Label leaves it: names in the list
-            info = dict(listed.info) if listed else {"ts": int(time.time()), "name": path.name}
-            history.describe(label_id, path, info)
-            current = history.current(label_id, path) or current
-        return _listed(current)
-
-    def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
-        """Return the files of a folder that fit a pattern, in the order of the patterns.
-
-        Upper and lower case do not matter. Hidden files, such as ``._scan.nii``, are left out.
-        """
-        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-        return {
-            name: name
-            for pattern in patterns
-            for name in names
-            if fnmatch.fnmatchcase(name.lower(), pattern.lower())
-        }
-
-    def _to_id(self, file: str) -> tuple[str, str]:
-        """Split a file name into the ID and the extension; only the end counts as extension."""
-        extensions = sorted((e.replace("*", "") for e in self._extensions), key=len, reverse=True)
-        for extension in extensions:
-            if file.lower().endswith(extension.lower()):
-                return file[: -len(extension)], file[-len(extension) :]
-        stem, extension = os.path.splitext(file)
-        return stem, extension
-
-    def _remove_leftovers(self) -> None:
-        """Remove the temporary files of killed processes; the lock keeps all others away."""
-        labels = self.labels_folder()
-        folders = [Path(self._datastore_path), Path(self._datastore.image_path()), labels]
-        folders += [path for path in labels.glob("*") if path.is_dir()]
-        folders += [path for path in labels.glob(f"*/{VERSIONS}/*") if path.is_dir()]
-        removed = [
-            path for folder in folders if folder.is_dir() for path in remove_leftovers(folder)
-        ]
-        if removed:
-            logger.info("removed %d temporary files that a killed server left", len(removed))
-
-    # --- access -----------------------------------------------------------------------------------
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise ReadOnlyError(
-                "the folder of studies may not be written by the server, so nothing can be saved; "
-                "give its account the right to write there and start it again"
-            )
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Keep other threads, and other processes on the same folder, from changing it."""
-        with self._mutex:
-            if self.read_only:
-                yield
-                return
-            with self._file_lock():
-                yield
-
-    def _file_lock(self) -> FileLock:
-        lock = getattr(self, "_process_lock", None)
-        if lock is None:  # the base class sets the path in its constructor, and uses it there
-            lock = self._process_lock = FileLock(self._lock_file, thread_local=False)
-        return lock
-
 
 class FolderDatastore(SafeDatastore):
     """A folder of image files: each label is checked against its image before it is saved."""
@@ -517,19 +233,3 @@ def _check_base(current: LabelVersion | None, base: int | None) -> None:
         f"the label changed since version {base}: {current.user or 'an unknown user'} saved "
         f"version {number} at {current.time}; load it, or save without base to replace it"
     )
-
-
-def _listed(version: LabelVersion) -> DataModel:
-    """Return the entry of a label in the list."""
-    facts = {"version": version.number, "time": version.time, "sha256": version.sha256}
-    return DataModel(ext=version.extension, info={**version.info, **facts})
-
-
-def _can_write(folder: str) -> bool:
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except PermissionError:
-        return False
-    except OSError as error:
-        return error.errno != errno.EROFS

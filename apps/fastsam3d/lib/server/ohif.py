@@ -9,12 +9,14 @@ another release of MONAI Label lacks one of the pieces, its script is served unc
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import monailabel.endpoints.ohif as stock
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
+
+from lib.server.names import is_name
 
 FOLDER = Path(stock.__file__).parent / "static" / "ohif"
 
@@ -95,14 +97,13 @@ def get_viewer(path: str) -> Response:
     """The files of the viewer hold no data, so that they need no key."""
     script = corrected(path)
     if script is None:
-        file = (FOLDER / path).resolve()
-        is_file_of_viewer = file.is_relative_to(FOLDER.resolve()) and file.is_file()
-        return FileResponse(file if is_file_of_viewer else FOLDER / "index.html")
+        is_file_of_viewer = all(map(is_name, path.split("/"))) and (FOLDER / path).is_file()
+        return FileResponse(FOLDER / (path if is_file_of_viewer else "index.html"))
     # without this header a browser may use its cached copy of the stock script
     return Response(script, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
 
-@cache
+@lru_cache(maxsize=64)  # clients choose the paths
 def corrected(path: str) -> str | None:
     """Return the corrected script at a path, or None if nothing is to be corrected there."""
     if not re.fullmatch(r"\d+\.bundle\.\w+\.js", path) or not (FOLDER / path).is_file():

@@ -20,7 +20,7 @@ from fastapi.responses import Response, StreamingResponse
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 
-from lib.errors import InputError
+from lib.errors import InputError, NotFoundError
 from lib.server import folder_dicomweb
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import UserRole
@@ -53,6 +53,9 @@ RETRIEVED = re.compile(
 OPENED = re.compile(r"studies/[^/]+/series/([0-9.]+)/(metadata|instances/[^/]+/frames/)")
 """OPENED: what a viewer asks for when it opens a series; the group is the SeriesInstanceUID."""
 
+PLAIN_PATH = re.compile(r"[\w.,:;=+@~/-]*", re.ASCII)
+"""PLAIN_PATH: characters of DICOMweb paths; none that a server decodes once more."""
+
 REPEAT_SECONDS = 30
 """REPEAT_SECONDS: a series whose slices are loaded is prefetched again only after this time."""
 
@@ -79,6 +82,8 @@ async def dicom_web(request: Request, path: str, user: UserRole) -> Response:
 @router.api_route("/proxy/dicom/{path:path}", methods=["GET", "POST"], include_in_schema=False)
 async def proxy(request: Request, path: str, user: UserRole) -> Response:
     """The stock viewer's way, whose paths start with the service."""
+    if not isinstance(app_instance().datastore(), DICOMWebDatastore):
+        raise NotFoundError("the studies of this server are files; there is no DICOM server")
     service, _, rest = path.partition("/")
     if service not in SERVICES:
         service, rest = "", path
@@ -123,7 +128,13 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
 
 
 def pacs_url(service: str, path: str) -> str:
-    """Return the address of a path on the PACS, whose services may have a prefix each."""
+    """Return the address of a path on the PACS, whose services may have a prefix each.
+
+    Raises InputError for a path that leaves the DICOMweb services: the account of the server may
+    do more on the PACS than its clients.
+    """
+    if not PLAIN_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise InputError(f"{path[:80]!r} is no path of a DICOMweb service")
     prefix = {
         "wado": settings.MONAI_LABEL_WADO_PREFIX,
         "qido": settings.MONAI_LABEL_QIDO_PREFIX,

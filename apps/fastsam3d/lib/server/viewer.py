@@ -191,7 +191,7 @@ try {
 def extension_file(name: str) -> bytes:
     """Return one of our modules; raises NotFoundError."""
     path = EXTENSION_FOLDER / name
-    if not re.fullmatch(r"\w+\.(js|css)", name) or not path.is_file():
+    if not re.fullmatch(r"\w{1,80}\.(js|css)", name) or not path.is_file():
         raise NotFoundError(f"there is no file {name!r} of the viewer's extension")
     return path.read_bytes()
 

@@ -5,7 +5,7 @@ import pytest
 import requests
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from lib.datastore.pacs_reader import PacsReader
+from lib.datastore.pacs_client import PacsClient
 from lib.errors import InputError
 
 EXPLICIT, HTJ2K = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.202"
@@ -53,7 +53,7 @@ class Server:
 @pytest.mark.parametrize("end", [None, 400, 404])
 @pytest.mark.parametrize("cap", [None, 100, 1, 250])
 def test_a_server_may_cap_its_answers(cap, knows_offset, end):
-    found = PacsReader(Server(cap, knows_offset, end=end)).search({"Modality": "CT"})
+    found = PacsClient(Server(cap, knows_offset, end=end)).search({"Modality": "CT"})
     uids = [series.SeriesInstanceUID for series in found]
     expected = 250 if knows_offset or cap is None else min(cap, 250)
     assert uids == [f"1.2.{number}" for number in range(expected)]
@@ -61,7 +61,7 @@ def test_a_server_may_cap_its_answers(cap, knows_offset, end):
 
 @pytest.mark.parametrize("knows_filter", [True, False])
 def test_a_series_is_found_behind_the_first_page(knows_filter):
-    reader = PacsReader(Server(100, knows_filter=knows_filter))
+    reader = PacsClient(Server(100, knows_filter=knows_filter))
     assert reader.find_series("1.2.240").SeriesInstanceUID == "1.2.240"
     assert reader.find_series("1.2.999") is None
 
@@ -70,12 +70,12 @@ def test_an_error_of_the_first_page_is_none_of_the_last():
     server = Server()
     server.search_for_series = lambda **arguments: refuse(503)
     with pytest.raises(requests.HTTPError):
-        list(PacsReader(server).search({"Modality": "CT"}))
+        list(PacsClient(server).search({"Modality": "CT"}))
 
 
 def test_series_are_asked_for_as_stored():
     server = Server(stored="1.2.840.10008.1.2.4.90")
-    (instance,) = PacsReader(server).retrieve("1", "2")
+    (instance,) = PacsClient(server).retrieve("1", "2")
     assert instance.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.4.90"
     assert server.asked == [AS_STORED]
 
@@ -84,7 +84,7 @@ def test_series_are_asked_for_as_stored():
 def test_a_server_that_does_not_send_as_stored_is_asked_again_without(status):
     server = Server()
     server.refuses[AS_STORED] = status
-    (instance,) = PacsReader(server).retrieve("1", "2")
+    (instance,) = PacsClient(server).retrieve("1", "2")
     assert instance.file_meta.TransferSyntaxUID == EXPLICIT
     assert server.asked == [AS_STORED, None]
 
@@ -93,20 +93,20 @@ def test_other_errors_are_not_asked_again():
     server = Server()
     server.refuses[AS_STORED] = 404
     with pytest.raises(requests.HTTPError):
-        PacsReader(server).retrieve("1", "2")
+        PacsClient(server).retrieve("1", "2")
     assert len(server.asked) == 1
 
 
 def test_what_cannot_be_decoded_here_is_decompressed_by_the_server():
     server = Server(stored=HTJ2K)
-    (instance,) = PacsReader(server).retrieve("1", "2")
+    (instance,) = PacsClient(server).retrieve("1", "2")
     assert instance.file_meta.TransferSyntaxUID == EXPLICIT
 
 
 def test_a_server_that_cannot_decompress_sends_what_it_has():
     server = Server(stored=HTJ2K)
     server.refuses[(("application/dicom", EXPLICIT),)] = 406
-    (instance,) = PacsReader(server).retrieve("1", "2")
+    (instance,) = PacsClient(server).retrieve("1", "2")
     assert instance.file_meta.TransferSyntaxUID == HTJ2K
 
 
@@ -115,8 +115,8 @@ def test_a_segmentation_without_its_series_is_named():
     header = pydicom.Dataset()
     server.retrieve_series_metadata = lambda study, series: [header.to_json_dict()]
     with pytest.raises(InputError, match="does not name the series"):
-        PacsReader(server).referenced_series("1", "2")
+        PacsClient(server).referenced_series("1", "2")
     item = pydicom.Dataset()
     item.SeriesInstanceUID = "1.2.3"
     header.ReferencedSeriesSequence = [item]
-    assert PacsReader(server).referenced_series("1", "2") == ["1.2.3"]
+    assert PacsClient(server).referenced_series("1", "2") == ["1.2.3"]

@@ -243,14 +243,16 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
                     f'"{image_id}"; try again'
                 )
             series = read_series(slices)
-            if folder.exists():
-                folder.rename(Path(temporary, "earlier"))
-            slices.rename(folder)
+            image = Path(temporary, f"{image_id}.nii.gz")
             if self._convert_to_nifti:
-                image = Path(temporary, f"{image_id}.nii.gz")
                 write_scan(series.image, image, ImageMetadata(series.modality, series.warnings))
-                info = {**_described(header), CHECKED: CHECK_VERSION}
-                self.add_image(image_id, str(image), info)
+            with self._exclusive():  # another server may have fetched it, too
+                if folder.exists():
+                    folder.rename(Path(temporary, "earlier"))
+                slices.rename(folder)
+                if self._convert_to_nifti:
+                    info = {**_described(header), CHECKED: CHECK_VERSION}
+                    self.add_image(image_id, str(image), info)
 
     def _send_segmentation(
         self, image: str, label: str, label_info: Sequence[Mapping[str, Any]]

@@ -6,13 +6,15 @@ replays the prompts of a line with the same weights gets the mask with the same 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,7 +53,9 @@ class Interaction:
 
 
 class Journal:
-    """Appends interactions to the files of their images, and reads them; safe under threads.
+    """Appends interactions to the files of their images, and reads them.
+
+    Threads, and the processes of several servers, may use one folder at a time.
 
     A line is in the file before `append` returns, so that a killed process loses none. It is synced
     to the disk within a moment by another thread, so that a click does not wait for the disk.
@@ -81,7 +85,7 @@ class Journal:
         )
         path = self._path(interaction.image)
         try:
-            with self._lock:
+            with self._lock, self._locked_folder():
                 self._append(path, line)
         except OSError as error:
             logger.warning("an interaction is not in the journal %s: %s", path.name, error)
@@ -102,8 +106,18 @@ class Journal:
         """Wait until all lines so far are on the disk."""
         self._syncer.submit(lambda: None).result()
 
+    @contextmanager
+    def _locked_folder(self) -> Iterator[None]:
+        """Exclude the writers of other processes, as one of them may replace a full file."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
     def _append(self, path: Path, line: bytes) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             size = os.fstat(handle).st_size

@@ -295,6 +295,8 @@ class ListedFiles(LocalDatastore):
                 yield
                 return
             with self._file_lock():
+                if self._is_started:
+                    self._load_list()  # another server may have saved a label meanwhile
                 yield
 
     def _file_lock(self) -> FileLock:

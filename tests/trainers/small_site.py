@@ -186,3 +186,11 @@ def killed_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         patch.setattr(Run, "_step", step_or_die)
         with contextlib.suppress(Killed):
             yield
+
+
+def judge_as(monkeypatch: pytest.MonkeyPatch, new: float, served: float) -> None:
+    """Let the studies that judge give the new student and the served one these Dice."""
+    values = iter([new, served] * 8)
+    monkeypatch.setattr(
+        "lib.trainers.task.mean_dice", lambda *arguments: [next(values)] * len(arguments[2])
+    )

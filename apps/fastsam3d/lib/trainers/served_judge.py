@@ -69,11 +69,11 @@ class JudgedSeries:
     structure: int | None
 
 
-def make_series(study: ExaminedStudy, seed: int, count: int = SERIES) -> Iterator[JudgedSeries]:
+def make_series(study: ExaminedStudy, seed: int) -> Iterator[JudgedSeries]:
     """Yield the series of clicks in a study, which depend on the seed and its voxels alone."""
     generator = np.random.default_rng([seed, int(study.key[:12], 16)])
     structures = list(study.structures)
-    for number in range(count):
+    for number in range(SERIES):
         structure = structures[number % len(structures)] if structures else None
         places = study.body if structure is None else study.structures[structure]
         yield JudgedSeries(study, number, places[generator.integers(len(places))], structure)

@@ -171,10 +171,11 @@ class PublishingTask(TrainTask):
         logger.info("judging the new student on %d studies", len(missing))
         targets = self._mask_source.masks(teacher, device) if teacher else None
         new = Weights(student, f"new student of {self.name}", "new student")
-        pair = [
-            mean_dice(self._mask_source.masks(each, device), targets, missing, options.seed)
-            for each in (new, served)
-        ]
+        with _quiet():
+            pair = [
+                mean_dice(self._mask_source.masks(each, device), targets, missing, options.seed)
+                for each in (new, served)
+            ]
         for study, *values in zip(missing, *pair, strict=True):
             judged["dice"][study.name] = [round(value, 4) for value in values]
 
@@ -240,6 +241,20 @@ class PublishingTask(TrainTask):
 
     def _memory_advice(self, options: Any) -> str:
         return f"lower train_batch_size (now {options.train_batch_size})"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave the lines about each click out of the log, whose end clients show."""
+    loggers = [logging.getLogger(name) for name in ("monailabel", "lib.infers")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -37,7 +37,7 @@ BODY_SPACING_MM = 4.0
 
 
 JUDGED = 4
-"""JUDGED: studies that judge a new student, if there are twice as many."""
+"""JUDGED: studies that judge a new student, unless that is more than half of them."""
 
 FEWEST_TO_VALIDATE = 3
 """FEWEST_TO_VALIDATE: of fewer studies none is held out for validation."""
@@ -264,7 +264,7 @@ class Split(NamedTuple, Generic[AnyStudy]):
 def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[AnyStudy]:
     """Take about `val_split` of the studies to judge, and of the others for validation.
 
-    `JUDGED` studies judge if that leaves at least as many others. Labels judge before the masks of
+    At least `JUDGED` studies judge, but no more than half of them. Labels judge before the masks of
     a teacher: unlabelled studies judge only where labelled ones are too few. Of the other studies,
     `val_split` of the labelled and of the unlabelled ones are held out for validation, or none of
     fewer than `FEWEST_TO_VALIDATE`. The split depends on the seed and the names alone. Raise
@@ -276,15 +276,18 @@ def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[Any
         raise InputError(f"val_split is {val_split:g}; give a share between 0 and 1")
     ranked = _shuffled(studies, seed)
     labelled, unlabelled = ([x for x in ranked if x.is_labelled == kind] for kind in (True, False))
-    judged = labelled[: min(max(JUDGED, round(val_split * len(labelled))), len(labelled) // 2)]
-    most = len(unlabelled) if labelled else len(unlabelled) // 2
+    judged = labelled[: _judging(len(labelled), val_split)]
+    most = _judging(len(unlabelled), val_split) or int(len(labelled) == 1)
     judged += unlabelled[: min(max(0, JUDGED - len(judged)), most)]
-    others = [
-        [x for x in group if all(x is not y for y in judged)] for group in (labelled, unlabelled)
-    ]
+    others = [_without(group, judged) for group in (labelled, unlabelled)]
     held_out = [x for group in others for x in group[: _validating(len(group), val_split)]]
     train = _without([x for group in others for x in group], held_out)
     return Split(train, held_out or train, judged)
+
+
+def _judging(count: int, val_split: float) -> int:
+    """Return how many of `count` studies judge, which leaves at least one for training."""
+    return min(max(JUDGED, round(val_split * count)), (count + 1) // 2) if count > 1 else 0
 
 
 def _without(studies: Sequence[AnyStudy], taken: Sequence[AnyStudy]) -> list[AnyStudy]:

@@ -1,8 +1,8 @@
 """Write an untrained student: `python -m training.student --teacher FILE --out FILE`.
 
-The student has half of the teacher's blocks, the first two without attention (arXiv 2403.09827).
-All other parts are copies of the teacher's. The app's trainer then trains the blocks (`--conf
-weights FILE`).
+The student has half of the teacher's blocks, the first two without attention, and the sparse
+operator in the others (arXiv 2403.09827). All other parts are copies of the teacher's. The app's
+trainer then trains the blocks (`--conf weights FILE`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def student_of(teacher: FastSAM3DConfig) -> FastSAM3DConfig:
         attention_free_blocks=(0, 1),
         window_size=0,
         global_blocks=(),
-    )
+    ).with_attention("sparse")
 
 
 def write_student(teacher_path: Path, out: Path, seed: int) -> None:

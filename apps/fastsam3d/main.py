@@ -126,9 +126,9 @@ class MyApp(MONAILabelApp):
         return {name: config.infer() for name, config in self.configs.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """Return the train task of each model that has one."""
-        trainers = {name: config.trainer() for name, config in self.configs.items()}
-        return {name: trainer for name, trainer in trainers.items() if trainer is not None}
+        """Return the train tasks of all models by their names."""
+        by_model = [config.trainer() or {} for config in self.configs.values()]
+        return {name: task for tasks in by_model for name, task in tasks.items()}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Return the strategies of *Next Sample*; ``random`` is the default of the clients."""

@@ -2,6 +2,7 @@
 
     python apps/fastsam3d/train.py --studies DIR --max-epochs 48
     torchrun --nproc-per-node 4 apps/fastsam3d/train.py --studies DIR     # four GPUs
+    python apps/fastsam3d/train.py --trainer fastsam3d_adapt --studies DIR
     python apps/fastsam3d/train.py --versions                             # list published versions
     python apps/fastsam3d/train.py --rollback                             # serve the previous one
 
@@ -25,11 +26,16 @@ os.environ.setdefault("MONAI_LABEL_DATASTORE_AUTO_RELOAD", "false")
 from lib.configs import FastSAM3DModel
 from lib.errors import AppError, InputError
 from lib.options import Options
+from lib.trainers.adapt_options import AdaptOptions
+from lib.trainers.request_options import RequestOptions
 from lib.trainers.train_options import TrainOptions
 from lib.weights import describe_versions
 
 APP = Path(__file__).resolve().parent
 MODEL = "fastsam3d"
+TRAINERS: dict[str, type[RequestOptions]] = {MODEL: TrainOptions, "fastsam3d_adapt": AdaptOptions}
+"""TRAINERS: the trainers by name, with their options."""
+
 PREVIOUS = -1
 """PREVIOUS: number that --rollback without a number stands for."""
 
@@ -38,9 +44,14 @@ FLAGS = {"start": "--start-from"}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the command line; it has a flag for each train option."""
+    """Parse the command line; it has a flag for each option of the trainer."""
+    chooser = argparse.ArgumentParser(add_help=False)
+    chooser.add_argument("--trainer", choices=TRAINERS, default=MODEL, help="what to train with")
+    chosen, _ = chooser.parse_known_args(arguments)
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[chooser],
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--studies", help="folder of studies, or address of a DICOMweb server")
@@ -54,7 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="as for the server: weights, teacher_weights, spacing_mm, model_dir, …",
     )  # fmt: skip
     training = parser.add_argument_group("training")
-    for option in dataclasses.fields(TrainOptions):
+    for option in dataclasses.fields(TRAINERS[chosen.trainer]):
         default = option.metadata.get("choices", (option.default,))[0]
         text = f"{option.metadata['help']} ({default})".replace("%", "%%")
         name = FLAGS.get(option.name, f"--{option.name.replace('_', '-')}")
@@ -62,14 +73,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def train(studies: str, conf: dict[str, str], options: dict[str, str]) -> dict[str, Any]:
+def train(
+    trainer: str, studies: str, conf: dict[str, str], options: dict[str, str]
+) -> dict[str, Any]:
     """Train; return whether a student was published, and why. Raise InputError as the task does."""
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
         raise InputError(f"studies {studies!r} are neither a folder nor an http(s) address")
     from main import MyApp
 
     app = MyApp(str(APP), studies, conf)
-    return app.trainers[MODEL](options, app.datastore())
+    return app.trainers[trainer](options, app.datastore())
 
 
 def versions(conf: dict[str, str], rollback: int | None) -> dict[str, Any]:
@@ -86,11 +99,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     parsed = parse(arguments)
     conf = dict(parsed.conf)
-    names = [option.name for option in dataclasses.fields(TrainOptions)]
+    names = [option.name for option in dataclasses.fields(TRAINERS[parsed.trainer])]
     options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     try:
         if parsed.studies:
-            result = train(parsed.studies, conf, options)
+            result = train(parsed.trainer, parsed.studies, conf, options)
         else:
             result = versions(conf, parsed.rollback)
     except AppError as error:

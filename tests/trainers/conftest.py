@@ -19,6 +19,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_series() -> Iterator[None]:
+    """Judge on one series of clicks in each study."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lib.trainers.served_judge.SERIES", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """Return a site whose studies stay as they are; each test trains in a model folder of its own.

@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lib.infers.served_masks import ServedMasks
 from lib.networks import FastSAM3DConfig, build_untrained, save_checkpoint
-from lib.trainers import DistillationTask
+from lib.trainers import AdaptationTask, DistillationTask
 from lib.trainers import run as run_module
 from lib.trainers.run import Run
 from lib.weights.files import file_weights
@@ -38,6 +39,7 @@ TEACHER = FastSAM3DConfig(
 )
 STUDENT = replace(TEACHER, depth=6, attention_free_blocks=(0, 1), residual="normed")
 SPACING_MM = 8.0
+MASKS = ServedMasks(SPACING_MM, auto_zoom=False)
 
 # a run of seconds: two epochs of each stage
 SHORT = {
@@ -112,9 +114,17 @@ class Site:
 
     def task(self, model_dir: str = "model", student: Path | None = None) -> DistillationTask:
         folder = self.folder / model_dir / "fastsam3d"
+        served, teacher = self.served(model_dir, student), file_weights(self.teacher)
+        return DistillationTask(folder, served, teacher, MASKS, spacing_mm=SPACING_MM)
+
+    def adaptation(self, model_dir: str = "model") -> AdaptationTask:
+        folder = self.folder / model_dir / "fastsam3d"
+        return AdaptationTask(folder, self.served(model_dir), MASKS)
+
+    def served(self, model_dir: str = "model", student: Path | None = None) -> ServedWeights:
+        folder = self.folder / model_dir / "fastsam3d"
         base = file_weights(student or self.student)
-        served = ServedWeights(base, StudentVersions(folder / "published", base.network_id))
-        return DistillationTask(folder, served, file_weights(self.teacher), spacing_mm=SPACING_MM)
+        return ServedWeights(base, StudentVersions(folder / "published", base.network_id))
 
     def train(self, model_dir: str = "model", **options: object) -> dict:
         """Train with ``SHORT`` and these options; return the statistics."""
@@ -176,3 +186,11 @@ def killed_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         patch.setattr(Run, "_step", step_or_die)
         with contextlib.suppress(Killed):
             yield
+
+
+def judge_as(monkeypatch: pytest.MonkeyPatch, new: float, served: float) -> None:
+    """Let the studies that judge give the new student and the served one these Dice."""
+    values = iter([new, served] * 8)
+    monkeypatch.setattr(
+        "lib.trainers.task.mean_dice", lambda *arguments: [next(values)] * len(arguments[2])
+    )

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_site import SHORT, STUDENT, TEACHER, FolderDatastore, Site, numbers
+from small_site import MASKS, SHORT, STUDENT, TEACHER, FolderDatastore, Site, judge_as, numbers
 
 from lib.errors import InputError
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint, save_checkpoint
 from lib.trainers import DistillationTask, processes
 from lib.trainers.updates import Updater
-from lib.trainers.validation import Validation, judge
+from lib.trainers.validation import Validation
 from lib.weights.files import file_weights
 
 
@@ -22,7 +22,7 @@ def stats(site: Site) -> dict:
     unreadable = site.folder / "studies" / "cut.nii.gz"
     unreadable.write_bytes(b"no scan")
     try:
-        return site.train("both stages")
+        return site.train("both stages", min_gain=0.9)
     finally:
         unreadable.unlink()
 
@@ -66,7 +66,7 @@ def test_statistics_have_the_keys_that_clients_read(stats: dict) -> None:
     assert stats["best_metric"] == pytest.approx(max(means))
     assert stats["total_time"].count(":") == 2
     assert isinstance(stats["published"], bool) and "mean Dice" in stats["reason"]
-    assert stats["studies"] == {"train": 2, "held_out": 2, "labelled": 2}
+    assert stats["studies"] == {"train": 2, "held_out": 2, "judged": 2, "labelled": 2}
     assert list(stats["skipped"]) == ["cut"] and "cannot be read" in stats["skipped"]["cut"]
     assert stats["skipped_count"] == 1
     json.dumps(stats, allow_nan=False)
@@ -112,7 +112,7 @@ def test_stage_1_leaves_the_decoder_alone(site: Site) -> None:
 def test_the_student_of_the_best_validation_is_the_candidate(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dice = iter([0.2, 0.6, 0.4, 0.1])  # after three epochs, and of the served student
+    dice = iter([0.2, 0.6, 0.4])  # after three epochs
     students: list[dict] = []
 
     def validate(network: FastSAM3D, *_: object, **__: object) -> Validation:
@@ -121,9 +121,10 @@ def test_the_student_of_the_best_validation_is_the_candidate(
         return Validation({1: value}, value, torch.full((4, 1), value), labelled=4)
 
     monkeypatch.setattr("lib.trainers.run.validate", validate)
-    stats = site.train("best", teacher="none", max_epochs=3, val_interval=1)
+    judge_as(monkeypatch, 0.5, 0.3)
+    stats = site.train("best", teacher="none", max_epochs=3, val_interval=1, accept=True)
     assert (stats["best_metric"], stats["best_metric_epoch"]) == (0.6, 2)
-    assert stats["published"] and "mean Dice 0.600 against 0.100" in stats["reason"]
+    assert stats["published"] and "mean Dice 0.500 against 0.300" in stats["reason"]
     published = site.task("best")._served().network.state_dict()
     for name, x in published.items():
         torch.testing.assert_close(x, students[1][name], rtol=0, atol=0)
@@ -133,7 +134,7 @@ def test_the_student_of_the_best_validation_is_the_candidate(
 def test_labels_alone(site: Site) -> None:
     stats = site.train("labels alone", teacher="none", max_epochs=2)
     assert [row["stage"] for row in stats["history"]] == [2, 2]
-    assert stats["studies"] == {"train": 1, "held_out": 1, "labelled": 2}
+    assert stats["studies"] == {"train": 1, "held_out": 1, "judged": 1, "labelled": 2}
     assert stats["history"][-1]["dice_teacher"] is None
     assert stats["history"][-1]["kl"] == 0 and stats["teacher"] is None
     assert stats["start"] == "served"
@@ -146,7 +147,7 @@ def test_a_worse_student_is_not_published(site: Site) -> None:
     task = site.task("worse")
     worse = {"lr": 0.5, "lr_stage2": 0.5, "clip_norm": 100.0, "min_gain": 0.9, "max_epochs": 1}
     result = task({**SHORT, **worse}, site.datastore)
-    assert result["published"] is False and "but 0.9 is needed" in result["reason"]
+    assert result["published"] is False and "more than 0.9 is needed" in result["reason"]
     assert task.stats()["published"] is False
     assert not list((site.folder / "worse").rglob("published/*/*.safetensors"))
 
@@ -157,18 +158,37 @@ def test_an_untrained_student_is_replaced_without_a_gain(site: Site, tmp_path: P
     task = site.task("untrained", student=untrained)
     result = task({**SHORT, "max_epochs": 1, "min_gain": 0.9}, site.datastore)
     assert result["published"] and result["version"] == 1
-    assert "but 0.9 is needed; published, as that one was never trained" in result["reason"]
+    assert "published, as that one was never trained" in result["reason"]
     assert task._served().info()["trained"]
+
+
+def test_too_few_studies_to_judge_on_ask_the_user(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second request trains nothing: it publishes what the first one trained."""
+    judge_as(monkeypatch, 0.5, 0.3)
+    task, options = site.task("asks"), {**SHORT, "max_epochs": 1}
+    assert task(options, site.datastore)["published"] is False
+    stats = task.stats()
+    assert stats["asks"] and "on 2 studies that took no part" in stats["reason"]
+    assert "4 studies are needed to judge: train again with accept true" in stats["reason"]
+
+    def fail(*_: object) -> None:
+        raise AssertionError("an update")
+
+    monkeypatch.setattr(Updater, "__call__", fail)
+    monkeypatch.setattr("lib.trainers.task.mean_dice", fail)
+    result = task({**options, "accept": True}, site.datastore)
+    assert result["published"] and result["version"] == 1
+    assert task.stats()["asks"] is False and not task._folder.state.exists()
 
 
 def test_a_published_file_says_how_it_was_trained(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "lib.trainers.run.judge", lambda *_: judge(torch.ones(2, 4), torch.zeros(2, 4), 0)
-    )
+    judge_as(monkeypatch, 0.5, 0.3)
     task = site.task("published")
-    result = task({**SHORT, "max_epochs": 1}, site.datastore)
+    result = task({**SHORT, "max_epochs": 1, "accept": True}, site.datastore)
     assert result["published"] and result["version"] == 1
     info = task._served().info()
     assert info["description"] == "distilled from teacher.safetensors on 2 studies of this site"
@@ -191,7 +211,7 @@ def error_of(task: DistillationTask, datastore: FolderDatastore, **options: obje
 
 def test_no_teacher(site: Site, tmp_path: Path) -> None:
     teacher = dataclasses.replace(file_weights(site.teacher), trained=False)
-    task = DistillationTask(tmp_path, site.task()._served, teacher)
+    task = DistillationTask(tmp_path, site.served(), teacher, MASKS)
     message = "there is no teacher: start the server with --conf teacher_weights"
     assert message in error_of(task, site.datastore)
 
@@ -209,7 +229,7 @@ def test_a_teacher_that_does_not_fit(
     config = dataclasses.replace(TEACHER, **change)
     save_checkpoint(build_untrained(config, 0), tmp_path / "other.safetensors")
     teacher = file_weights(tmp_path / "other.safetensors")
-    task = DistillationTask(tmp_path, site.task()._served, teacher, spacing_mm=8.0)
+    task = DistillationTask(tmp_path, site.served(), teacher, MASKS, spacing_mm=8.0)
     assert message in error_of(task, site.datastore)
 
 

@@ -13,18 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_site import SHORT, Killed, Site, killed_after, numbers
+from small_site import SHORT, Killed, Site, judge_as, killed_after, numbers
 
 from lib.errors import InputError
-from lib.trainers import run as run_module
+from lib.trainers import loop
 from lib.trainers.data import ExaminedStudy, Study
+from lib.trainers.request_options import NOT_IN_RESULT
 from lib.trainers.run import Run
 from lib.trainers.run_state import run_signature
 from lib.trainers.teacher import TeacherFeatures
-from lib.trainers.train_options import NOT_IN_RESULT, TrainOptions
+from lib.trainers.train_options import TrainOptions
 from lib.trainers.updates import Updater
 
-SMALL = {**SHORT, "start": "served", "threads": 1}
+SMALL = {**SHORT, "start": "served", "threads": 1, "min_gain": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def undisturbed(site: Site) -> dict:
 @pytest.fixture(autouse=True)
 def saved_at_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the time between saved states out of the tests."""
-    monkeypatch.setattr(run_module, "SAVE_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def killed(site: Site) -> Path:
     The teacher's features are stored there, too.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "SAVE_SECONDS", 1e9)
+        patch.setattr(loop, "SAVE_SECONDS", 1e9)
         with killed_after(4, patch):
             site.train("killed", **SMALL)
     return site.folder / "killed"
@@ -58,7 +59,7 @@ def copy_of(killed: Path, site: Site, name: str) -> str:
 
 
 def facts(stats: dict) -> dict:
-    names = ("best_metric", "best_metric_epoch", "pair_errors", "dice_served", "reason")
+    names = ("best_metric", "best_metric_epoch", "pair_errors", "judged", "reason")
     return {"history": numbers(stats), **{name: stats[name] for name in names}}
 
 
@@ -79,7 +80,7 @@ def test_states_within_an_epoch_lose_no_update(
     site: Site, undisturbed: dict, monkeypatch: pytest.MonkeyPatch, updates: int
 ) -> None:
     name = f"killed after {updates}"
-    monkeypatch.setattr(run_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     with killed_after(updates, monkeypatch):
         site.train(name, **SMALL)
     stats = site.train(name, **SMALL)
@@ -179,7 +180,7 @@ def test_a_killed_run_is_published_after_its_last_update(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "compare", die)
+        patch.setattr(Run, "candidate", die)
         site.train("unpublished", **SMALL)
 
     def full(*_: object) -> None:
@@ -191,15 +192,14 @@ def test_a_killed_run_is_published_after_its_last_update(
     assert stats["resumed"] == "resumed after update 12"
     assert facts(stats) == facts(undisturbed)
 
-    monkeypatch.setattr(
-        "lib.trainers.run.judge", lambda *_: run_module.Verdict(True, "it is better")
-    )
+    judge_as(monkeypatch, 1.0, 0.0)
+    accepted = {**SMALL, "accept": True}
     task = site.task(unwritten)
     with monkeypatch.context() as patch:
         patch.setattr("lib.weights.versions.save_checkpoint", full)
         with pytest.raises(InputError, match="make room on the disk and train again"):
-            task(SMALL, site.datastore)
-    result = task(SMALL, site.datastore)
+            task(accepted, site.datastore)
+    result = task(accepted, site.datastore)
     assert result["published"] and task.stats()["resumed"] == "resumed after update 12"
 
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import psutil
@@ -17,6 +17,9 @@ import torch
 from monailabel.utils.others.generic import device_list, device_map
 
 from lib.errors import InputError, OptionError
+
+AttentionChoice = Literal["stored", "dense", "sparse"]
+"""AttentionChoice: as in :mod:`lib.networks.config`."""
 
 LABELS = ("target", "organ", "lesion", "vessel", "bone")
 """LABELS: default of the option ``labels``."""
@@ -62,6 +65,8 @@ class Options:
     spacing_mm: voxel size of the ROI.
     zoom: ``auto`` to choose the voxel size for each structure from its prompts and the image around
         them, or ``fixed``; a number is the same as ``spacing_mm`` and ``fixed``.
+    attention: operator of the attention: ``stored`` with the weights, ``dense`` or ``sparse``.
+    adapt_every: new labels after which ``fastsam3d_adapt`` starts by itself; 0 for never.
     volume_cache_mb: limit of the cache of images; a quarter of the memory by default.
     embedding_cache_mb: limit of the cache of image embeddings, which the models share.
     model_dir: folder that weights are searched in and trained weights are written to; empty for the
@@ -84,6 +89,8 @@ class Options:
     device: str = ""
     spacing_mm: float = 1.5
     zoom: str = "auto"
+    attention: AttentionChoice = "stored"
+    adapt_every: int = 0
     volume_cache_mb: int = 0
     embedding_cache_mb: int = 256
     model_dir: str = ""
@@ -203,6 +210,12 @@ def _device(text: str) -> str:
     return text
 
 
+def _attention(text: str) -> str:
+    if text not in get_args(AttentionChoice):
+        raise ValueError(f"give {', '.join(get_args(AttentionChoice))}")
+    return text
+
+
 def _zoom(text: str) -> str | float:
     if text in ("auto", "fixed"):
         return text
@@ -220,6 +233,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "device": _device,
     "spacing_mm": _positive(float),
     "zoom": _zoom,
+    "attention": _attention,
+    "adapt_every": _whole_number,
     "volume_cache_mb": _positive(int),
     "embedding_cache_mb": _positive(int),
     "model_dir": str,

@@ -13,7 +13,7 @@ from monailabel.datastore.local import LocalDatastore
 from lib.errors import InputError
 from lib.imaging.volume import read_volume
 from lib.trainers.data import Study, examine, find_studies, split
-from lib.trainers.data.studies import PLACES, examine_study
+from lib.trainers.data.studies import PLACES, examine_study, halves
 
 
 def datastore_in(folder: Path) -> LocalDatastore:
@@ -236,27 +236,47 @@ def named(count: int, labelled: int = 0) -> list[Study]:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("count", "labelled"), [(2, 0), (2, 2), (2, 1), (7, 3), (20, 20), (3, 1)])
-def test_each_side_has_a_study_and_none_is_on_both(count: int, labelled: int, seed: int) -> None:
+def test_no_study_that_trains_or_selects_judges(count: int, labelled: int, seed: int) -> None:
     studies = named(count, labelled)
-    train, held_out, by_roi = split(studies, 0.2, seed)
-    assert train and held_out and not by_roi
-    assert sorted(x.name for x in train + held_out) == sorted(x.name for x in studies)
-    assert len(held_out) <= max(2, round(0.25 * count))
+    parts = split(studies, 0.2, seed)
+    names = [{x.name for x in part} for part in parts]
+    train, held_out, judged = names
+    assert train and held_out and judged
+    assert not judged & (train | held_out)
+    assert not train & held_out or train == held_out, "too few to hold some out"
+    assert sorted(train | held_out | judged) == sorted(x.name for x in studies)
+    assert sorted(x.name for x in parts.all()) == sorted(x.name for x in studies)
     if labelled > 1:
-        assert any(x.is_labelled for x in held_out) and any(x.is_labelled for x in train)
+        assert all(any(x.is_labelled for x in part) for part in (parts.train, parts.judged))
+
+
+@pytest.mark.parametrize(
+    ("count", "labelled", "sizes"),
+    [(7, 7, (2, 1, 4)), (40, 40, (26, 6, 8)), (40, 0, (29, 7, 4)), (40, 2, (29, 7, 4))],
+)
+def test_sizes_of_the_parts(count: int, labelled: int, sizes: tuple[int, ...]) -> None:
+    assert tuple(len(part) for part in split(named(count, labelled), 0.2, 0)) == sizes
 
 
 def test_the_split_depends_on_names_and_seed_alone() -> None:
     studies = named(12)
-    held_out = {x.name for x in split(studies, 0.3, 1).held_out}
-    assert {x.name for x in split(studies[::-1], 0.3, 1).held_out} == held_out
-    assert len({frozenset(x.name for x in split(studies, 0.3, n).held_out) for n in range(8)}) > 3
+    judged = {x.name for x in split(studies, 0.3, 1).judged}
+    assert {x.name for x in split(studies[::-1], 0.3, 1).judged} == judged
+    assert len({frozenset(x.name for x in split(studies, 0.3, n).judged) for n in range(8)}) > 3
 
 
-def test_a_single_study_is_split_by_roi_and_none_is_an_error() -> None:
-    train, held_out, by_roi = split(named(1), 0.2, 0)
-    assert train == held_out and by_roi
+def test_a_single_study_judges_nothing_and_none_is_an_error() -> None:
+    train, held_out, judged = split(named(1), 0.2, 0)
+    assert train == held_out and not judged
     with pytest.raises(InputError, match="no studies"):
         split([], 0.2, 0)
     with pytest.raises(InputError, match="val_split is 1"):
         split(named(3), 1, 0)
+
+
+def test_halves_are_disjoint_and_equally_large() -> None:
+    studies = named(7)
+    first, second = halves(studies, 1)
+    assert (len(first), len(second)) == (4, 3)
+    assert sorted(x.name for x in first + second) == sorted(x.name for x in studies)
+    assert halves(studies[::-1], 1) == (first, second)

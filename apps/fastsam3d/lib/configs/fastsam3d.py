@@ -9,8 +9,9 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.infers import FastSAM3DInfer
+from lib.infers.served_masks import ServedMasks
 from lib.options import Options
-from lib.trainers import DistillationTask
+from lib.trainers import AdaptationTask, DistillationTask
 from lib.weights import ServedWeights, StudentVersions, Weights, choose_weights
 from lib.weights.files import check_default
 
@@ -54,18 +55,24 @@ class FastSAM3DModel(TaskConfig):
             self.kwargs["caches"],
             spacing_mm=options.spacing_mm,
             auto_zoom=options.zoom == "auto",
+            attention=options.attention,
             label_codes=dict(options.label_codes),
             device=options.device or None,
             description="FastSAM3D: a 3D mask from points, boxes and paths",
             current=self.served,
         )
 
-    def trainer(self) -> TrainTask:
+    def trainer(self) -> dict[str, TrainTask]:
+        """Return the trainers by name; the one of the model's own name is the default."""
         options: Options = self.kwargs["options"]
-        return DistillationTask(
+        masks = ServedMasks(options.spacing_mm, options.zoom == "auto", options.attention)
+        distillation = DistillationTask(
             self._folder,
             self.served,
             self._teacher(),
+            masks,
             spacing_mm=options.spacing_mm,
             device=options.device,
         )
+        adaptation = AdaptationTask(self._folder, self.served, masks, device=options.device)
+        return {each.name: each for each in (distillation, adaptation)}

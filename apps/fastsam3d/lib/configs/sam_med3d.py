@@ -37,6 +37,7 @@ class SAMMed3DModel(TaskConfig):
             self.kwargs["caches"],
             spacing_mm=options.spacing_mm,
             auto_zoom=options.zoom == "auto",
+            attention=options.attention,
             label_codes=dict(options.label_codes),
             device=options.device or None,
             description="SAM-Med3D, the teacher: a 3D mask from points, boxes and paths",

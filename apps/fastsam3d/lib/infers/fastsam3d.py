@@ -59,6 +59,7 @@ from lib.infers.transforms import (
     ReadInitialMaskd,
     Transforms,
 )
+from lib.networks import AttentionChoice, with_attention
 from lib.weights.files import Weights
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class FastSAM3DInfer(BasicInferTask):
         *,
         spacing_mm: float = 1.5,
         auto_zoom: bool = False,
+        attention: AttentionChoice = "stored",
         label_codes: Mapping[str, str] | None = None,
         device: str | None = None,
         description: str = "",
@@ -101,7 +103,8 @@ class FastSAM3DInfer(BasicInferTask):
 
         weights: what to serve. labels: names that clients offer. label_codes: SNOMED CT codes of
         labels, by name. spacing_mm: distance of ROI
-        voxels. auto_zoom: choose another distance for structures of another size. device: a name
+        voxels. auto_zoom: choose another distance for structures of another size. attention: the
+        operator to compute with. device: a name
         for `find_device`; None offers all devices, the first by default. current: returns the
         weights to use now, if they can change while the server runs.
         """
@@ -118,6 +121,7 @@ class FastSAM3DInfer(BasicInferTask):
         self._caches = caches
         self._spacing_mm = spacing_mm
         self._auto_zoom = auto_zoom
+        self._attention = attention
         self._interactions = describe_interactions(labels, label_codes or {})
         self._voxel_sizes: ByteCache[float] = ByteCache(MAX_VOXEL_SIZES, nbytes=lambda _: 1)
         self._predictors: ByteCache[FastSAM3DPredictor] = ByteCache(
@@ -132,6 +136,7 @@ class FastSAM3DInfer(BasicInferTask):
             **super().info(),
             "description": description,
             "weights": weights.info(),
+            "attention": weights.network.config.with_attention(self._attention).operator,
             "interactions": self._interactions,
             "precision": {
                 device: asdict(predictor.precision)
@@ -281,7 +286,8 @@ class FastSAM3DInfer(BasicInferTask):
 
         def make() -> FastSAM3DPredictor:
             self._drop_others(weights.network_id)
-            network = weights.network if device == "cpu" else copy.deepcopy(weights.network)
+            network = with_attention(weights.network, self._attention)
+            network = network if device == "cpu" else copy.deepcopy(network)
             network, precision = choose(network, torch.device(device))
             return FastSAM3DPredictor(
                 CapturedNetwork(network),

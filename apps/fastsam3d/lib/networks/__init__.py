@@ -4,13 +4,15 @@
   ``mask_decoder.py`` and ``mask_refiner.py``: its parts; ``prepared.py``: what is kept of an image
 * ``attention.py``, ``sparsity.py``, ``position_bias.py``, ``token_blocks.py``, ``common.py``: the
   operators of the parts; ``torch_private.py``: undocumented functions of PyTorch, with fallbacks
+* ``attention_choice.py``: any weights with the dense or the sparse operator
 * ``config.py``: the architecture; ``policy.py``: how masks are made and cut; ``threshold.py``
 * ``checkpoint.py``: reading and writing weights, with ``published_file.py``, ``infer_config.py``
   and ``stored_config.py``
 """
 
+from .attention_choice import with_attention
 from .checkpoint import CheckpointError, describe_checkpoint, load_checkpoint, save_checkpoint
-from .config import CONFIGS, FastSAM3DConfig
+from .config import CONFIGS, AttentionChoice, FastSAM3DConfig
 from .fastsam3d import FastSAM3D, build_network, build_untrained
 from .policy import POLICIES, MaskPolicy
 from .prepared import DecoderConstants, PreparedImage
@@ -19,6 +21,7 @@ from .threshold import mask_threshold
 __all__ = [
     "CONFIGS",
     "POLICIES",
+    "AttentionChoice",
     "CheckpointError",
     "DecoderConstants",
     "FastSAM3D",
@@ -31,4 +34,5 @@ __all__ = [
     "load_checkpoint",
     "mask_threshold",
     "save_checkpoint",
+    "with_attention",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 PositionBias = Literal["published", "textbook", "none"]
 Residual = Literal["pre_norm", "normed"]
 Sparsity = Literal["dense", "segments", "lattice"]
+AttentionChoice = Literal["stored", "dense", "sparse"]
+"""AttentionChoice: the operator that the weights were stored with, or another one."""
 
 _CHOICES = {
     "position_bias": get_args(PositionBias),
@@ -32,6 +34,7 @@ class FastSAM3DConfig:
     sparsity: which tokens attend to which in the encoder's global blocks, given ``segment_length``
         and ``interval`` (:mod:`lib.networks.sparsity`).
     decoder_segment: segment length of the decoder's self-attention over prompt tokens; 0: dense.
+        It is dense up to this number of tokens too: 64 hold 58 clicks beside the decoder's own.
     detail_channels: channels of the image detail at the resolution of the low-resolution mask
         (:mod:`lib.networks.mask_refiner`); 0, as published: the network has no mask refiner.
     swap_dense_axes: coordinate 0 of the dense positional encoding runs along grid axis 1, as
@@ -102,6 +105,23 @@ class FastSAM3DConfig:
         """Channels of the image embedding: the neck's, then the patches of the image detail."""
         return self.out_channels + self.detail_channels * (self.low_res_size // self.grid_size) ** 3
 
+    def with_attention(self, choice: AttentionChoice) -> FastSAM3DConfig:
+        """Return the same architecture with another operator, for which the weights stay the same.
+
+        ``sparse`` changes the encoder's global blocks (attention in windows stays) and the
+        decoder's self-attention; a configuration that is sparse already stays as it is.
+        """
+        if choice == "dense":
+            return replace(self, sparsity="dense", decoder_segment=0)
+        if choice == "sparse" and self.sparsity == "dense":
+            return replace(self, **SPARSE)
+        return self
+
+    @property
+    def operator(self) -> str:
+        """The attention operator of the encoder's global blocks: ``dense`` or ``sparse``."""
+        return "dense" if self.sparsity == "dense" else "sparse"
+
     def window_of(self, block: int) -> int:
         """Return the side of the attention window of ``block`` in tokens; 0: global attention."""
         return 0 if block in self.global_blocks else self.window_size
@@ -151,6 +171,10 @@ DECODER_OPTIONS = (
 )
 """DECODER_OPTIONS: the fields that belong to the prompt encoder and the mask decoder."""
 
+SPARSE: dict[str, Any] = {"sparsity": "lattice", "interval": 2, "decoder_segment": 64}
+"""SPARSE: the paper's sparse operator: groups of 64 tokens on a grid of 8³, segments of 64 prompt
+tokens."""
+
 _STUDENT: dict[str, Any] = {
     "depth": 6,
     "num_heads": 6,
@@ -175,9 +199,7 @@ CONFIGS: dict[str, FastSAM3DConfig] = {
     # FastSAM3D's student (arXiv 2403.09827), as its published weights were trained
     "fastsam3d": FastSAM3DConfig(**_STUDENT),
     # the same student with the paper's sparse operator; flash kernels take no position bias
-    "fastsam3d_sparse": FastSAM3DConfig(
-        **_STUDENT, sparsity="lattice", position_bias="none", decoder_segment=64
-    ),
+    "fastsam3d_sparse": FastSAM3DConfig(**_STUDENT, **SPARSE, position_bias="none"),
     # the shipped teacher and student, which are small enough to click on a CPU; the student keeps
     # the teacher's residual, see training/student.py
     "sam_med3d_default": FastSAM3DConfig(**_DEFAULT),

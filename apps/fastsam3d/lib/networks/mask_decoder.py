@@ -24,7 +24,8 @@ class DecoderAttention(nn.Module):
     """Multi-head attention [B, Nq, C] over [B, Nk, C] with inner width C / downsample.
 
     segment: a positive value limits self-attention to segments of that length (Eq. 3 of FastSAM3D
-    with interval 1).
+    with interval 1). A sequence that is not longer is one segment, so its attention is dense.
+    Attention between prompt and image tokens has two sequences and is always dense.
     """
 
     def __init__(self, width: int, heads: int, downsample: int = 1, segment: int = 0) -> None:
@@ -44,7 +45,7 @@ class DecoderAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return ``forward`` for already projected queries, keys and values [B, N, inner]."""
         q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
-        if self.segment:
+        if self.segment and q.shape[2] > self.segment:
             groups = segment_groups(q.shape[2], self.segment, interval=1)
             out = sparse_attention(q, k, v, groups, backend=self.backend)
         else:

@@ -114,7 +114,11 @@ class ModelTrainer(Protocol):
         ...
 
     def check(self, options: Mapping[str, Any], datastore: Studies) -> object:
-        """Raise InputError if a training with these options cannot succeed."""
+        """Return the parsed options; raise InputError if a training with them cannot succeed."""
+        ...
+
+    def estimate_seconds(self, options: Any) -> float | None:
+        """Return how long a training with parsed options will take; None if that is unknown."""
         ...
 
 

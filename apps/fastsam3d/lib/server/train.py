@@ -49,13 +49,17 @@ _start_lock = threading.Lock()
 
 @router.post("/train/", include_in_schema=False)
 def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = False) -> Any:
-    """OHIF's request: ``params`` are options for all trainers, or for each trainer by its name."""
+    """OHIF's request: ``params`` are options for a trainer by its name, or for those of the models.
+
+    A trainer with another name than a model, such as ``fastsam3d_adapt``, starts by its name only.
+    """
     _check_is_async(run_sync)
     params = params or {}
     trainers = _trainers()
-    by_name = {name: params.get(name, {}) for name in trainers}
-    if not set(params) <= set(trainers):
-        by_name = dict.fromkeys(trainers, params)
+    if params and set(params) <= set(trainers):
+        by_name = params
+    else:
+        by_name = {name: params for name in trainers if name in app_instance().configs}
     return {
         name: {"result": _start(name, options), "detail": None} for name, options in by_name.items()
     }
@@ -169,12 +173,13 @@ def _check_is_async(run_sync: bool) -> None:
 def _start(model: str, options: dict[str, Any]) -> Any:
     """Start a training in a process and return its task.
 
-    Raises InputError before the process starts if the training cannot succeed, and ConflictError
-    if another one runs.
+    The task of a training on a CPU tells how long it will take. Raises InputError before the
+    process starts if the training cannot succeed, and ConflictError if another one runs.
     """
     if app_instance().options.device:  # the site's device is not the client's to change
         options = {key: value for key, value in options.items() if key != "device"}
-    _trainer(model).check(options, app_instance().datastore())
+    trainer = _trainer(model)
+    checked = trainer.check(options, app_instance().datastore())
     with _start_lock:  # of two requests at once, the second one finds the task of the first
         if _active_tasks() or _is_ending():
             raise ConflictError(
@@ -182,8 +187,18 @@ def _start(model: str, options: dict[str, Any]) -> Any:
             )
         # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        seconds = trainer.estimate_seconds(checked)
         task, _ = AsyncTask.run("train", request={"model": model}, params=options, enqueue=True)
-    return task
+    return task if seconds is None else {**task, **_describe_duration(seconds)}
+
+
+def _describe_duration(seconds: float) -> dict[str, Any]:
+    """Return an estimated duration for the reply to a client."""
+    minutes = max(1, round(seconds / 60))
+    return {
+        "estimate_seconds": round(seconds),
+        "estimate": f"about {minutes} min on this CPU, from the time of the networks measured now",
+    }
 
 
 def _active_tasks() -> list[dict[str, Any]]:

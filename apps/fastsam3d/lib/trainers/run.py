@@ -1,13 +1,10 @@
-"""One training run in one process: build, step, evaluate, save, compare."""
+"""One distillation in one process: build, step, evaluate."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,24 +14,21 @@ from lib.networks import FastSAM3D, build_untrained
 from lib.weights.files import Weights
 
 from . import processes
-from .curves import EventWriter, draw_curves
 from .data.batches import Batches
 from .data.roi_pool import make_pools
 from .data.studies import ExaminedStudy, Split
 from .data.tensor_store import TensorStore
-from .run_state import Clock, Progress, RunFolder, duration, private_folder, run_signature
+from .loop import TrainingLoop
+from .run_state import Progress, RunFolder, private_folder, run_signature
 from .schedule import LayerPairs, layer_pairs
 from .stages import Batch, to_device
 from .student_start import start_student
 from .teacher import TeacherFeatures, make_features
 from .train_options import TrainOptions
 from .updates import Updater
-from .validation import Validation, Verdict, judge, pair_errors, validate
+from .validation import Validation, pair_errors, validate
 
 logger = logging.getLogger(__name__)
-
-SAVE_SECONDS = 30.0
-"""SAVE_SECONDS: longest time between two saved states."""
 
 START_MARGIN = 0.05
 """START_MARGIN: Dice by which the served student must beat the teacher's copy to be the start."""
@@ -55,11 +49,11 @@ class RunWeights(NamedTuple):
     teacher: Weights | None
 
 
-class Run:
+class Run(TrainingLoop):
     """The training of a student; its methods stand in the order in which they are called.
 
-    Each process of a run has a Run of its own. The first process validates, saves and compares;
-    the others only take part in the updates.
+    Each process of a run has a Run of its own. The first process validates and saves; the others
+    only take part in the updates.
     """
 
     # --- build ------------------------------------------------------------------------------------
@@ -73,13 +67,10 @@ class Run:
         spacing_mm: float,
         device: torch.device,
     ) -> None:
-        self.folder, self.options, self.device = folder, options, device
-        self.is_first = processes.rank() == 0
-        self.progress = Progress()
+        super().__init__(folder, options, device)
+        self.options = options
+        self._loader: DataLoader | None = None
         self._studies, self._weights = studies, weights
-        self._clock = Clock(SAVE_SECONDS)
-        self._events = EventWriter(folder.events)
-        self._stop_requested = False
         self._teacher_dice: dict[int, float] | None = None
 
         cache = private_folder(folder.folder / "cache")  # parts of patients' scans
@@ -97,7 +88,7 @@ class Run:
         self._updater = Updater(self.student, self.features, self.pairs, options, device)
         self._schedule = self._updater.schedule
         self._batches = Batches(len(self.rois), options, processes.rank(), processes.world_size())
-        self._signature = run_signature(
+        self.signature = run_signature(
             options,
             studies.all(),
             {
@@ -114,9 +105,7 @@ class Run:
 
         facts: further statistics for clients.
         """
-        state, note = None, ""
-        if self.options.resume:
-            state, note = self.folder.load_state(self._signature)
+        state, note = self._stored_state()
         if state is not None:
             self._load(state)
         else:
@@ -130,6 +119,7 @@ class Run:
             "studies": {
                 "train": len(self._studies.train),
                 "held_out": len(self._studies.held_out),
+                "judged": len(self._studies.judged),
                 "labelled": sum(each.is_labelled for each in self._studies.all()),
             },
             "resumed": note,
@@ -167,41 +157,24 @@ class Run:
 
     # --- step -------------------------------------------------------------------------------------
 
-    def train(self) -> None:
-        """Train until the last update, or until SIGTERM; the state is saved in both cases."""
-        loader = DataLoader(
-            self.rois, batch_sampler=self._batches, num_workers=self.options.workers
-        )
-        is_stopping = False
-        with self._stop_on_sigterm():
-            while not self.is_done and not is_stopping:
-                for batch in loader:  # one epoch, or the rest of it
-                    self._step(batch)
-                    is_epoch_over = self.progress.update % self._schedule.per_epoch == 0
-                    if is_epoch_over:
-                        self._end_epoch()
-                    is_stopping = processes.any_of_all(self._stop_requested, self.device)
-                    if not is_epoch_over and (is_stopping or self._clock.is_time_to_save()):
-                        self._save()
-                    if is_stopping:
-                        break
+    @property
+    def updates(self) -> int:
+        return self._schedule.updates
 
     @property
-    def is_done(self) -> bool:
-        """True after the last update; publishing may still be due."""
-        return self.progress.update >= self._schedule.updates
+    def is_epoch_over(self) -> bool:
+        return self.progress.update % self._schedule.per_epoch == 0
 
-    @contextmanager
-    def _stop_on_sigterm(self) -> Iterator[None]:
-        """Let SIGTERM end the loop of all processes after the current update."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop_requested", True))
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    @property
+    def epochs(self) -> tuple[int, int]:
+        return self.progress.update // self._schedule.per_epoch, self.options.max_epochs
+
+    def _batches_of_epoch(self) -> Iterable[Batch]:
+        if self._loader is None:
+            self._loader = DataLoader(
+                self.rois, batch_sampler=self._batches, num_workers=self.options.workers
+            )
+        return self._loader
 
     def _step(self, batch: Batch) -> None:
         self.student.train()
@@ -236,7 +209,7 @@ class Run:
         if self.pairs and epoch == self.options.stage1_epochs:
             self.progress.facts["pair_errors"]["stage1"] = self._pair_errors(self.held_out)
         self._report(row)
-        self._save()
+        self.save()
 
     def _validate_student(self, epoch: int) -> dict[str, Any]:
         """Measure student and teacher for the history; keep the student if it is the best."""
@@ -276,24 +249,16 @@ class Run:
             row["loss"],
             dice,
         )
-        self._events.add(row)
-        draw_curves(self.progress.history, self.folder.curves)
+        self._draw(row)
 
-    # --- save -------------------------------------------------------------------------------------
+    def _state(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self._updater.optimizer.state_dict(),
+            "scaler": self._updater.scaler.state_dict(),
+        }
 
-    def _save(self) -> None:
-        """Save the state, and the statistics for clients."""
-        if self.is_first:
-            self._clock.tick(self.progress)
-            self.folder.save_state(self._signature, self.progress, self._updater)
-            self._clock.mark_saved()
-            self._write_stats()
-
-    def _write_stats(self, **results: Any) -> None:
-        if self.is_first:
-            self.folder.write_stats(self.progress, self.options, **results)
-
-    # --- compare ----------------------------------------------------------------------------------
+    # --- end --------------------------------------------------------------------------------------
 
     def candidate(self) -> FastSAM3D:
         """Return the best student of the run, on the CPU, and measure its pair errors."""
@@ -302,24 +267,6 @@ class Run:
         if self.pairs:
             self.progress.facts["pair_errors"]["final"] = self._pair_errors(self.held_out)
         return copy.deepcopy(self.student).cpu().eval()
-
-    def compare(self, served: Weights) -> Verdict:
-        """Compare the best student with the one that is served now, on the same ROIs and clicks."""
-        validation = self._validate(copy.deepcopy(served.network).to(self.device))
-        self.progress.facts["dice_served"] = validation.dice
-        best = torch.tensor(self.progress.best["per_roi"])
-        is_better, reason = judge(best, validation.per_roi, self.options.min_gain)
-        if not (is_better or served.trained):
-            is_better, reason = True, f"{reason}; published, as that one was never trained"
-        if self._studies.by_roi:
-            reason = f"{reason}; measured on the study that was trained on, as there is only one"
-        return Verdict(is_better, reason)
-
-    def end(self, **results: Any) -> None:
-        """Write the results and remove the state; the next training starts anew."""
-        self._write_stats(total_time=duration(self.progress.seconds), **results)
-        self.folder.remove_state()
-        self._events.close()
 
 
 def _rounded(dice: Mapping[int, float]) -> str:

@@ -18,8 +18,7 @@ import torch
 from lib.atomic_file import write_atomically, write_text_atomically
 
 from .data.studies import ExaminedStudy
-from .train_options import TrainOptions
-from .updates import Updater
+from .request_options import RequestOptions
 
 STATE_FORMAT = 1
 """STATE_FORMAT: version of the state file; a run resumes from its own version only."""
@@ -69,7 +68,7 @@ class Progress:
 
 
 def run_signature(
-    options: TrainOptions, studies: Sequence[ExaminedStudy], networks: Mapping[str, Any]
+    options: RequestOptions, studies: Sequence[ExaminedStudy], networks: Mapping[str, Any]
 ) -> str:
     """Return a hash of everything that decides a run's result.
 
@@ -95,15 +94,9 @@ class RunFolder:
         self.curves = folder / "curves.png"
         self.events = folder / "events"
 
-    def save_state(self, signature: str, progress: Progress, updater: Updater) -> None:
-        """Save everything that a resumed run needs."""
-        content = {
-            "signature": signature,
-            "progress": vars(progress),
-            "student": updater.student.state_dict(),
-            "optimizer": updater.optimizer.state_dict(),
-            "scaler": updater.scaler.state_dict(),
-        }
+    def save_state(self, signature: str, progress: Progress, state: Mapping[str, Any]) -> None:
+        """Save everything that a resumed run needs; state: that of the student and optimizer."""
+        content = {"signature": signature, "progress": vars(progress), **state}
         save_tensors(self.state, content)
 
     def load_state(self, signature: str) -> tuple[dict[str, Any] | None, str]:
@@ -130,11 +123,17 @@ class RunFolder:
         """Save the weights of the best student so far."""
         save_tensors(self.best, student.state_dict())
 
-    def write_stats(self, progress: Progress, options: TrainOptions, **results: Any) -> None:
-        """Write the statistics for clients; a finished run adds its results (`total_time`, …)."""
+    def write_stats(
+        self, progress: Progress, epochs: tuple[int, int], updates: int, **results: Any
+    ) -> None:
+        """Write the statistics for clients; a finished run adds its results (`total_time`, …).
+
+        epochs: those that are over, and all. updates: of the whole run.
+        """
         stats = {
-            "epoch": progress.update // options.iterations_per_epoch,
-            "total_epochs": options.max_epochs,
+            "epoch": epochs[0],
+            "total_epochs": epochs[1],
+            "remaining_time": remaining(progress, updates),
             "iteration": progress.update,
             "best_metric": progress.best.get("mean", 0.0),
             "best_metric_epoch": progress.best.get("epoch"),
@@ -181,6 +180,13 @@ def private_folder(path: Path) -> Path:
     with suppress(PermissionError):
         path.chmod(0o700)
     return path
+
+
+def remaining(progress: Progress, updates: int) -> str | None:
+    """Return the time that the other updates take at the speed so far; None before the first."""
+    if not progress.update:
+        return None
+    return duration(progress.seconds / progress.update * (updates - progress.update))
 
 
 def duration(seconds: float) -> str:

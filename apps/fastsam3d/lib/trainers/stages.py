@@ -29,7 +29,10 @@ from .schedule import LayerPairs
 from .teacher import TeacherFeatures
 
 Batch = dict[str, Any]
-"""Batch: name -> tensor, and "key" -> the ROIs' keys; see `RoiPool`."""
+"""Batch: name -> tensor, and "key" -> the ROIs' keys; see `RoiPool`.
+
+It may have the student's "embedding" instead of the "image", for a student with a frozen encoder.
+"""
 
 
 class Stage1(nn.Module):
@@ -127,12 +130,15 @@ class Stage2(nn.Module):
         student's last masks. seed: seed of the clicks, which differs in each update and is the same
         in every process.
         """
-        image, target = batch["image"], batch["target"]
+        target = batch["target"]
         cells = target.shape[-1]
-        cell = image.shape[-1] // cells
+        cell = self.student.config.roi_size // cells
         clicks, graded = self._draw_series(seed)
         generators = roi_generators(batch["key"], seed)
-        student = ClickSeries(self.student, self.student.encode(image))
+        embedding = batch.get("embedding")
+        if embedding is None:
+            embedding = self.student.encode(batch["image"])
+        student = ClickSeries(self.student, embedding)
         teacher = self._teacher_series(batch)
         points_roi, labels = first_clicks(batch["click_roi"])
         steps = []

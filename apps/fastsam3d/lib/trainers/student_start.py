@@ -8,8 +8,14 @@ from lib.errors import InputError
 from lib.networks import FastSAM3D, FastSAM3DConfig
 from lib.networks.config import DECODER_OPTIONS
 
-SHARED_OPTIONS = ("width", "roi_size", "patch_size", "out_channels", *DECODER_OPTIONS)
-"""SHARED_OPTIONS: options of the configuration that must be equal to copy parts of the teacher."""
+SHARED_OPTIONS = (
+    *("width", "roi_size", "patch_size", "out_channels"),
+    *(name for name in DECODER_OPTIONS if name != "decoder_segment"),
+)
+"""SHARED_OPTIONS: options of the configuration that must be equal to copy parts of the teacher.
+
+The decoder's segments are not among them: both operators have the same weights.
+"""
 
 
 def check_compatible(student: FastSAM3DConfig, teacher: FastSAM3DConfig) -> None:

@@ -1,10 +1,12 @@
-"""Validation on held-out ROIs with simulated clicks, and the verdict on a new student."""
+"""Validation on held-out ROIs with simulated clicks, which selects the best student of a run.
+
+It does not judge that student: :mod:`lib.trainers.served_judge` does, on other studies.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,33 +137,3 @@ def _batches(samples: Dataset, network: FastSAM3D, batch_size: int) -> Iterator[
     device = next(network.parameters()).device
     for batch in DataLoader(samples, batch_size=batch_size):
         yield to_device(batch, device)
-
-
-class Verdict(NamedTuple):
-    """The comparison of a new student with the served one.
-
-    is_better: whether to publish the new one. reason: a sentence for the user, with the numbers.
-    """
-
-    is_better: bool
-    reason: str
-
-
-def judge(candidate: Tensor, served: Tensor, min_gain: float) -> Verdict:
-    """Decide whether the candidate is measurably better than the served student.
-
-    candidate, served: Dice (ROIs, numbers of clicks) with the same clicks. The gain of the mean
-    must reach `min_gain` and exceed its own standard error over the ROIs.
-    """
-    gains = (candidate - served).mean(dim=1)
-    gain, count = float(gains.mean()), len(gains)
-    error = float(gains.std(correction=1) / count**0.5) if count > 1 else 0.0
-    numbers = (
-        f"mean Dice {float(candidate.mean()):.3f} against {float(served.mean()):.3f} of the served "
-        f"student on {count} held-out ROIs, a gain of {gain:.3f} ± {error:.3f}"
-    )
-    if gain < min_gain:
-        return Verdict(False, f"{numbers}, but {min_gain:g} is needed")
-    if gain <= error:
-        return Verdict(False, f"{numbers}, which may be chance; raise val_rois to decide")
-    return Verdict(True, numbers)

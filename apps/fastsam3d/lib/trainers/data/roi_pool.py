@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,6 +35,9 @@ TRIES = 8
 VOLUME_BYTES = 1 << 30
 """VOLUME_BYTES: memory for decoded images, and the same for label maps."""
 
+SMALLEST_MM, LARGEST_MM = 0.4, 4.0
+"""SMALLEST_MM, LARGEST_MM: limits of a ROI's voxel size, as in serving."""
+
 HALF_MAX = 65504.0
 """HALF_MAX: the largest finite number in half precision."""
 
@@ -47,7 +50,8 @@ class RoiOptions:
     """The augmentation of ROIs; with zeros they are those of serving.
 
     flip: probability of mirroring, per axis. shift: largest shift of the ROI, as a share of its
-    size. scale: standard deviation of the logarithm of the scale, per axis. intensity: 1 changes a
+    size. scale: standard deviation of the logarithm of the scale, per axis. zoom: the same, of all
+    axes together; the voxel size stays within SMALLEST_MM and LARGEST_MM. intensity: 1 changes a
     CT by up to 10 % and 20 HU, and other images by a gamma of up to 1.2.
     """
 
@@ -55,6 +59,7 @@ class RoiOptions:
     flip: float = 0.5
     shift: float = 0.15
     scale: float = 0.08
+    zoom: float = 0.0
     intensity: float = 1.0
 
     @classmethod
@@ -72,7 +77,9 @@ class RoiPool(Dataset):
     click_roi: (3,) float32, the first click. key: a string that depends on everything that the item
     depends on.
 
-    store: stores items on disk, so that later epochs read no volumes. volume_bytes: memory for
+    store: stores items on disk, so that later epochs read no volumes. spacing_mm_at: returns the
+    voxel size of a ROI from the volume, its key and the click; by default that of the options.
+    volume_bytes: memory for
     decoded images, and the same for label maps.
     """
 
@@ -85,6 +92,7 @@ class RoiPool(Dataset):
         seed: int,
         store: TensorStore | None = None,
         volume_bytes: int = VOLUME_BYTES,
+        spacing_mm_at: Callable[[Volume, str, np.ndarray], float] | None = None,
     ) -> None:
         if not studies:
             raise InputError("there are no studies to train on; add images to the datastore")
@@ -95,6 +103,7 @@ class RoiPool(Dataset):
         self.seed = seed
         self._order = np.random.default_rng([seed, 0]).permutation(len(self.studies))
         self._store = store
+        self._spacing_mm_at = spacing_mm_at
         self._volumes: ByteCache[Volume] = ByteCache(volume_bytes, array_nbytes)
         self._labels: ByteCache[np.ndarray] = ByteCache(volume_bytes, array_nbytes)
 
@@ -109,7 +118,7 @@ class RoiPool(Dataset):
         """
         if not 0 <= number < self.count:
             raise IndexError(f"ROI {number} of a pool of {self.count}")
-        study = self.studies[self._order[number % len(self.studies)]]
+        study = self.study(number)
         key = self._key(study, number)
         entry = self._store.get(key) if self._store else None
         if entry is None:
@@ -124,6 +133,10 @@ class RoiPool(Dataset):
             "key": key,
         }
 
+    def study(self, number: int) -> ExaminedStudy:
+        """Return the study of a ROI."""
+        return self.studies[self._order[number % len(self.studies)]]
+
     def _key(self, study: ExaminedStudy, number: int) -> str:
         facts = (study.key, self.options, self.size, self.seed, number, VERSION)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -134,7 +147,8 @@ class RoiPool(Dataset):
         volume = self._volumes.get_or_make(study.name, lambda: read_volume(study.study.image))
         for attempt in range(TRIES):
             click = draw_click(study, generator)
-            roi = place_roi(volume, click.place_ijk, self.size, self.options, generator)
+            options = self._placed_options(study, volume, click, generator)
+            roi = place_roi(volume, click.place_ijk, self.size, options, generator)
             try:
                 image = make_image(roi, volume, self.options, generator)
                 break
@@ -150,6 +164,18 @@ class RoiPool(Dataset):
             "share": torch.from_numpy(share),
             "click_roi": torch.from_numpy(roi.to_roi(click.place_ijk)[0]).float(),
         }
+
+    def _placed_options(
+        self, study: ExaminedStudy, volume: Volume, click: Click, generator: np.random.Generator
+    ) -> RoiOptions:
+        """Return the options with the voxel size of one ROI."""
+        spacing_mm = self.options.spacing_mm
+        if self._spacing_mm_at is not None:
+            spacing_mm = self._spacing_mm_at(volume, study.key, click.place_ijk)
+        if self.options.zoom:
+            zoomed_mm = spacing_mm * np.exp(generator.normal(0, self.options.zoom))
+            spacing_mm = float(np.clip(zoomed_mm, SMALLEST_MM, LARGEST_MM))
+        return dataclasses.replace(self.options, spacing_mm=spacing_mm)
 
     def _label(self, study: ExaminedStudy, volume: Volume) -> np.ndarray:
         path = study.study.label

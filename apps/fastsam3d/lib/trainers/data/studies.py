@@ -36,6 +36,13 @@ BODY_SPACING_MM = 4.0
 """BODY_SPACING_MM: voxel size at which the body is found."""
 
 
+JUDGED = 4
+"""JUDGED: studies that judge a new student, unless that is more than half of them."""
+
+FEWEST_TO_VALIDATE = 3
+"""FEWEST_TO_VALIDATE: of fewer studies none is held out for validation."""
+
+
 class Datastore(Protocol):
     """The part of MONAI Label's datastore that training uses."""
 
@@ -238,41 +245,65 @@ AnyStudy = TypeVar("AnyStudy", Study, ExaminedStudy)
 
 
 class Split(NamedTuple, Generic[AnyStudy]):
-    """The studies for training and those held out for validation.
+    """The studies of a training: they train the student, select the best one, or judge it.
 
-    by_roi: there is one study only, which is in both parts; only the ROIs differ.
+    held_out: the validation split, which selects the best student; the training studies themselves
+    if there are too few others. judged: none of the others; empty with a single study.
     """
 
     train: list[AnyStudy]
     held_out: list[AnyStudy]
-    by_roi: bool
+    judged: list[AnyStudy]
 
     def all(self) -> list[AnyStudy]:
         """Return each study once."""
-        return self.train if self.by_roi else self.train + self.held_out
+        others = [x for x in self.held_out if x not in self.train]
+        return [*self.train, *others, *self.judged]
 
 
 def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[AnyStudy]:
-    """Hold out about `val_split` of the labelled studies, and of the unlabelled ones.
+    """Take about `val_split` of the studies to judge, and of the others for validation.
 
-    Each side has at least one study, and no study is on both sides (with several studies). The
-    split depends on the seed and the names alone. Raise InputError if there is no study.
+    At least `JUDGED` studies judge, but no more than half of them. Labels judge before the masks of
+    a teacher: unlabelled studies judge only where labelled ones are too few. Of the other studies,
+    `val_split` of the labelled and of the unlabelled ones are held out for validation, or none of
+    fewer than `FEWEST_TO_VALIDATE`. The split depends on the seed and the names alone. Raise
+    InputError if there is no study.
     """
     if not studies:
         raise InputError("there are no studies to train on; add images to the datastore")
     if not 0 < val_split < 1:
         raise InputError(f"val_split is {val_split:g}; give a share between 0 and 1")
-    if len(studies) == 1:
-        return Split(list(studies), list(studies), by_roi=True)
+    ranked = _shuffled(studies, seed)
+    labelled, unlabelled = ([x for x in ranked if x.is_labelled == kind] for kind in (True, False))
+    judged = labelled[: _judging(len(labelled), val_split)]
+    most = _judging(len(unlabelled), val_split) or int(len(labelled) == 1)
+    judged += unlabelled[: min(max(0, JUDGED - len(judged)), most)]
+    others = [_without(group, judged) for group in (labelled, unlabelled)]
+    held_out = [x for group in others for x in group[: _validating(len(group), val_split)]]
+    train = _without([x for group in others for x in group], held_out)
+    return Split(train, held_out or train, judged)
 
-    held_out: list[AnyStudy] = []
-    groups = [[x for x in studies if x.is_labelled == kind] for kind in (True, False)]
-    for group in groups:
-        ranked = sorted(group, key=lambda x: hashlib.sha256(f"{seed} {x.name}".encode()).digest())
-        count = round(val_split * len(ranked))
-        held_out += ranked[: min(max(count, 1), len(ranked) - 1)] if ranked else []
-    if not held_out:  # one study of each kind: the label is worth more in training
-        held_out = groups[1][:1]
-    held_out_names = {x.name for x in held_out}
-    train = [x for x in studies if x.name not in held_out_names]
-    return Split(train, held_out, by_roi=False)
+
+def _judging(count: int, val_split: float) -> int:
+    """Return how many of `count` studies judge, which leaves at least one for training."""
+    return min(max(JUDGED, round(val_split * count)), (count + 1) // 2) if count > 1 else 0
+
+
+def _without(studies: Sequence[AnyStudy], taken: Sequence[AnyStudy]) -> list[AnyStudy]:
+    names = {x.name for x in taken}
+    return [x for x in studies if x.name not in names]
+
+
+def _validating(count: int, val_split: float) -> int:
+    return max(1, round(val_split * count)) if count >= FEWEST_TO_VALIDATE else 0
+
+
+def halves(studies: Sequence[AnyStudy], seed: int) -> tuple[list[AnyStudy], list[AnyStudy]]:
+    """Cut two or more studies into halves, which depend on the seed and the names alone."""
+    ranked = _shuffled(studies, seed)
+    return ranked[::2], ranked[1::2]
+
+
+def _shuffled(studies: Sequence[AnyStudy], seed: int) -> list[AnyStudy]:
+    return sorted(studies, key=lambda x: hashlib.sha256(f"{seed} {x.name}".encode()).digest())

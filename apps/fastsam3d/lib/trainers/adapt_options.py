@@ -1,0 +1,31 @@
+"""The options of `fastsam3d_adapt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .request_options import RequestOptions, option
+
+
+@dataclass(frozen=True)
+class AdaptOptions(RequestOptions):
+    """The options of the adaptation to labels, beside those of all trainers.
+
+    Three students are trained, each for `max_epochs`: two for the verdict, each on one half of the
+    studies, and the one that is published, on all of them.
+    """
+
+    max_epochs: int = option(20, "epochs of each of the three students", in_table=True, least=1)
+    iterations_per_epoch: int = option(5, "updates per epoch", least=1)
+    max_minutes: float = option(
+        8.0, "time for all updates; slower machines do fewer updates", in_table=True, above=0
+    )
+    train_batch_size: int = option(4, "ROIs per update", least=1)
+    rois: int = option(96, "different ROIs for training, kept in memory as embeddings", least=1)
+    clicks: int = option(6, "most clicks of a series", least=2)
+    lr: float = option(4e-4, "Adam's learning rate", above=0)
+    clip_norm: float = option(0.5, "largest norm of the gradients", above=0)
+
+    @property
+    def updates_per_student(self) -> int:
+        return self.max_epochs * self.iterations_per_epoch

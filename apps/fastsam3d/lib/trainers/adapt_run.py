@@ -1,0 +1,279 @@
+"""One adaptation to labels in one process: three students, embeddings in memory, few parameters."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lib.errors import InputError
+from lib.imaging.volume import Volume
+from lib.networks import FastSAM3D
+from lib.weights.files import Weights
+
+from .adapt_options import AdaptOptions
+from .data.roi_pool import POOLING, RoiOptions, RoiPool
+from .data.studies import ExaminedStudy, halves
+from .loop import TrainingLoop
+from .run_state import Progress, RunFolder, run_signature
+from .stages import Batch, Stage2, Stage2Options, step_seed, to_device
+
+logger = logging.getLogger(__name__)
+
+WARM_UP, FALL = 0.1, 0.5
+"""WARM_UP, FALL: shares of a student's updates over which the learning rate rises and falls."""
+
+TIMED_UPDATES = 6
+"""TIMED_UPDATES: updates whose speed decides how many fit into the option ``max_minutes``."""
+
+FEWEST_UPDATES = 10
+"""FEWEST_UPDATES: updates of each student on the slowest machine."""
+
+ZOOM = 0.25
+"""ZOOM: standard deviation of the logarithm of a ROI's voxel size, around the served one."""
+
+Judge = Callable[[FastSAM3D, Sequence[ExaminedStudy]], None]
+"""Judge(student, studies) measures a student on studies that it never saw."""
+
+
+class Phase(NamedTuple):
+    """One of the students: the studies that train it, and those that it is judged on."""
+
+    train: list[ExaminedStudy]
+    judged: list[ExaminedStudy]
+
+
+def make_phases(studies: Sequence[ExaminedStudy], seed: int) -> list[Phase]:
+    """Return the phases of a run: two halves that judge each other's student, then all studies.
+
+    The gain of the published student, which has seen all labels, is estimated by that of the two
+    others (two-fold cross-validation). A single study has no half to judge on.
+    """
+    last = Phase(list(studies), [])
+    if len(studies) < 2:
+        return [last]
+    first, second = halves(studies, seed)
+    return [Phase(first, second), Phase(second, first), last]
+
+
+def adapted_parameters(student: FastSAM3D) -> list[nn.Parameter]:
+    """Freeze a student but for its mask decoder with the refiner; return what is trained."""
+    student.requires_grad_(False)
+    trained = list(student.mask_decoder.parameters())
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return trained
+
+
+class AdaptRun(TrainingLoop):
+    """The training of the three students, one after the other.
+
+    judge: is called at the end of each phase that has studies to judge on.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        options: AdaptOptions,
+        studies: Sequence[ExaminedStudy],
+        served: Weights,
+        spacing_mm_at: Callable[[Volume, str, Any, int], float],
+        device: torch.device,
+        judge: Judge,
+    ) -> None:
+        super().__init__(folder, options, device)
+        self.options = options
+        self.phases = make_phases(studies, options.seed)
+        self._judge = judge
+        self._served = copy.deepcopy(served.network).to(device).eval().requires_grad_(False)
+        config = served.network.config
+        self._pool = RoiPool(
+            list(studies),
+            max(options.rois, 2 * len(studies)),
+            config,
+            RoiOptions(zoom=ZOOM),
+            options.seed,
+            spacing_mm_at=lambda volume, key, click_ijk: spacing_mm_at(
+                volume, key, click_ijk, config.roi_size
+            ),
+        )
+        self._items: dict[int, dict[str, Any]] = {}
+        self._step_seconds: list[float] = []
+        self._per_student = options.updates_per_student
+        self._start_student()
+        self.signature = run_signature(
+            options,
+            list(studies),
+            {"served": served.network_id, "policy": served.network.policy.to_dict()},
+        )
+
+    def _start_student(self) -> None:
+        """Start with the served student, for the first phase or the next one."""
+        self.student = copy.deepcopy(self._served).train()
+        self._trained = adapted_parameters(self.student)
+        self._optimizer = torch.optim.Adam(self._trained, lr=self.options.lr, betas=(0.9, 0.99))
+        self._loss = Stage2(self.student, None, Stage2Options(clicks=self.options.clicks))
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Resume a stopped run with the same signature; facts: further statistics for clients."""
+        state, note = self._stored_state()
+        if state is not None:
+            self._load(state)
+        studies = {"train": len(self.phases[-1].train), "labelled": len(self.phases[-1].train)}
+        studies["judged"] = sum(len(phase.judged) for phase in self.phases)
+        options = self.options.to_dict()
+        self.progress.facts |= {"options": options, "studies": studies, "resumed": note, **facts}
+        self._write_stats()
+
+    # --- the schedule -----------------------------------------------------------------------------
+
+    @property
+    def updates(self) -> int:
+        return self._per_student * len(self.phases)
+
+    @property
+    def is_epoch_over(self) -> bool:
+        update = self.progress.update
+        is_phase_over = update % self._per_student == 0
+        return is_phase_over or self._place(update)[1] % self.options.iterations_per_epoch == 0
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        per_epoch = self.options.iterations_per_epoch
+        per_student = -(-self._per_student // per_epoch)
+        phase, update = self._place(self.progress.update)
+        return phase * per_student + update // per_epoch, per_student * len(self.phases)
+
+    def _place(self, update: int) -> tuple[int, int]:
+        """Return the phase of an update, and its number within the phase; both from 0."""
+        return divmod(update, self._per_student)
+
+    def _rate(self, update: int) -> float:
+        """Return the learning rate of an update within its phase."""
+        rise = (update + 1) / max(1.0, WARM_UP * self._per_student)
+        fall = (self._per_student - update) / max(1.0, FALL * self._per_student)
+        return self.options.lr * min(1.0, rise, fall)
+
+    # --- step -------------------------------------------------------------------------------------
+
+    def _batches_of_epoch(self) -> Iterable[Batch]:
+        phase, update = self._place(self.progress.update)
+        per_epoch = self.options.iterations_per_epoch
+        last = min(self._per_student, (update // per_epoch + 1) * per_epoch)
+        for number in range(update, last):
+            if number < self._per_student:  # fewer updates may have been planned meanwhile
+                yield self._batch(phase, number)
+
+    def _batch(self, phase: int, update: int) -> Batch:
+        """Return the batch of an update, a function of the seed, the phase and the update alone."""
+        names = {study.name for study in self.phases[phase].train}
+        mine = [
+            number for number in range(len(self._pool)) if self._pool.study(number).name in names
+        ]
+        size = self.options.train_batch_size
+        numbers = []
+        for place in range(update * size, (update + 1) * size):
+            lap, index = divmod(place, len(mine))
+            generator = torch.Generator().manual_seed(step_seed(self.options.seed + phase, lap))
+            numbers.append(mine[int(torch.randperm(len(mine), generator=generator)[index])])
+        items = [self._item(number) for number in numbers]
+        return {
+            "embedding": torch.stack([item["embedding"] for item in items]).float(),
+            "target": torch.stack([item["share"] for item in items]).float() / POOLING**3,
+            "has_label": torch.ones(len(items), dtype=torch.bool),
+            "click_roi": torch.stack([item["click_roi"] for item in items]),
+            "key": [item["key"] for item in items],
+        }
+
+    def _item(self, number: int) -> dict[str, Any]:
+        """Return a ROI with the embedding instead of the image; the encoder sees each ROI once."""
+        if number not in self._items:
+            item = self._pool[number]
+            with torch.no_grad():
+                embedding = self._served.encode(item["image"][None].to(self.device))[0]
+            self._items[number] = {
+                "embedding": embedding.half().cpu(),
+                "share": (item["target"] * POOLING**3).to(torch.uint8),
+                "click_roi": item["click_roi"],
+                "key": item["key"],
+            }
+        return self._items[number]
+
+    def _step(self, batch: Batch) -> None:
+        start = time.perf_counter()
+        update = self._place(self.progress.update)[1]
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(update)
+        seed = step_seed(self.options.seed, self.progress.update)
+        losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
+        if not math.isfinite(float(losses["loss"].detach())):
+            raise InputError(
+                f"the loss is {float(losses['loss'].detach())} in update "
+                f"{self.progress.update + 1}; lower lr (now {self.options.lr:g})"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(self._trained, self.options.clip_norm)
+        self._optimizer.step()
+        self.progress.add({name: float(value.detach()) for name, value in losses.items()})
+        self._clock.tick(self.progress)
+        self._step_seconds.append(time.perf_counter() - start)
+        if self.progress.update == TIMED_UPDATES:
+            self._plan()
+
+    def _plan(self) -> None:
+        """Plan fewer updates if the first ones show that the others do not fit into the time."""
+        seconds = 60 * self.options.max_minutes / len(self.phases)
+        fitting = int(seconds / statistics.median(self._step_seconds))
+        planned = max(min(FEWEST_UPDATES, self._per_student), min(self._per_student, fitting))
+        if planned < self._per_student:
+            logger.info("%d updates of each student fit into max_minutes", planned)
+        self._per_student = planned
+
+    # --- end of an epoch and of a phase -----------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        phase, update = self._place(self.progress.update - 1)
+        row = self.progress.end_epoch(
+            0,
+            epoch=self.epochs[0],
+            stage=2,
+            student=phase + 1,
+            iteration=self.progress.update,
+            k=0,
+            lr=self._rate(update),
+            seconds=round(self.progress.seconds, 1),
+        )
+        logger.info("student %d, epoch %d, loss %.4f", phase + 1, row["epoch"], row["loss"])
+        self._draw(row)
+        if update + 1 == self._per_student and phase + 1 < len(self.phases):
+            self._clock.tick(self.progress)
+            self._judge(self.candidate(), self.phases[phase].judged)
+            self._start_student()
+        self.save()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "per_student": self._per_student,
+            "trained": [parameter.detach().clone() for parameter in self._trained],
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.progress = Progress(**state["progress"])
+        self._per_student = state["per_student"]
+        with torch.no_grad():
+            for parameter, value in zip(self._trained, state["trained"], strict=True):
+                parameter.copy_(value)
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def candidate(self) -> FastSAM3D:
+        """Return the student of the current phase, on the CPU."""
+        return copy.deepcopy(self.student).cpu().eval().requires_grad_(False)

@@ -1,0 +1,91 @@
+"""`fastsam3d_adapt`: the served student learns the labels of a site in minutes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.networks import FastSAM3D
+from lib.weights.files import Weights
+from lib.weights.served import ServedWeights
+
+from . import processes
+from .adapt_options import AdaptOptions
+from .adapt_run import AdaptRun
+from .data.studies import Datastore, ExaminedStudy
+from .duration import adaptation_seconds
+from .served_judge import MaskSource
+from .task import PublishingTask, StoppedError
+
+
+class AdaptationTask(PublishingTask):
+    """Adapt the mask decoder of the served student to the labels of a site, and publish it.
+
+    The encoder stays as it is, so each ROI is encoded once. The training itself is
+    :class:`lib.trainers.adapt_run.AdaptRun`.
+    """
+
+    options_class = AdaptOptions
+
+    def __init__(
+        self, folder: Path, served: ServedWeights, mask_source: MaskSource, *, device: str = ""
+    ) -> None:
+        super().__init__(
+            "fastsam3d_adapt",
+            "Adaptation of the student to the saved labels, in minutes",
+            folder / "adapt",
+            served,
+            mask_source,
+            device,
+        )
+
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> AdaptOptions:
+        """Return the options; raise InputError for anything known to fail before training."""
+        options: AdaptOptions = self._options(request, datastore)
+        return options
+
+    def estimate_seconds(self, options: Any) -> float | None:
+        """Estimate the duration from the speed of the student here; None on a GPU."""
+        return adaptation_seconds(options, self._served().network)
+
+    def _train_on(
+        self, options: AdaptOptions, studies: list[ExaminedStudy], skipped: dict[str, str]
+    ) -> dict[str, Any]:
+        start_ts = int(time.time())
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        served, device = self._served(), processes.own_device(options.device)
+
+        def judge(student: FastSAM3D, judged: Sequence[ExaminedStudy]) -> None:
+            self._measure(run, student, judged, options)
+
+        run = AdaptRun(
+            self._folder, options, studies, served, self._mask_source.spacing_mm_at, device, judge
+        )
+        facts = {"skipped": skipped, "skipped_count": len(skipped), "start_ts": start_ts}
+        run.begin({"curves": f"/train/{self.name}/curves.png", **facts})
+        run.train()
+        if not run.is_done:
+            raise StoppedError
+        verdict = self._decide(run, options)
+        student = run.candidate()
+        return self._publish(run, student, verdict, self._metadata(run, options, served), options)
+
+    def _metadata(self, run: AdaptRun, options: AdaptOptions, served: Weights) -> dict[str, str]:
+        """Return the metadata for the student's file."""
+        count = run.progress.facts["studies"]["train"]
+        dice = run.progress.facts["judged"]["dice"].values()
+        mean = sum(new for new, _ in dice) / max(1, len(dice))
+        description = served.metadata.get("description", served.file)
+        return {
+            "trained": "true",
+            "licence": served.metadata.get("licence", "that of the weights it was trained from"),
+            "description": f"{description}; adapted to {count} labels of this site",
+            "dice": f"{mean:.3f}, mean after 1/3/5/10 clicks, cross-validated on {len(dice)}",
+            "parent_sha256": served.network_id,
+            "options": str(options.result_options()),
+        }

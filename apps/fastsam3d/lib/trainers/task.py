@@ -1,0 +1,264 @@
+"""What all trainers share as MONAI Label train tasks: studies, judging, publishing, errors."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from monailabel.interfaces.tasks.train import TrainTask
+
+from lib.errors import InputError
+from lib.networks import FastSAM3D
+from lib.weights.files import Weights
+from lib.weights.served import ServedWeights
+
+from . import processes
+from .data.studies import Datastore, ExaminedStudy, examine, find_studies
+from .loop import TrainingLoop
+from .request_options import RequestOptions
+from .run_state import RunFolder
+from .served_judge import MaskSource, mean_dice
+from .verdict import Verdict, decide
+
+logger = logging.getLogger(__name__)
+
+
+class StoppedError(InputError):
+    """A user stopped the run, which can be resumed."""
+
+    def __init__(self) -> None:
+        super().__init__("the training was stopped; train again to go on where it was")
+
+
+class PublishingTask(TrainTask):
+    """Train the served student and publish the result if it is better on studies it never saw.
+
+    options_class: the options of the trainer. needs_labels: whether studies without a label are of
+    no use.
+    """
+
+    options_class: type[RequestOptions]
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        folder: Path,
+        served: ServedWeights,
+        mask_source: MaskSource,
+        device: str = "",
+    ) -> None:
+        """name: of the trainer. folder: of the run. mask_source: makes the masks that judge.
+
+        device: of the server, for requests that name none.
+        """
+        super().__init__(description)
+        self.name = name
+        self._folder = RunFolder(folder)
+        self._served = served
+        self._mask_source = mask_source
+        self._default_device = device
+
+    def config(self) -> dict[str, Any]:
+        """Return the options in the clients' table, with their defaults."""
+        return self.options_class.config()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the statistics of the current or last run."""
+        return self._folder.read_stats()
+
+    @property
+    def error(self) -> str:
+        """The reason why the last run failed; empty if it did not."""
+        return str(self.stats().get("error", ""))
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the run's curves; it exists after the first epoch."""
+        return self._folder.curves
+
+    # --- what a trainer adds ----------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> RequestOptions:
+        """Return the options; raise InputError for anything known to fail before training."""
+
+    @abstractmethod
+    def estimate_seconds(self, options: RequestOptions) -> float | None:
+        """Estimate the duration of a training here; None where nothing was measured."""
+
+    @abstractmethod
+    def _train_on(
+        self, options: Any, studies: list[ExaminedStudy], skipped: dict[str, str]
+    ) -> dict[str, Any]:
+        """Train on examined studies; return whether a student was published, and why."""
+
+    # --- train ------------------------------------------------------------------------------------
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train, and publish the student if it is better; return whether it was, and why.
+
+        Raise InputError for faults that a user can correct; the statistics hold its message too.
+        """
+        options = self.check(request, datastore)
+        with self._record_errors(options):
+            lock = processes.only_run(self._folder.folder)
+            with lock if processes.is_launcher() else nullcontext():
+                studies, skipped = self._find_studies(options, datastore)
+                return self._train_on(options, studies, skipped)
+
+    def _options(self, request: Mapping[str, Any], datastore: Datastore) -> Any:
+        """Parse the options; raise InputError if they are invalid or there are no images."""
+        device = {"device": self._default_device} if self._default_device else {}
+        options = self.options_class.from_request({**device, **request})
+        if not datastore.list_images():
+            raise InputError("there are no studies to train on; add images to the datastore")
+        return options
+
+    def _needs_labels(self, options: Any) -> bool:
+        """Return whether studies without a label are of no use."""
+        return True
+
+    def _find_studies(
+        self, options: RequestOptions, datastore: Datastore
+    ) -> tuple[list[ExaminedStudy], dict[str, str]]:
+        """Return the studies, and the skipped ones: name -> reason."""
+        studies, skipped = find_studies(datastore)
+        if self._needs_labels(options):
+            studies = [study for study in studies if study.is_labelled]
+            if not studies:
+                raise InputError(
+                    "there are no labels to train on; save some, or train with a teacher"
+                )
+        usable, unusable = examine(studies)
+        if self._needs_labels(options):
+            usable = [study for study in usable if study.is_labelled]
+        skipped |= unusable
+        for name, reason in skipped.items():
+            logger.warning("%s is skipped: %s", name, reason)
+        if not usable:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise InputError(f"none of the studies can be used ({reasons})")
+        return usable, skipped
+
+    # --- judge and publish ------------------------------------------------------------------------
+
+    def _measure(
+        self,
+        loop: TrainingLoop,
+        student: FastSAM3D,
+        studies: Sequence[ExaminedStudy],
+        options: RequestOptions,
+        teacher: Weights | None = None,
+    ) -> None:
+        """Add to the facts of a run the Dice of a student and of the served one on some studies.
+
+        Both meet the same first clicks and random numbers. Studies that were measured before, by a
+        run that was stopped or waits for an answer, are not measured again.
+        """
+        served, device = self._served(), str(loop.device)
+        judged = loop.progress.facts.setdefault("judged", {})
+        if judged.get("served") != served.network_id:
+            judged |= {"served": served.network_id, "dice": {}}
+        missing = [study for study in studies if study.name not in judged["dice"]]
+        if not missing:
+            return
+        logger.info("judging the new student on %d studies", len(missing))
+        targets = self._mask_source.masks(teacher, device) if teacher else None
+        new = Weights(student, f"new student of {self.name}", "new student")
+        with _quiet():
+            pair = [
+                mean_dice(self._mask_source.masks(each, device), targets, missing, options.seed)
+                for each in (new, served)
+            ]
+        for study, *values in zip(missing, *pair, strict=True):
+            judged["dice"][study.name] = [round(value, 4) for value in values]
+
+    def _decide(self, loop: TrainingLoop, options: RequestOptions) -> Verdict:
+        """Return the verdict from the Dice that `_measure` added."""
+        pairs = list(loop.progress.facts["judged"]["dice"].values())
+        verdict = decide(
+            [new for new, _ in pairs],
+            [served for _, served in pairs],
+            options.min_gain,
+            options.accept,
+        )
+        loop.progress.facts["judged"] |= {"gain": verdict.gain, "lower": verdict.lower}
+        return verdict
+
+    def _publish(
+        self,
+        loop: TrainingLoop,
+        student: FastSAM3D,
+        verdict: Verdict,
+        metadata: Mapping[str, str],
+        options: RequestOptions,
+    ) -> dict[str, Any]:
+        """Publish a student if the verdict says so; write the results of the run."""
+        number = None
+        if verdict.answer == "publish":
+            try:
+                version = self._served.published.publish(student, metadata, options.keep_versions)
+            except OSError as error:
+                raise InputError(
+                    f"the trained student could not be written ({error}); make room on the disk "
+                    "and train again: the run goes on where it stopped"
+                ) from error
+            number = version.number
+        asks = verdict.answer == "ask"
+        result = {"published": number is not None, "reason": verdict.reason, "version": number}
+        loop.end(keeps_state=asks, asks=asks, **result)
+        logger.info("%s: %s", "published" if number else "not published", verdict.reason)
+        return result
+
+    # --- errors -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _record_errors(self, options: RequestOptions) -> Iterator[None]:
+        """Write errors to the statistics, for clients; turn out-of-memory into an InputError."""
+        self._folder.write_reason("")
+        try:
+            yield
+        except StoppedError as error:
+            self._folder.write_reason(str(error), is_error=False)
+            raise
+        except InputError as error:
+            self._folder.write_reason(str(error))
+            raise
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                reason = f"the training failed ({type(error).__name__}: {error}); see the log"
+                self._folder.write_reason(reason)
+                raise
+            advice = f"out of memory on {options.device}: {self._memory_advice(options)}"
+            self._folder.write_reason(advice)
+            raise InputError(advice) from error
+
+    def _memory_advice(self, options: Any) -> str:
+        return f"lower train_batch_size (now {options.train_batch_size})"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave the lines about each click out of the log, whose end clients show."""
+    loggers = [logging.getLogger(name) for name in ("monailabel", "lib.infers")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )

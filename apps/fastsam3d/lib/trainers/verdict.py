@@ -1,0 +1,102 @@
+"""The verdict on a new student: a bootstrap over studies that neither trained nor chose it.
+
+The gain of a study is the mean difference of Dice between the new student and the served one. The
+new student is published if the lower bound of the mean gain is above the option ``min_gain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+"""LEVEL: confidence of the one-sided lower bound of the gain."""
+
+FEWEST_STUDIES = 4
+"""FEWEST_STUDIES: with fewer studies to judge on, a user decides."""
+
+SAMPLES = 10_000
+"""SAMPLES: bootstrap samples."""
+
+Answer = Literal["publish", "keep", "ask"]
+"""Answer: serve the new student, keep the served one, or ask a user."""
+
+
+class Verdict(NamedTuple):
+    """The comparison of a new student with the served one.
+
+    reason: a sentence for the user, with the numbers. gain: mean gain over the studies. lower: its
+    lower bound; None with fewer than two studies.
+    """
+
+    answer: Answer
+    reason: str
+    gain: float
+    lower: float | None
+
+
+def lower_bound(gains: Sequence[float] | np.ndarray, seed: int = 0) -> float:
+    """Return the one-sided lower bound of the mean of some gains at `LEVEL`.
+
+    gains: one for each study, two or more. It is the smaller of two bounds. The first is the
+    quantile of the means of bootstrap samples of the studies. The share of the samples below it is
+    smaller than 1 - LEVEL for few studies, because their bootstrap means vary too little:
+    Φ(-√(n / (n - 1)) t) with the quantile t of Student's distribution of n - 1 degrees of freedom
+    (Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 5.3). The
+    second is that of Student's t, because four studies have too few different samples.
+    """
+    values = np.asarray(gains, dtype=np.float64)
+    count = len(values)
+    quantile = float(stats.t.ppf(LEVEL, count - 1))
+    chosen = np.random.default_rng(seed).integers(0, count, (SAMPLES, count))
+    share = float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * quantile))
+    by_bootstrap = float(np.quantile(values[chosen].mean(axis=1), share))
+    by_student = float(values.mean() - quantile * values.std(ddof=1) / np.sqrt(count))
+    return min(by_bootstrap, by_student)
+
+
+def decide(
+    candidate: Sequence[float],
+    served: Sequence[float],
+    min_gain: float,
+    is_accepted: bool = False,
+) -> Verdict:
+    """Decide whether to publish a new student.
+
+    candidate, served: the mean Dice of each study, with the same first clicks and random numbers.
+    is_accepted: a user accepts a new student whose gain is above `min_gain`, where there are too
+    few studies for a bound.
+    """
+    count = len(candidate)
+    if not count:
+        reason = "there is no study to judge on"
+        if is_accepted:
+            return Verdict("publish", f"{reason}; published, as accept is true", 0.0, None)
+        return Verdict("ask", f"{reason}; {_how_to_accept()}", 0.0, None)
+    gains = np.subtract(candidate, served)
+    gain = float(gains.mean())
+    lower = lower_bound(gains) if count > 1 else None
+    numbers = (
+        f"mean Dice {np.mean(candidate):.3f} against {np.mean(served):.3f} of the served weights "
+        f"on {count} {'study' if count == 1 else 'studies'} that took no part, a gain of {gain:.3f}"
+    )
+    if count >= FEWEST_STUDIES and lower is not None:
+        numbers += f", with {LEVEL:.0%} confidence at least {lower:.3f}"
+        if lower > min_gain:
+            return Verdict("publish", numbers, gain, lower)
+        wanted = f"it must be more than {min_gain:g} (min_gain)"
+        return Verdict("keep", f"{numbers}, but {wanted}", gain, lower)
+    if gain <= min_gain:
+        reason = f"{numbers}, but more than {min_gain:g} is needed (min_gain)"
+        return Verdict("keep", reason, gain, lower)
+    if is_accepted:
+        return Verdict("publish", f"{numbers}; published, as accept is true", gain, lower)
+    reason = f"{numbers}; {FEWEST_STUDIES} studies are needed to judge: {_how_to_accept()}"
+    return Verdict("ask", reason, gain, lower)
+
+
+def _how_to_accept() -> str:
+    return "train again with accept true to publish it, which trains nothing anew"

@@ -28,7 +28,7 @@ def studies(tmp_path):
 
 @pytest.fixture
 def two_servers(studies):
-    """Stores as two processes have them; neither watches the folder, so neither hears of changes."""
+    """Stores as two processes have them; neither watches the folder for changes."""
     return [
         FolderDatastore(str(studies), extensions=["*.nii", "*.nii.gz"], auto_reload=False)
         for _ in range(2)

@@ -169,7 +169,7 @@ def live_prompts(viewer: Ohif, shape_ijk: Sequence[int]) -> dict[str, Any]:
     An undo sends the clicks without the last one, which the server answered before. Both forms of
     the reply are timed.
     """
-    places = random_places(shape_ijk, seed=6)
+    places = random_places(shape_ijk, seed=12)
     firsts, nexts, undos, box_undos = [], [], [], []
     for _ in range(SERIES):
         clicks = series(next(places), shape_ijk)
@@ -214,6 +214,7 @@ def stage_times(answers: Sequence[Answer]) -> dict[str, Any]:
 
     names = {
         "decode_file": "LoadVolumed",
+        "place_roi": "PlaceRoisd",
         "crop": "Crop",
         "encode": "Encode",
         "decode": "Decode",

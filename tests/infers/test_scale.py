@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lib.cache import ByteCache
+from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.scale import (
     LARGEST_MM,
@@ -140,3 +141,16 @@ def test_foreground_clicks_vote_on_a_large_region(monkeypatch):
     # one vote of two is not enough, and the fourth click has none
     assert [spacing == LARGEST_MM for spacing in spacings] == [True, False, True, True]
     assert looks[-LOOKS:] == [60.0, 61.0, 62.0] and LOOKS == 3
+
+
+def test_one_crop_serves_both_questions_and_the_encoder(monkeypatch):
+    crops = []
+    crop = Roi.crop
+    monkeypatch.setattr(Roi, "crop", lambda *args: crops.append(args[0]) or crop(*args))
+    rule, volume = scale(), ball_volume(20)
+    first = [rule.spacing_mm(volume, "key", CENTRE_IJK, step) for step in (0, 0, 1)]
+    assert first[0] == first[1] and len(crops) == 1
+    image = rule.images.crop(volume, "key", crops[0])
+    assert len(crops) == 1 and image.shape == (128,) * 3
+    rule.images.crop(volume, "other", crops[0])
+    assert len(crops) == 2

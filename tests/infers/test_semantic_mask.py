@@ -199,6 +199,25 @@ def test_a_warning_says_that_the_network_found_nothing():
     assert "nothing was found at this click" in warning and "remove background" in warning
 
 
+def test_a_part_that_was_not_found_is_a_warning_once():
+    initial = np.zeros(SHAPE_IJK, np.uint8)
+    initial[4:12, 8:22, 6:18] = 1
+    roi = roi_at([8, 15, 12], size=64)
+    start = start_of(given(initial), 1, roi, 32)
+    far = structure(1, [30, 15, 12], -1)
+    data = {
+        "structures": [given_structure(roi, start, start), far],
+        "prompts": parsed([spatial("point", [30, 15, 12])]),
+        "volume": VOLUME,
+        "initial": given(initial),
+    }
+    data = PasteStructuresd()(data)
+    mask = data["pred"].whole()
+    assert mask[30, 15, 12] == 1 and mask.sum() == initial.sum() + 1
+    (warning,) = data["warnings"]
+    assert "nothing was found at this click" in warning
+
+
 def test_warnings_about_the_scan_reach_the_reply():
     volume = Volume(np.zeros(SHAPE_IJK), AFFINE_MM, is_ct=False, warnings=("3 voxels are NaN",))
     data = {

@@ -33,7 +33,6 @@ from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.utils.others.generic import device_list
 
 from lib.cache import ByteCache
-from lib.imaging.intensity import normalize
 from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import write_temporary
 from lib.imaging.roi import Roi
@@ -47,7 +46,8 @@ from lib.infers.outputs import Outputs, structure_error
 from lib.infers.precision import choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.infers.request import MAPS, MASK, check_reply_form, requested_device, requested_form
-from lib.infers.scale import RoiScale
+from lib.infers.roi_images import RoiImages
+from lib.infers.scale import Look, RoiScale
 from lib.infers.stopwatch import Stopwatch
 from lib.infers.structures import RoiMask, RoiStructure, prompts_in_roi
 from lib.infers.transforms import (
@@ -68,8 +68,8 @@ logger = logging.getLogger(__name__)
 MAX_PREDICTORS = 64
 """MAX_PREDICTORS: devices and versions of weights that a model keeps a predictor of."""
 
-MAX_VOXEL_SIZES = 1024
-"""MAX_VOXEL_SIZES: first clicks whose voxel size is remembered."""
+MAX_LOOKS = 1024
+"""MAX_LOOKS: clicks for which it is remembered what the image around them says of the scale."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ class FastSAM3DInfer(BasicInferTask):
         self._auto_zoom = auto_zoom
         self._attention = attention
         self._interactions = describe_interactions(labels, label_codes or {})
-        self._voxel_sizes: ByteCache[float] = ByteCache(MAX_VOXEL_SIZES, nbytes=lambda _: 1)
+        self._looks: ByteCache[Look] = ByteCache(MAX_LOOKS, nbytes=lambda _: 1)
+        self._roi_images = RoiImages()
         self._predictors: ByteCache[FastSAM3DPredictor] = ByteCache(
             MAX_PREDICTORS, nbytes=lambda _: 1
         )
@@ -182,7 +183,7 @@ class FastSAM3DInfer(BasicInferTask):
         # the same version from here to the reply, even if another one is published meanwhile
         weights = data["weights"] = self._current()
         size = weights.network.config.roi_size
-        scale = RoiScale(size, self._spacing_mm, self._auto_zoom, self._voxel_sizes)
+        scale = RoiScale(size, self._spacing_mm, self._auto_zoom, self._looks, self._roi_images)
         return [
             LoadVolumed(self._caches.volumes),
             ParsePromptsd(),
@@ -225,7 +226,7 @@ class FastSAM3DInfer(BasicInferTask):
         volume: Volume = data["volume"]
         embedding = predictor.encode(
             roi_key=(data["volume_key"], roi),
-            make_roi_image=lambda: normalize(roi.crop(volume.array), volume.is_ct),
+            make_roi_image=lambda: self._roi_images.crop(volume, data["volume_key"], roi),
             spacing_mm=roi.spacing_mm,
             stages=stages,
         )

@@ -10,17 +10,18 @@ the region itself tells that the structure is large.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from lib.cache import ByteCache
 from lib.errors import InputError
-from lib.imaging.intensity import normalize
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
 from lib.infers.random_walker import make_guide
+from lib.infers.roi_images import RoiImages
 
 SMALLEST_MM, LARGEST_MM = 0.4, 4.0
 """SMALLEST_MM, LARGEST_MM: limits of the ROI's voxel size."""
@@ -74,18 +75,30 @@ COEFFICIENTS = np.array(
 INTERCEPT = -1.7413
 
 
+class Look(NamedTuple):
+    """What the image around a click says.
+
+    is_large: the click lies in a large region with a clear border. spacing_mm: voxel size for the
+    estimated size of the structure.
+    """
+
+    is_large: bool
+    spacing_mm: float
+
+
 @dataclass(frozen=True)
 class RoiScale:
     """The rule for the ROI's voxel size.
 
     roi_size: voxels along each side of the ROI. default_mm: voxel size unless another is chosen.
-    auto: choose it from the image. choices: cache of what was chosen.
+    auto: choose it from the image. looks: cache of what was seen. images: crops the ROIs.
     """
 
     roi_size: int
     default_mm: float
     auto: bool
-    choices: ByteCache[float]
+    looks: ByteCache[Look]
+    images: RoiImages = field(default_factory=RoiImages)
 
     def spacing_mm(
         self,
@@ -108,8 +121,7 @@ class RoiScale:
             if 2 * sum(votes) > len(votes):  # else one false vote of two would be enough
                 spacing_mm = max(LARGEST_MM, self.default_mm)
             else:
-                key = (volume_key, tuple(first_ijk.tolist()), self.roi_size)
-                spacing_mm = self.choices.get_or_make(key, lambda: self._choose(volume, first_ijk))
+                spacing_mm = self._look(volume, volume_key, first_ijk).spacing_mm
         return self.step_from(spacing_mm, step)
 
     @staticmethod
@@ -122,29 +134,14 @@ class RoiScale:
         return float(np.clip(spacing_mm * SIZE_STEP**step, *limits))
 
     def _is_large(self, volume: Volume, volume_key: Hashable, click_ijk: np.ndarray) -> bool:
-        def look() -> float:
-            seen = self._look(volume, click_ijk)
-            return float(seen is not None and is_in_large_region(*seen))
+        return self._look(volume, volume_key, click_ijk).is_large
 
-        key = (volume_key, tuple(click_ijk.tolist()), self.roi_size, "large")
-        return bool(self.choices.get_or_make(key, look))
+    def _look(self, volume: Volume, volume_key: Hashable, click_ijk: np.ndarray) -> Look:
+        """Return what the image around a click says; each click is looked at once."""
+        key = (volume_key, tuple(click_ijk.tolist()), self.roi_size)
+        return self.looks.get_or_make(key, lambda: self._see(volume, volume_key, click_ijk))
 
-    def _choose(self, volume: Volume, first_ijk: np.ndarray) -> float:
-        seen = self._look(volume, first_ijk)
-        if seen is None:
-            return self.default_mm
-        share = estimate_diameter(*seen)
-        chosen = float(np.clip(ROI_PER_DIAMETER * share * self.default_mm, SMALLEST_MM, LARGEST_MM))
-        if chosen >= max(LARGE_MM, self.default_mm):
-            return LARGEST_MM
-        ratio = chosen / self.default_mm
-        return self.default_mm if 1 / KEEP_RATIO < ratio < KEEP_RATIO else chosen
-
-    def _look(self, volume: Volume, click_ijk: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the guide image around a click, and the click as a share of the ROI's sides.
-
-        Return None without contrast: the encoder's crop raises the error with its reason.
-        """
+    def _see(self, volume: Volume, volume_key: Hashable, click_ijk: np.ndarray) -> Look:
         roi = Roi.place(
             volume.shape_ijk,
             volume.affine_mm,
@@ -153,10 +150,21 @@ class RoiScale:
             spacing_mm=self.default_mm,
         )
         try:
-            roi_image = normalize(roi.crop(volume.array), volume.is_ct)
-        except InputError:
-            return None
-        return make_guide(roi_image), (roi.to_roi(click_ijk[None])[0] + 0.5) / self.roi_size
+            roi_image = self.images.crop(volume, volume_key, roi)
+        except InputError:  # no contrast: the encoder's crop raises the error with its reason
+            return Look(False, self.default_mm)
+        guide, place = make_guide(roi_image), (roi.to_roi(click_ijk[None])[0] + 0.5) / self.roi_size
+        return Look(
+            is_in_large_region(guide, place), self._spacing_for(estimate_diameter(guide, place))
+        )
+
+    def _spacing_for(self, share: float) -> float:
+        """Return the voxel size for a diameter, given as a share of the ROI's side."""
+        chosen = float(np.clip(ROI_PER_DIAMETER * share * self.default_mm, SMALLEST_MM, LARGEST_MM))
+        if chosen >= max(LARGE_MM, self.default_mm):
+            return LARGEST_MM
+        ratio = chosen / self.default_mm
+        return self.default_mm if 1 / KEEP_RATIO < ratio < KEEP_RATIO else chosen
 
 
 def estimate_diameter(guide: np.ndarray, place: np.ndarray) -> float:

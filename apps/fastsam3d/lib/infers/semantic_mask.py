@@ -18,7 +18,7 @@ from lib.infers.structures import RoiStructure
 class MarkedMask:
     """The mask of a reply.
 
-    mask: structures' numbers. found: the structures for which the network marked a voxel. hidden:
+    mask: structures' numbers. found: the structures of which the network marked each part. hidden:
     number of marked voxels that belong to protected structures.
     """
 
@@ -46,12 +46,12 @@ def compose(
     for _, own_box_ijk in pasted:
         box_ijk = hull_of_boxes(box_ijk, own_box_ijk)
     box_ijk = hull(box_ijk, voxels_ijk)
-    canvas = _Canvas(box_ijk, initial, [structure.number for structure in structures], overwrite)
-    found = set()
+    found = {structure.number for structure in structures}
+    canvas = _Canvas(box_ijk, initial, sorted(found), overwrite)
     for structure, (values, own_box_ijk) in zip(structures, pasted, strict=True):
         canvas.add(structure, values, own_box_ijk)
-        if values.any():
-            found.add(structure.number)
+        if not values.any():
+            found.discard(structure.number)
     hidden = canvas.mark(prompts)
     mask = BoxMask(canvas.values, box_ijk, volume.shape_ijk, volume.affine_mm)
     return MarkedMask(mask, frozenset(found), hidden)

@@ -128,7 +128,7 @@ class PasteStructuresd:
         )
         data["pred"] = marked.mask
         data["warnings"] = [*data["volume"].warnings, *prompts.warnings]
-        numbers = [structure.number for structure in structures]
+        numbers = list(dict.fromkeys(structure.number for structure in structures))
         if not any((marked.mask.values == number).any() for number in numbers):
             raise InputError(
                 "the mask is empty: all prompts lie outside of the box or on each other; move them"

@@ -116,7 +116,10 @@ def export(viewer: PromptViewer, name: str) -> None:
     page.locator('[data-cy="segmentation-collapsed-more-btn-Labelmap"]').click()
     page.get_by_role("menuitem", name="Export").click()
     page.get_by_role("menuitem", name=name).click()
-    page.locator('[data-cy="prompts-btn"]').click(force=True)  # the menu may still be closing
+    while page.get_by_role("menu").count():  # OHIF leaves it open
+        page.keyboard.press("Escape")
+        page.wait_for_timeout(200)
+    page.locator('[data-cy="prompts-btn"]').click()
 
 
 def segment_number(viewer: PromptViewer, name: str) -> int:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import date
 from pathlib import Path
@@ -33,6 +34,7 @@ for folder in ("sample-data", "tools", "tests", "tests/browser"):
 import numpy as np  # noqa: E402
 import ohif_page  # noqa: E402
 import pydicom  # noqa: E402
+import requests  # noqa: E402
 import viewer_page  # noqa: E402
 from nibabel.affines import apply_affine  # noqa: E402
 from ohif_page import FLAGS, open_viewer  # noqa: E402
@@ -54,6 +56,14 @@ FIELD_MM = (410.0, 410.0, 360.0)
 
 LIVER = 4
 """LIVER: the label of the structure that is clicked on, in the synthetic torso."""
+
+CONNECTIONS = 6
+"""CONNECTIONS: of a browser to one host."""
+
+ACCEPT = "multipart/related; type=application/octet-stream; transfer-syntax=*"
+
+SLICE_BYTES_AT_LEAST = 1000
+"""SLICE_BYTES_AT_LEAST: a shorter reply is no slice."""
 
 RNG_SEED = 0
 PLANE = "mpr-axial"
@@ -116,10 +126,36 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             # both viewers find the series on the server, whoever comes first
             params = {"foreground": [places_lps[0]], "coordinates": "lps_mm"}
             server.mask("fastsam3d", series_uid, params)
+            roots = {"pacs": pacs.dicomweb_url.rstrip("/"), "server": f"{server.url}/dicom-web"}
+            roots["stock_route"] = f"{server.url}/proxy/dicom/wado"
+            result["slices_ms"] = {
+                name: fetch_slices(root, study_uid, series_uid) for name, root in roots.items()
+            }
             for name in options.only:
                 print(f"opening {name}", flush=True)
                 result[name] = measure_viewer(name, server.url, study_uid, places_lps)
     return result
+
+
+def fetch_slices(root: str, study_uid: str, series_uid: str) -> int:
+    """Fetch all slices of a series as a browser does, CONNECTIONS at a time; return the ms."""
+    series = f"{root}/studies/{study_uid}/series/{series_uid}"
+    headers = requests.get(f"{series}/metadata", timeout=300).json()
+    uids = [header["00080018"]["Value"][0] for header in headers]
+    session = requests.Session()
+    session.headers["accept"] = ACCEPT
+    session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=CONNECTIONS))
+
+    def fetch(uid: str) -> int:
+        return len(session.get(f"{series}/instances/{uid}/frames/1", timeout=300).content)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        sizes = list(pool.map(fetch, uids))
+    elapsed_ms = (time.perf_counter() - started) * 1000
+    if min(sizes) < SLICE_BYTES_AT_LEAST:
+        raise RuntimeError(f"a slice has {min(sizes)} bytes at {root}")
+    return round(elapsed_ms)
 
 
 def make_series(
@@ -228,6 +264,14 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         *table(["", *(titles[name] for name in names)], rows),
     ]
+    slices = result.get("slices_ms", {})
+    if slices:
+        lines += [
+            "",
+            f"All slices without a page, {CONNECTIONS} at a time: {slices['pacs']} ms from "
+            f"Orthanc, {slices['server']} ms from the server for /viewer/, "
+            f"{slices['stock_route']} ms through the server for the stock OHIF.",
+        ]
     return "\n".join(lines) + "\n"
 
 

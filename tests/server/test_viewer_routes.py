@@ -65,6 +65,20 @@ def test_the_configuration_names_this_server_only(client: TestClient) -> None:
         assert client.get(path).headers["content-type"].startswith("text/javascript")
 
 
+def test_the_licences_of_what_is_bundled_are_shown(client: TestClient, fetched: dict) -> None:
+    """The package's own licence, the names of all packages, and the notices in their code."""
+    reply = client.get("/viewer/licences.txt")
+    assert reply.headers["content-type"].startswith("text/plain")
+    own, names, title, *notices = reply.text.split("-" * 80)
+    assert "Open Health Imaging Foundation" in own and "Permission is hereby granted" in own
+    listed = names.split("NAME:")[1].split()
+    assert {"@cornerstonejs/tools", "@kitware/vtk.js", "react-dom", "dcmjs"} <= set(listed)
+    assert "Notices" in title and len(notices) > 20
+    for text in ("Ken Martin, Will Schroeder, Bill Lorensen", "Facebook, Inc.", "Timothy A. Davis"):
+        assert text in reply.text
+    assert len(notices) == len(set(notices))
+
+
 def test_every_module_is_served_and_none_else(client: TestClient) -> None:
     modules = sorted(EXTENSION_FOLDER.glob("*.js"))
     for module in modules:

@@ -86,7 +86,8 @@ export class Panel {
       this.#hints(),
       this.#stored(structure),
       this.learning.element,
-      this.help ? this.#keys() : make('span', {}, 'Press ? for the keys')
+      this.help ? this.#keys() : '',
+      this.#foot()
     );
   }
 
@@ -290,7 +291,12 @@ export class Panel {
 
   #keys() {
     const rows = KEYS.flatMap(([key, text]) => [make('dt', {}, key), make('dd', {}, text)]);
-    const licence = make('a', { href: '/viewer/LICENSE.txt', target: '_blank' }, 'Licences');
-    return make('section', {}, make('h3', {}, 'Keys'), make('dl', {}, ...rows), licence);
+    return make('section', {}, make('h3', {}, 'Keys'), make('dl', {}, ...rows));
+  }
+
+  #foot() {
+    const keys = make('button', { onclick: () => this.#toggleHelp() }, '? Keys');
+    const licences = make('a', { href: '/viewer/licences.txt', target: '_blank' }, 'Licences');
+    return make('div', { class: 'fs-row' }, keys, licences);
   }
 }

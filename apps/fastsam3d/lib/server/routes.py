@@ -36,6 +36,7 @@ ROUTES: dict[str, str] = {
     "GET /ohif/{path:path}": OPEN,
     "GET /viewer": OPEN,
     "GET /viewer/app-config.js": OPEN,
+    "GET /viewer/licences.txt": OPEN,
     "GET /viewer/{path:path}": OPEN,
     # what the viewers show of a patient
     "GET /viewer/series/{series_uid}": KEY,

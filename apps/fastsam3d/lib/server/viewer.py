@@ -26,6 +26,7 @@ from lib.server.cached_frames import SINGLE_PART
 from lib.server.find_image import find_image
 from lib.server.folder_series import image_of_series
 from lib.server.pacs_proxy import prefetch_series
+from lib.server.viewer_licences import licence_notices
 from lib.server.viewer_package import PREFIX, ViewerError, ViewerFile, viewer_files
 
 EXTENSION_FOLDER = Path(__file__).resolve().parents[2] / "viewer"
@@ -108,6 +109,16 @@ def grid(series_uid: str, user: UserRole) -> dict[str, Any]:
     affine_lps = volume.affine_mm.copy()
     affine_lps[:3] = RAS_TO_LPS @ affine_lps[:3]
     return {"shape_ijk": volume.shape_ijk, "affine_lps": affine_lps.tolist()}
+
+
+@router.get(PREFIX + "licences.txt", include_in_schema=False)
+def licences(http: Request, user: UserRole) -> Response:
+    """Return the licence notices of what the viewer bundles."""
+    try:
+        text = licence_notices()
+    except ViewerError as error:
+        raise NotFoundError(str(error)) from error
+    return _reply(http, "licences.txt", text.encode(), immutable=False)
 
 
 @router.get(PREFIX + "{path:path}", include_in_schema=False)

@@ -83,7 +83,7 @@ def break_it(
                 outcome.check(mask_hash(reply) == expected, f"{where}: another mask")
             check_others(outcome, where, server, kept, expected)
         except requests.RequestException as error:
-            outcome.failures.append(f"{where}: {type(error).__name__}")
+            outcome.fail(f"{where}: {type(error).__name__}")
         finally:
             pacs.heals()
         seconds.append(time.monotonic() - started)

@@ -84,7 +84,7 @@ def run(number: int, seed: int, folder: Path) -> Outcome:
                 place.kill_during(kind, dice)
                 outcome.facts[kind] += 1
             except (RuntimeError, AssertionError, requests.RequestException) as error:
-                outcome.failures.append(f"round {index}, {kind}: {str(error)[-1500:]}")
+                outcome.fail(f"round {index}, {kind}: {str(error)[-1500:]}")
         for place in (site, archive):
             place.check_after_start()
     outcome.facts["saved"] = sum(len(each.acknowledged) for each in site.saved.values())
@@ -233,7 +233,7 @@ class SmallSite:
             try:
                 json.loads(path.read_text())
             except ValueError:
-                self.outcome.failures.append(f"{path} is broken")
+                self.outcome.fail(f"{path} is broken")
         sent = {each for saved in self.saved.values() for each in saved.sent}
         for path in (studies / "labels").rglob("*.nii"):
             is_whole = digest(path.read_bytes()) in sent

@@ -86,7 +86,7 @@ class Clients:
                 is_same = mask_hash(reply) == self.alone[image, point]
                 self.outcome.check(is_same, f"another mask of {image} at {point} than alone")
             except (AssertionError, requests.RequestException) as error:
-                self.outcome.failures.append(f"{image} at {point}: {error}")
+                self.outcome.fail(f"{image} at {point}: {error}")
             self.seconds.append(time.perf_counter() - before)
 
     def _report(self, memory: list[float]) -> None:

@@ -43,7 +43,7 @@ def replace_it(
             try:
                 masks.append(mask_hash(click(server.url, "head")))
             except (AssertionError, requests.RequestException) as error:
-                outcome.failures.append(str(error))
+                outcome.fail(str(error))
 
     threads = [threading.Thread(target=click_on) for _ in range(CLIENTS)]
     for thread in threads:

@@ -25,6 +25,8 @@ ACCURACY ?=
 # PYTHON: interpreter for a new .venv (default: the first suitable one). PYTEST_ARGS: options of pytest.
 PYTHON ?=
 PYTEST_ARGS ?=
+# CHAOS: program and options of make chaos (tests/chaos/README.md).
+CHAOS ?= --help
 
 # VIEWER_CACHE: folder for the viewer (default: the user's cache folder).
 VIEWER_CACHE ?=
@@ -41,7 +43,7 @@ ALL_TESTS := $(if $(CHROMIUM),,not browser)
 pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordlist 3,$(words $(1)),$(1))))
 
 .PHONY: help serve ohif benchmark test test-all lint typecheck sample-data install install-dev clean
-.PHONY: accuracy weights check-data
+.PHONY: accuracy chaos weights check-data
 .PHONY: viewer try-viewer check-conf check-port check-studies check-orthanc
 
 help: ## list the targets
@@ -149,6 +151,9 @@ test: install-dev try-viewer ## run the tests, without the slow ones (PYTEST_ARG
 
 test-all: install-dev try-viewer ## run all tests, the slow ones included (PYTEST_ARGS)
 	.venv/bin/python -m pytest -m '$(ALL_TESTS)' $(PYTEST_ARGS)
+
+chaos: install-dev ## run a program of tests/chaos for long (CHAOS="kills --number 50 --seed 1")
+	PYTHONPATH=tests:tests/trainers:apps/fastsam3d:sample-data:tools .venv/bin/python -m chaos $(CHAOS)
 
 lint: install-dev ## check style and formatting with ruff
 	.venv/bin/ruff check .

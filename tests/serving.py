@@ -36,11 +36,13 @@ class RunningServer:
     """A running server.
 
     url: without a final slash. studies: its folder, or the address of its DICOM server. log: the
-    file that its output goes to. folder: its working directory, which holds the log.
+    file that its output goes to. folder: its working directory, which holds the log. pid: of its
+    process.
     """
 
-    def __init__(self, url: str, studies: Path | str, log: Path) -> None:
+    def __init__(self, url: str, studies: Path | str, log: Path, pid: int = 0) -> None:
         self.url = url
+        self.pid = pid
         self.studies = studies
         self.log = log
         self.folder = log.parent
@@ -124,7 +126,7 @@ def running_server(
             env={**os.environ, **(env or {})},
             cwd=log.parent,
         )
-    server = RunningServer(f"http://127.0.0.1:{port}", studies, log)
+    server = RunningServer(f"http://127.0.0.1:{port}", studies, log, process.pid)
     try:
         _wait_until_up(server, process)
         yield server

@@ -50,11 +50,11 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def add_series(pacs: FakePacs, folder: Path, number: int) -> list[str]:
-    """Add copies of one scan, each a series of its own; return their UIDs."""
+def add_series(pacs: FakePacs, folder: Path, number: int, first: int = 0) -> list[str]:
+    """Add copies of one scan, each a series of its own, numbered from first; return their UIDs."""
     voxels = np.asarray(scan(0).dataobj)
     uids = []
-    for index in range(number):
+    for index in range(first, first + number):
         write_ct_series(voxels, AFFINE_MM, folder / str(index), description=f"series {index}")
         uids.append(pacs.add(folder / str(index)))
     return uids
@@ -83,7 +83,7 @@ def break_it(
                 outcome.check(mask_hash(reply) == expected, f"{where}: another mask")
             check_others(outcome, where, server, kept, expected)
         except requests.RequestException as error:
-            outcome.failures.append(f"{where}: {type(error).__name__}")
+            outcome.fail(f"{where}: {type(error).__name__}")
         finally:
             pacs.heals()
         seconds.append(time.monotonic() - started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ class Outcome:
     def check(self, is_right: bool, sentence: str) -> None:
         """Add a failure unless a condition holds."""
         if not is_right:
-            self.failures.append(sentence)
+            self.fail(sentence)
+
+    def fail(self, sentence: str) -> None:
+        """Add a failure, and print it at once: a long run may be stopped for it."""
+        self.failures.append(sentence)
+        print(f"FAILED: {sentence}", file=sys.stderr, flush=True)
 
 
 def scan(seed: int, shape_ijk: tuple[int, ...] = SHAPE_IJK) -> nib.Nifti1Image:

@@ -45,10 +45,14 @@ class Client:
     """A DICOM server in memory: its series by their UIDs."""
 
     base_url = "http://pacs.example"
+    _session = requests.Session()
 
     def __init__(self):
         self.series = {}
         self.searches = 0
+
+    def set_http_retry_params(self, **limits):
+        pass
 
     def add(self, *instances):
         self.series[str(instances[0].SeriesInstanceUID)] = list(instances)

@@ -256,9 +256,29 @@ def test_positions_that_scanners_round_are_no_gaps(tmp_path):
     np.testing.assert_allclose(volume.affine_mm, AFFINES_MM["axial"], atol=0.2)
 
 
+@pytest.mark.parametrize("plane", AFFINES_MM)
+def test_a_page_in_place_of_a_slice_is_a_hole_that_is_filled(tmp_path, plane):
+    whole = read_series(write(tmp_path / "whole", AFFINES_MM[plane])[0].parent)
+    for path in write(tmp_path / "series", AFFINES_MM[plane])[4:7:2]:
+        path.write_text("<html>error</html>")
+    series = read_series(tmp_path / "series")
+    for get in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        np.testing.assert_allclose(getattr(series.image, get)(), getattr(whole.image, get)())
+    array, expected = (sitk.GetArrayFromImage(each.image) for each in (series, whole))
+    holes = [k for k in range(SHAPE_IJK[2]) if not np.array_equal(array[k], expected[k])]
+    assert len(holes) == 2
+    for k in holes:
+        mean = (expected[k - 1].astype(float) + expected[k + 1]) / 2
+        np.testing.assert_array_equal(array[k], np.rint(mean))
+    assert re.search(r"left out .* as no DICOM image: \S+, \S+", series.warnings[0])
+    numbers = ", ".join(str(k + 1) for k in holes)
+    assert f"slice {numbers} of the stack is missing" in series.warnings[-1]
+
+
 def test_a_refusal_names_the_files_that_were_left_out(tmp_path):
     paths = write(tmp_path / "series")
     paths[4].write_text("<html>error</html>")
+    paths[5].unlink()
     with pytest.raises(
         InputError, match=f"lacks slices: .*; left out .* DICOM image: {paths[4].name}"
     ):

@@ -6,6 +6,7 @@ import json
 import stat
 import tarfile
 import zipfile
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -287,8 +288,14 @@ def test_sessions_take_images_and_dicom_files_only(server):
     described = requests.get(f"{server.url}/session/{made['session_id']}", timeout=60)
     assert described.json()["image"].endswith("/x.nii")
     assert session(server, ("a", dicom), ("b.dcm", dicom)).ok
+    mixed = session(server, ("a.dcm", dicom), ("b.dcm", b"<html>"), ("c.zip", archive("zip")))
+    url = f"{server.url}/session/{mixed.json()['session_id']}"
+    folder = Path(requests.get(url, timeout=60).json()["image"])
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert sizes == {"a.dcm": len(dicom), "b.dcm": 0, "c.zip": 0}
     for says, files, query in (
         ("archives are not unpacked", [("x.zip", archive("zip"))], {}),
+        ("archives are not unpacked", [("x.zip", archive("zip")), ("y.zip", b"zip")], {}),
         ("archives are not unpacked", [("x.nii", nifti(scan()))], {"uncompress": "true"}),
         ("voxels are in another file", [("x.nrrd", detached(None))], {}),
         ("slices of one DICOM series", [("x.nii", nifti(scan())), ("b.dcm", dicom)], {}),

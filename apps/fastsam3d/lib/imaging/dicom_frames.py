@@ -65,9 +65,9 @@ class DicomFrame:
 
 
 def read_frames(source: Path) -> tuple[list[DicomFrame], tuple[str, ...]]:
-    """Return all slices of a folder or file in the order of the file names, and warnings.
+    """Return all slices of a folder or file in the order of the file names, and files left out.
 
-    A file that holds no image is left out: a warning names it if its name promises one. Raises
+    Those are the names of files that hold no image, though their names promise one. Raises
     InputError if there is no image at all.
     """
     frames: list[DicomFrame] = []
@@ -86,9 +86,7 @@ def read_frames(source: Path) -> tuple[list[DicomFrame], tuple[str, ...]]:
     if not frames:
         kind = "folder" if source.is_dir() else "file"
         raise InputError(f'{kind} "{source.name}" holds no DICOM images; give one with a series')
-    if not left_out:
-        return frames, ()
-    return frames, (f"left out of the series, as no DICOM image: {shortened(left_out)}",)
+    return frames, tuple(left_out)
 
 
 def value(header: Dataset, tag: str) -> Any:

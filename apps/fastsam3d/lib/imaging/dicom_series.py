@@ -13,7 +13,7 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from lib.imaging.dicom_checks import (
     transfer_syntax,
 )
 from lib.imaging.dicom_frames import DicomFrame, number, numbers, read_frames, shortened, value
+from lib.imaging.dicom_holes import fill_holes, positions_with_holes, warning_of
 from lib.imaging.image_checks import check_voxel_count
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class DicomSeries:
 def read_series(source: str | Path, max_voxels: int | None = None) -> DicomSeries:
     """Read the series in a folder, or the one in a file.
 
-    Files that are no images and copies of slices are left out, with a warning. Raises InputError
+    Files that are no images and copies of slices are left out, with a warning. Where such a file
+    takes the place of a slice, the mean of its neighbours fills the hole. Raises InputError
     unless the rest are slices of one series that form one even, upright stack, each with the tags
     in TAGS and pixels that can be decoded, and not more than `max_voxels`.
     """
@@ -85,33 +87,38 @@ def read_series(source: str | Path, max_voxels: int | None = None) -> DicomSerie
 
 
 def _read(source: Path, max_voxels: int | None) -> DicomSeries:
-    frames, left_out = read_frames(source)
+    frames, names = read_frames(source)
+    left_out = f"left out of the series, as no DICOM image: {shortened(list(names))}"
     try:
-        return _make(source, frames, left_out, max_voxels)
+        series = _make(source, frames, len(names), max_voxels)
     except InputError as error:
-        raise InputError("; ".join([str(error), *left_out])) from error
+        raise InputError("; ".join([str(error), left_out] if names else [str(error)])) from error
+    return replace(series, warnings=(left_out, *series.warnings)) if names else series
 
 
 def _make(
-    source: Path, frames: Sequence[DicomFrame], left_out: tuple[str, ...], max_voxels: int | None
+    source: Path, frames: Sequence[DicomFrame], most_holes: int, max_voxels: int | None
 ) -> DicomSeries:
-    """Return the image of slices. left_out: warnings about files that are none."""
+    """Return the image of slices. most_holes: number of slices that may be missing."""
     headers = [frame.header for frame in frames]
-    warnings = left_out + check_headers(headers)
+    warnings = check_headers(headers)
     shape = (int(headers[0].Columns), int(headers[0].Rows), len(frames))
     check_voxel_count(source.name, shape, max_voxels)
     frames, copies = _without_copies(frames)
-    order, grid = arrange([frame.header for frame in frames])
-    image = sitk.GetImageFromArray(_decode([frames[index] for index in order]))
+    order, grid, holes = arrange([frame.header for frame in frames], most_holes)
+    voxels = fill_holes(_decode([frames[index] for index in order]), holes)
+    image = sitk.GetImageFromArray(voxels)
     image.SetOrigin(grid.origin_mm.tolist())
     image.SetDirection(grid.axes.flatten().tolist())
     image.SetSpacing(grid.spacing_mm.tolist())
     modality = str(value(headers[0], "Modality") or "")
-    return DicomSeries(image, "OT" if is_inverted(headers) else modality, warnings + copies)
+    return DicomSeries(
+        image, "OT" if is_inverted(headers) else modality, warnings + copies + warning_of(holes)
+    )
 
 
-def arrange(headers: Sequence[Dataset]) -> tuple[np.ndarray, Grid]:
-    """Return the order (N,) of checked slices along their normal, and their grid.
+def arrange(headers: Sequence[Dataset], most_holes: int) -> tuple[np.ndarray, Grid, np.ndarray]:
+    """Return the order (N,) of checked slices along their normal, their grid, and its holes.
 
     Raises InputError if slices are missing, share a position, are unevenly spaced or shifted
     sideways. The caller puts the name of the series before the message.
@@ -123,12 +130,13 @@ def arrange(headers: Sequence[Dataset]) -> tuple[np.ndarray, Grid]:
     column = np.cross(normal, row)
     positions_mm = np.array([numbers(header, "ImagePositionPatient", 3) for header in headers])
     order = np.argsort(positions_mm @ normal, kind="stable")
-    positions_mm = positions_mm[order]
-    check_stack([headers[index] for index in order], positions_mm, normal)
+    positions_mm, holes = positions_with_holes(positions_mm[order], normal, most_holes)
+    neighbours = np.insert(order, holes - np.arange(len(holes)), order[0])  # a header for each
+    check_stack([headers[index] for index in neighbours], positions_mm, normal)
     row_mm, column_mm = numbers(headers[0], "PixelSpacing", 2)  # between rows, between columns
     step_mm = (positions_mm[-1] - positions_mm[0]) @ normal / (len(positions_mm) - 1)
     axes = np.stack([row, column, normal], axis=1)
-    return order, Grid(positions_mm[0], axes, np.array([column_mm, row_mm, step_mm]))
+    return order, Grid(positions_mm[0], axes, np.array([column_mm, row_mm, step_mm])), holes
 
 
 def _without_copies(frames: Sequence[DicomFrame]) -> tuple[list[DicomFrame], tuple[str, ...]]:

@@ -73,7 +73,8 @@ def is_same_scan(path: Path, other: Path) -> bool:
 def received_session(files: Sequence[UploadFile]) -> Iterator[Path]:
     """Yield the path of an uploaded volume: one image file, or a folder of DICOM files.
 
-    Raises InputError for other files.
+    Raises InputError for other files. A file among DICOM files that is none is kept as an empty
+    one, so that the reader of the series names it.
     """
     with TemporaryDirectory(prefix="upload-") as temporary:
         folder = Path(temporary, "series")
@@ -81,14 +82,24 @@ def received_session(files: Sequence[UploadFile]) -> Iterator[Path]:
         paths = [folder / _session_name(file, number) for number, file in enumerate(files)]
         if len(set(paths)) < len(paths):
             raise InputError("two of the files have the same name; send each file once")
+        if len(paths) == 1 and paths[0].name.lower().endswith(EXTENSIONS):
+            _copy(files[0], paths[0])
+            check_image(paths[0])
+            yield paths[0]
+            return
+        if any(path.name.lower().endswith(EXTENSIONS) for path in paths):
+            raise InputError("several files must be the slices of one DICOM series")
+        strays = [path for file, path in zip(files, paths, strict=True) if not _is_dicom(file)]
+        if len(strays) == len(paths):
+            raise InputError(
+                f"{strays[0].name!r} is no DICOM file and has none of the extensions "
+                f"{', '.join(EXTENSIONS)}; archives are not unpacked"
+            )
         for file, path in zip(files, paths, strict=True):
-            _copy(file, path)
-            if not path.name.lower().endswith(EXTENSIONS):
-                _check_dicom(path)
-            elif len(paths) > 1:
-                raise InputError("several files must be the slices of one DICOM series")
+            if path in strays:
+                path.touch()
             else:
-                check_image(path)
+                _copy(file, path)
         yield paths[0] if len(paths) == 1 else folder
 
 
@@ -104,11 +115,7 @@ def _copy(file: UploadFile, path: Path) -> None:
         raise InputError("the file is empty; send it again")
 
 
-def _check_dicom(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(DICOM_START + 4)
-    if start[DICOM_START:] != b"DICM":
-        raise InputError(
-            f"{path.name!r} is no DICOM file and has none of the extensions "
-            f"{', '.join(EXTENSIONS)}; archives are not unpacked"
-        )
+def _is_dicom(file: UploadFile) -> bool:
+    start = file.file.read(DICOM_START + 4)
+    file.file.seek(0)
+    return start[DICOM_START:] == b"DICM"

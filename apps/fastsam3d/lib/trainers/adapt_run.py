@@ -19,11 +19,12 @@ from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 
 from .adapt_options import AdaptOptions
+from .data.painted_rois import paint_roi
 from .data.roi_pool import POOLING, RoiOptions, RoiPool
 from .data.studies import ExaminedStudy, halves
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
-from .stages import Batch, Stage2, Stage2Options, step_seed, to_device
+from .stages import Batch, SameEncoder, Stage2, Stage2Options, step_seed, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ FEWEST_UPDATES = 10
 
 ZOOM = 0.25
 """ZOOM: standard deviation of the logarithm of a ROI's voxel size, around the served one."""
+
+PAINTED = 32
+"""PAINTED: different painted ROIs; each update has one."""
 
 Judge = Callable[[FastSAM3D, Sequence[ExaminedStudy]], None]
 """Judge(student, studies) measures a student on studies that it never saw."""
@@ -104,7 +108,9 @@ class AdaptRun(TrainingLoop):
                 volume, key, click_ijk, config.roi_size
             ),
         )
+        self._size = config.roi_size
         self._items: dict[int, dict[str, Any]] = {}
+        self._painted: dict[int, tuple[Tensor, Tensor]] = {}
         self._step_seconds: list[float] = []
         self._per_student = options.updates_per_student
         self._start_student()
@@ -119,7 +125,9 @@ class AdaptRun(TrainingLoop):
         self.student = copy.deepcopy(self._served).train()
         self._trained = adapted_parameters(self.student)
         self._optimizer = torch.optim.Adam(self._trained, lr=self.options.lr, betas=(0.9, 0.99))
-        self._loss = Stage2(self.student, None, Stage2Options(clicks=self.options.clicks))
+        clicks = Stage2Options(clicks=self.options.clicks)
+        self._loss = Stage2(self.student, None, clicks)
+        self._rehearsal = Stage2(self.student, SameEncoder(self._served), clicks)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Resume a stopped run with the same signature; facts: further statistics for clients."""
@@ -192,19 +200,38 @@ class AdaptRun(TrainingLoop):
             "key": [item["key"] for item in items],
         }
 
+    def _painted_batch(self, update: int) -> Batch:
+        """Return a painted ROI without a label, whose masks are those of the served student."""
+        number = update % PAINTED
+        if number not in self._painted:
+            image, click_roi = paint_roi(self._size, step_seed(self.options.seed, number))
+            self._painted[number] = self._encoded(image), click_roi
+        embedding, click_roi = self._painted[number]
+        cells = -(-self._size // POOLING)
+        return {
+            "embedding": embedding[None].float(),
+            "target": torch.zeros(1, cells, cells, cells),
+            "has_label": torch.zeros(1, dtype=torch.bool),
+            "click_roi": click_roi[None],
+            "key": [f"painted {number}"],
+        }
+
     def _item(self, number: int) -> dict[str, Any]:
         """Return a ROI with the embedding instead of the image; the encoder sees each ROI once."""
         if number not in self._items:
             item = self._pool[number]
-            with torch.no_grad():
-                embedding = self._served.encode(item["image"][None].to(self.device))[0]
             self._items[number] = {
-                "embedding": embedding.half().cpu(),
+                "embedding": self._encoded(item["image"]),
                 "share": (item["target"] * POOLING**3).to(torch.uint8),
                 "click_roi": item["click_roi"],
                 "key": item["key"],
             }
         return self._items[number]
+
+    @torch.no_grad()
+    def _encoded(self, image: Tensor) -> Tensor:
+        """Return the embedding of a ROI (1, S, S, S), in half precision, on the CPU."""
+        return self._served.encode(image[None].to(self.device))[0].half().cpu()
 
     def _step(self, batch: Batch) -> None:
         start = time.perf_counter()
@@ -213,6 +240,11 @@ class AdaptRun(TrainingLoop):
             group["lr"] = self._rate(update)
         seed = step_seed(self.options.seed, self.progress.update)
         losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
+        if self.options.rehearsal:
+            painted = to_device(self._painted_batch(self.progress.update), self.device)
+            rehearsed = self._rehearsal(painted, seed)["loss"]
+            losses["loss"] = losses["loss"] + self.options.rehearsal * rehearsed
+            losses["kl"] = rehearsed.detach()
         if not math.isfinite(float(losses["loss"].detach())):
             raise InputError(
                 f"the loss is {float(losses['loss'].detach())} in update "

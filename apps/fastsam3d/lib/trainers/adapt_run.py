@@ -18,9 +18,8 @@ from lib.imaging.volume import Volume
 from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 
+from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
-from .data.painted_rois import paint_roi
-from .data.roi_pool import POOLING, RoiOptions, RoiPool
 from .data.studies import ExaminedStudy, halves
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
@@ -36,12 +35,6 @@ TIMED_UPDATES = 6
 
 FEWEST_UPDATES = 10
 """FEWEST_UPDATES: updates of each student on the slowest machine."""
-
-ZOOM = 0.25
-"""ZOOM: standard deviation of the logarithm of a ROI's voxel size, around the served one."""
-
-PAINTED = 32
-"""PAINTED: different painted ROIs; each update has one."""
 
 Judge = Callable[[FastSAM3D, Sequence[ExaminedStudy]], None]
 """Judge(student, studies) measures a student on studies that it never saw."""
@@ -97,20 +90,9 @@ class AdaptRun(TrainingLoop):
         self.phases = make_phases(studies, options.seed)
         self._judge = judge
         self._served = copy.deepcopy(served.network).to(device).eval().requires_grad_(False)
-        config = served.network.config
-        self._pool = RoiPool(
-            list(studies),
-            max(options.rois, 2 * len(studies)),
-            config,
-            RoiOptions(zoom=ZOOM),
-            options.seed,
-            spacing_mm_at=lambda volume, key, click_ijk: spacing_mm_at(
-                volume, key, click_ijk, config.roi_size
-            ),
+        self._batches = EmbeddedBatches(
+            self._served, [phase.train for phase in self.phases], options, spacing_mm_at
         )
-        self._size = config.roi_size
-        self._items: dict[int, dict[str, Any]] = {}
-        self._painted: dict[int, tuple[Tensor, Tensor]] = {}
         self._step_seconds: list[float] = []
         self._per_student = options.updates_per_student
         self._start_student()
@@ -177,61 +159,7 @@ class AdaptRun(TrainingLoop):
         last = min(self._per_student, (update // per_epoch + 1) * per_epoch)
         for number in range(update, last):
             if number < self._per_student:  # fewer updates may have been planned meanwhile
-                yield self._batch(phase, number)
-
-    def _batch(self, phase: int, update: int) -> Batch:
-        """Return the batch of an update, a function of the seed, the phase and the update alone."""
-        names = {study.name for study in self.phases[phase].train}
-        mine = [
-            number for number in range(len(self._pool)) if self._pool.study(number).name in names
-        ]
-        size = self.options.train_batch_size
-        numbers = []
-        for place in range(update * size, (update + 1) * size):
-            lap, index = divmod(place, len(mine))
-            generator = torch.Generator().manual_seed(step_seed(self.options.seed + phase, lap))
-            numbers.append(mine[int(torch.randperm(len(mine), generator=generator)[index])])
-        items = [self._item(number) for number in numbers]
-        return {
-            "embedding": torch.stack([item["embedding"] for item in items]).float(),
-            "target": torch.stack([item["share"] for item in items]).float() / POOLING**3,
-            "has_label": torch.ones(len(items), dtype=torch.bool),
-            "click_roi": torch.stack([item["click_roi"] for item in items]),
-            "key": [item["key"] for item in items],
-        }
-
-    def _painted_batch(self, update: int) -> Batch:
-        """Return a painted ROI without a label, whose masks are those of the served student."""
-        number = update % PAINTED
-        if number not in self._painted:
-            image, click_roi = paint_roi(self._size, step_seed(self.options.seed, number))
-            self._painted[number] = self._encoded(image), click_roi
-        embedding, click_roi = self._painted[number]
-        cells = -(-self._size // POOLING)
-        return {
-            "embedding": embedding[None].float(),
-            "target": torch.zeros(1, cells, cells, cells),
-            "has_label": torch.zeros(1, dtype=torch.bool),
-            "click_roi": click_roi[None],
-            "key": [f"painted {number}"],
-        }
-
-    def _item(self, number: int) -> dict[str, Any]:
-        """Return a ROI with the embedding instead of the image; the encoder sees each ROI once."""
-        if number not in self._items:
-            item = self._pool[number]
-            self._items[number] = {
-                "embedding": self._encoded(item["image"]),
-                "share": (item["target"] * POOLING**3).to(torch.uint8),
-                "click_roi": item["click_roi"],
-                "key": item["key"],
-            }
-        return self._items[number]
-
-    @torch.no_grad()
-    def _encoded(self, image: Tensor) -> Tensor:
-        """Return the embedding of a ROI (1, S, S, S), in half precision, on the CPU."""
-        return self._served.encode(image[None].to(self.device))[0].half().cpu()
+                yield self._batches.labelled(phase, number)
 
     def _step(self, batch: Batch) -> None:
         start = time.perf_counter()
@@ -241,7 +169,7 @@ class AdaptRun(TrainingLoop):
         seed = step_seed(self.options.seed, self.progress.update)
         losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
         if self.options.rehearsal:
-            painted = to_device(self._painted_batch(self.progress.update), self.device)
+            painted = to_device(self._batches.painted(self.progress.update), self.device)
             rehearsed = self._rehearsal(painted, seed)["loss"]
             losses["loss"] = losses["loss"] + self.options.rehearsal * rehearsed
             losses["kl"] = rehearsed.detach()

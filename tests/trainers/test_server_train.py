@@ -147,8 +147,11 @@ def test_another_process_publishes(server: RunningServer, site: Site) -> None:
 
 
 def test_stop_and_resume(server: RunningServer, slicer: SlicerPlugin) -> None:
-    started = post(server, OHIF, **LONG).json()["fastsam3d"]["result"]
+    reply = post(server, OHIF, **LONG).json()
+    assert list(reply) == ["fastsam3d"], "OHIF's button starts the distillation alone"
+    started = reply["fastsam3d"]["result"]
     assert started["status"] in ("SUBMITTED", "RUNNING")
+    assert started["estimate_seconds"] > 0 and started["estimate"].startswith("about ")
     wait_for_stats(server, lambda s: s.get("epoch", 0) >= 2 and not s.get("total_time"))
     busy = post(server, **LONG)
     assert busy.status_code == 409 and "a training is running" in busy.json()["detail"]
@@ -167,6 +170,23 @@ def test_stop_and_resume(server: RunningServer, slicer: SlicerPlugin) -> None:
     assert wait_for_end(server)["status"] == "STOPPED"
 
 
+def test_adapt_over_http(server: RunningServer, slicer: SlicerPlugin) -> None:
+    """The second trainer is in the list of clients, and starts by its name."""
+    params = {**slicer.config("trainers", "fastsam3d_adapt"), "max_epochs": 1, "rois": 4}
+    reply = requests.post(
+        f"{server.url}/train/", json={"fastsam3d_adapt": params}, timeout=60
+    ).json()
+    assert list(reply) == ["fastsam3d_adapt"]
+    task = wait_for_end(server)
+    assert task["status"] == "DONE", task["details"]
+    done = server.info()["train_stats"]["fastsam3d_adapt"]
+    assert done["studies"] == {"train": 2, "labelled": 2, "judged": 2}
+    assert done["published"] is False and "2 studies that took no part" in done["reason"]
+    picture = requests.get(f"{server.url}{done['curves']}", timeout=30)
+    assert picture.headers["content-type"] == "image/png"
+    assert server.infer("fastsam3d", "scan0", CLICK, output="json").status_code == 200
+
+
 def test_nothing_to_stop(server: RunningServer) -> None:
     reply = requests.delete(f"{server.url}/train/", timeout=60)
     assert reply.status_code == 200 and reply.json() is None
@@ -175,7 +195,7 @@ def test_nothing_to_stop(server: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"epochs": 3}, "unknown option 'epochs'; the options are max_epochs, "),
+        ({"epochs": 3}, "unknown option 'epochs'; the options are device, seed, "),
         ({"max_epochs": 0}, "max_epochs is 0; it must be at least 1"),
     ],
 )

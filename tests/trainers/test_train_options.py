@@ -4,26 +4,29 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from lib.errors import InputError
 from lib.trainers.train_options import TrainOptions
 
 TABLE = (
+    "device",
+    "min_gain",
+    "accept",
+    "resume",
     "max_epochs",
     "train_batch_size",
     "val_split",
-    "device",
     "teacher",
     "start",
-    "min_gain",
-    "resume",
 )
 
 
-def test_the_clients_table_shows_the_eight_options_that_users_set() -> None:
+def test_the_clients_table_shows_the_nine_options_that_users_set() -> None:
     config = TrainOptions.config()
     assert tuple(config) == TABLE
-    assert (config["max_epochs"], config["train_batch_size"]) == (48, 16)
+    on_cpu = not torch.cuda.is_available()
+    assert (config["max_epochs"], config["train_batch_size"]) == (48, 8 if on_cpu else 16)
     assert config["teacher"] == ["sam_med3d", "none"]
     json.dumps(config)
     assert TrainOptions.from_request(config) == TrainOptions.from_request({}), "sent back unchanged"
@@ -46,6 +49,15 @@ def test_the_defaults_follow_the_paper() -> None:
     assert options.stage1_epochs == 36 and options.lr == 0.005
 
 
+def test_defaults_on_a_cpu_are_smaller_and_can_be_changed() -> None:
+    options = TrainOptions.from_request({"device": "cpu"})
+    size = options.iterations_per_epoch, options.train_batch_size, options.pool_size
+    assert size == (4, 8, 128)
+    assert TrainOptions.from_request({"device": "cpu", "rois": 7}).pool_size == 7
+    fields = {each.name: each.default for each in dataclasses.fields(TrainOptions)}
+    assert (fields["iterations_per_epoch"], fields["train_batch_size"]) == (8, 16)
+
+
 def test_values_as_clients_send_them() -> None:
     request = {"max_epochs": "3", "lr": "1e-3", "amp": "false", "start": ["teacher", "auto"]}
     request |= {"model": "fastsam3d", "client_id": "someone", "gpus": "all", "val_rois": 4.0}
@@ -57,7 +69,7 @@ def test_values_as_clients_send_them() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"epochs": 3}, "unknown option 'epochs'; the options are max_epochs, "),
+        ({"epochs": 3}, "unknown option 'epochs'; the options are device, seed, "),
         ({"tracking": "mlflow"}, "unknown option 'tracking'"),
         ({"max_epochs": "many"}, "max_epochs is 'many'; give a whole number"),
         ({"max_epochs": 2.5}, "max_epochs is 2.5; give a whole number"),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Header, Request, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.endpoints import datastore
+from monailabel.interfaces.datastore import DefaultLabelTag
 
 from lib.datastore.label_files import EXTENSIONS, RAW_EXTENSION
 from lib.datastore.safe_store import SavedLabel
@@ -18,6 +19,7 @@ from lib.server.auth import AnnotatorRole, UserRole, user_name
 from lib.server.find_image import find_image
 from lib.server.form_json import parse_object
 from lib.server.names import check_name, check_tag
+from lib.server.train import adapt_if_due
 from lib.server.uploads import received
 
 router = APIRouter(tags=["Datastore"])
@@ -55,6 +57,8 @@ def save_label(
         saved = app.datastore().store_label(
             image, path, tag, info, user=name, base=_base(base, if_match), allow_empty=allow_empty
         )
+    if tag == DefaultLabelTag.FINAL.value:
+        adapt_if_due(image)
     return _described(image, tag, saved)
 
 

@@ -23,7 +23,7 @@ from monailabel.endpoints import train
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import processes, tasks
 
-from lib.errors import ConflictError, InputError, NotFoundError
+from lib.errors import AppError, ConflictError, InputError, NotFoundError
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
 from lib.weights.versions import describe_versions
@@ -41,7 +41,12 @@ STOP_SECONDS = 120.0
 It ends after the update, or the validation, under way.
 """
 
+ADAPTATION = "fastsam3d_adapt"
+"""ADAPTATION: name of the trainer that the option ``adapt_every`` starts."""
+
 _start_lock = threading.Lock()
+_label_lock = threading.Lock()
+_newly_labelled: set[str] = set()
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -171,15 +176,24 @@ def _check_is_async(run_sync: bool) -> None:
 
 
 def _start(model: str, options: dict[str, Any]) -> Any:
-    """Start a training in a process and return its task.
+    """Start a training and return its task; on a CPU it tells how long the training will take.
 
-    The task of a training on a CPU tells how long it will take. Raises InputError before the
-    process starts if the training cannot succeed, and ConflictError if another one runs.
+    Raises as `_launch` does.
+    """
+    checked, task = _launch(model, options)
+    seconds = _trainer(model).estimate_seconds(checked)
+    return task if seconds is None else {**task, **_describe_duration(seconds)}
+
+
+def _launch(model: str, options: dict[str, Any]) -> tuple[object, dict[str, Any]]:
+    """Start a training in a process; return its parsed options and its task.
+
+    Raises InputError before the process starts if the training cannot succeed, and ConflictError
+    if another one runs.
     """
     if app_instance().options.device:  # the site's device is not the client's to change
         options = {key: value for key, value in options.items() if key != "device"}
-    trainer = _trainer(model)
-    checked = trainer.check(options, app_instance().datastore())
+    checked = _trainer(model).check(options, app_instance().datastore())
     with _start_lock:  # of two requests at once, the second one finds the task of the first
         if _active_tasks() or _is_ending():
             raise ConflictError(
@@ -187,9 +201,29 @@ def _start(model: str, options: dict[str, Any]) -> Any:
             )
         # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        seconds = trainer.estimate_seconds(checked)
         task, _ = AsyncTask.run("train", request={"model": model}, params=options, enqueue=True)
-    return task if seconds is None else {**task, **_describe_duration(seconds)}
+    return checked, task
+
+
+def adapt_if_due(image: str) -> None:
+    """Count the label of an image; start the adaptation after `adapt_every` images.
+
+    The option is that of the server. If the adaptation cannot start, the next label tries again.
+    """
+    every = app_instance().options.adapt_every
+    if not every:
+        return
+    with _label_lock:
+        _newly_labelled.add(image)
+        if len(_newly_labelled) < every:
+            return
+        try:
+            _launch(ADAPTATION, {})
+        except AppError as error:
+            logger.info("%s waits for the next label: %s", ADAPTATION, error)
+        else:
+            logger.info("%s starts after %d new labels", ADAPTATION, len(_newly_labelled))
+            _newly_labelled.clear()
 
 
 def _describe_duration(seconds: float) -> dict[str, Any]:

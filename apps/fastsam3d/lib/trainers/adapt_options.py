@@ -20,10 +20,13 @@ class AdaptOptions(RequestOptions):
     max_minutes: float = option(
         8.0, "time for all updates; slower machines do fewer updates", in_table=True, above=0
     )
-    train_batch_size: int = option(4, "ROIs per update", least=1)
-    rois: int = option(96, "different ROIs for training, kept in memory as embeddings", least=1)
-    clicks: int = option(6, "most clicks of a series", least=2)
-    lr: float = option(4e-4, "Adam's learning rate", above=0)
+    train_batch_size: int = option(3, "labelled ROIs per update", least=1)
+    rehearsal: float = option(
+        2.0, "weight of the served student's masks on painted images; 0: none", least=0
+    )
+    rois: int = option(64, "different ROIs for training, kept in memory as embeddings", least=1)
+    clicks: int = option(3, "most clicks of a series", least=2)
+    lr: float = option(5e-4, "Adam's learning rate", above=0)
     clip_norm: float = option(0.5, "largest norm of the gradients", above=0)
 
     @property

@@ -18,12 +18,12 @@ from lib.imaging.volume import Volume
 from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 
+from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
-from .data.roi_pool import POOLING, RoiOptions, RoiPool
 from .data.studies import ExaminedStudy, halves
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
-from .stages import Batch, Stage2, Stage2Options, step_seed, to_device
+from .stages import Batch, SameEncoder, Stage2, Stage2Options, step_seed, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,6 @@ TIMED_UPDATES = 6
 
 FEWEST_UPDATES = 10
 """FEWEST_UPDATES: updates of each student on the slowest machine."""
-
-ZOOM = 0.25
-"""ZOOM: standard deviation of the logarithm of a ROI's voxel size, around the served one."""
 
 Judge = Callable[[FastSAM3D, Sequence[ExaminedStudy]], None]
 """Judge(student, studies) measures a student on studies that it never saw."""
@@ -93,18 +90,9 @@ class AdaptRun(TrainingLoop):
         self.phases = make_phases(studies, options.seed)
         self._judge = judge
         self._served = copy.deepcopy(served.network).to(device).eval().requires_grad_(False)
-        config = served.network.config
-        self._pool = RoiPool(
-            list(studies),
-            max(options.rois, 2 * len(studies)),
-            config,
-            RoiOptions(zoom=ZOOM),
-            options.seed,
-            spacing_mm_at=lambda volume, key, click_ijk: spacing_mm_at(
-                volume, key, click_ijk, config.roi_size
-            ),
+        self._batches = EmbeddedBatches(
+            self._served, [phase.train for phase in self.phases], options, spacing_mm_at
         )
-        self._items: dict[int, dict[str, Any]] = {}
         self._step_seconds: list[float] = []
         self._per_student = options.updates_per_student
         self._start_student()
@@ -119,7 +107,9 @@ class AdaptRun(TrainingLoop):
         self.student = copy.deepcopy(self._served).train()
         self._trained = adapted_parameters(self.student)
         self._optimizer = torch.optim.Adam(self._trained, lr=self.options.lr, betas=(0.9, 0.99))
-        self._loss = Stage2(self.student, None, Stage2Options(clicks=self.options.clicks))
+        clicks = Stage2Options(clicks=self.options.clicks)
+        self._loss = Stage2(self.student, None, clicks)
+        self._rehearsal = Stage2(self.student, SameEncoder(self._served), clicks)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Resume a stopped run with the same signature; facts: further statistics for clients."""
@@ -169,42 +159,7 @@ class AdaptRun(TrainingLoop):
         last = min(self._per_student, (update // per_epoch + 1) * per_epoch)
         for number in range(update, last):
             if number < self._per_student:  # fewer updates may have been planned meanwhile
-                yield self._batch(phase, number)
-
-    def _batch(self, phase: int, update: int) -> Batch:
-        """Return the batch of an update, a function of the seed, the phase and the update alone."""
-        names = {study.name for study in self.phases[phase].train}
-        mine = [
-            number for number in range(len(self._pool)) if self._pool.study(number).name in names
-        ]
-        size = self.options.train_batch_size
-        numbers = []
-        for place in range(update * size, (update + 1) * size):
-            lap, index = divmod(place, len(mine))
-            generator = torch.Generator().manual_seed(step_seed(self.options.seed + phase, lap))
-            numbers.append(mine[int(torch.randperm(len(mine), generator=generator)[index])])
-        items = [self._item(number) for number in numbers]
-        return {
-            "embedding": torch.stack([item["embedding"] for item in items]).float(),
-            "target": torch.stack([item["share"] for item in items]).float() / POOLING**3,
-            "has_label": torch.ones(len(items), dtype=torch.bool),
-            "click_roi": torch.stack([item["click_roi"] for item in items]),
-            "key": [item["key"] for item in items],
-        }
-
-    def _item(self, number: int) -> dict[str, Any]:
-        """Return a ROI with the embedding instead of the image; the encoder sees each ROI once."""
-        if number not in self._items:
-            item = self._pool[number]
-            with torch.no_grad():
-                embedding = self._served.encode(item["image"][None].to(self.device))[0]
-            self._items[number] = {
-                "embedding": embedding.half().cpu(),
-                "share": (item["target"] * POOLING**3).to(torch.uint8),
-                "click_roi": item["click_roi"],
-                "key": item["key"],
-            }
-        return self._items[number]
+                yield self._batches.labelled(phase, number)
 
     def _step(self, batch: Batch) -> None:
         start = time.perf_counter()
@@ -213,6 +168,11 @@ class AdaptRun(TrainingLoop):
             group["lr"] = self._rate(update)
         seed = step_seed(self.options.seed, self.progress.update)
         losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
+        if self.options.rehearsal:
+            painted = to_device(self._batches.painted(self.progress.update), self.device)
+            rehearsed = self._rehearsal(painted, seed)["loss"]
+            losses["loss"] = losses["loss"] + self.options.rehearsal * rehearsed
+            losses["kl"] = rehearsed.detach()
         if not math.isfinite(float(losses["loss"].detach())):
             raise InputError(
                 f"the loss is {float(losses['loss'].detach())} in update "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lib.errors import InputError
 from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
@@ -46,6 +47,8 @@ class AdaptationTask(PublishingTask):
     def check(self, request: Mapping[str, Any], datastore: Datastore) -> AdaptOptions:
         """Return the options; raise InputError for anything known to fail before training."""
         options: AdaptOptions = self._options(request, datastore)
+        if not any(datastore.get_labels_by_image_id(name) for name in datastore.list_images()):
+            raise InputError("there are no labels to adapt to; save some first, three are enough")
         return options
 
     def estimate_seconds(self, options: Any) -> float | None:

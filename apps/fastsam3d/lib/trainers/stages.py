@@ -101,13 +101,20 @@ class Stage2Options:
     graded: int = 2
 
 
+@dataclass(frozen=True)
+class SameEncoder:
+    """A teacher with the student's own frozen encoder, which shares its embeddings."""
+
+    teacher: FastSAM3D
+
+
 class Stage2(nn.Module):
     """Logit-level distillation over clicks; without a teacher, training on labels alone."""
 
     def __init__(
         self,
         student: FastSAM3D,
-        features: TeacherFeatures | None,
+        features: TeacherFeatures | SameEncoder | None,
         options: Stage2Options | None = None,
     ) -> None:
         super().__init__()
@@ -176,7 +183,10 @@ class Stage2(nn.Module):
         (features,) = self._features
         if features is None:
             return None
-        _, embedding = features.get(batch["key"], batch["image"])
+        if isinstance(features, SameEncoder):
+            embedding = batch["embedding"]
+        else:
+            _, embedding = features.get(batch["key"], batch["image"])
         with torch.no_grad():
             return ClickSeries(features.teacher, embedding)
 

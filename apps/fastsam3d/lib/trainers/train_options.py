@@ -16,7 +16,11 @@ class TrainOptions(RequestOptions):
     On a CPU the defaults of CPU_DEFAULTS end within 30 minutes on two cores.
     """
 
-    CPU_DEFAULTS: ClassVar[Mapping[str, Any]] = {"max_epochs": 24, "train_batch_size": 8}
+    CPU_DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "iterations_per_epoch": 4,
+        "train_batch_size": 8,
+        "rois": 128,
+    }
 
     max_epochs: int = option(48, "epochs of both stages", in_table=True, least=1)
     iterations_per_epoch: int = option(8, "updates per epoch", least=1)

@@ -1,0 +1,142 @@
+"""The adaptation to labels: three students, cross-validated, with the encoder untouched."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_site import FolderDatastore, Killed, Site, judge_as
+
+from lib.errors import InputError
+from lib.trainers.adapt_options import AdaptOptions
+from lib.trainers.adapt_run import AdaptRun, make_phases
+from lib.trainers.data import Study
+from lib.trainers.data.painted_rois import paint_roi
+
+SHORT = {
+    "max_epochs": 2,
+    "iterations_per_epoch": 2,
+    "train_batch_size": 2,
+    "rois": 8,
+    "lr": 1e-3,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("labelled"), count=5, labelled=4)
+
+
+def adapt(site: Site, name: str, **options: object) -> dict:
+    task = site.adaptation(name)
+    task({**SHORT, **options}, site.datastore)
+    return task.stats()
+
+
+@pytest.fixture(scope="module")
+def stats(labelled: Site) -> dict:
+    return adapt(labelled, "undisturbed", min_gain=0.9)
+
+
+def numbers(stats: dict) -> list[dict]:
+    return [{name: x for name, x in row.items() if name != "seconds"} for row in stats["history"]]
+
+
+def test_three_students_are_trained_and_two_are_judged(stats: dict) -> None:
+    assert [row["student"] for row in stats["history"]] == [1, 1, 2, 2, 3, 3]
+    assert [row["iteration"] for row in stats["history"]] == [2, 4, 6, 8, 10, 12]
+    assert (stats["epoch"], stats["total_epochs"]) == (6, 6)
+    assert stats["studies"] == {"train": 4, "labelled": 4, "judged": 4}
+    assert set(stats["judged"]["dice"]) == {f"scan{n}" for n in range(4)}, "each study, once"
+    assert all(row["kl"] >= 0 and row["dice"] > 0 for row in stats["history"])
+    assert stats["published"] is False and "on 4 studies that took no part" in stats["reason"]
+    assert stats["curves"] == "/train/fastsam3d_adapt/curves.png"
+
+
+def test_no_student_is_judged_on_studies_that_trained_it() -> None:
+    studies = [Study(f"s{n}", Path("x.nii.gz"), Path("y.nii.gz")) for n in range(7)]
+    *halves, last = make_phases(studies, 0)  # type: ignore[arg-type]
+    for phase in halves:
+        assert not {x.name for x in phase.train} & {x.name for x in phase.judged}
+    assert sorted(x.name for phase in halves for x in phase.judged) == [x.name for x in studies]
+    assert last.train == studies and not last.judged
+    assert [phase.judged for phase in make_phases(studies[:1], 0)] == [[]]  # type: ignore[arg-type]
+
+
+def test_only_the_mask_decoder_changes(labelled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_as(monkeypatch, 0.6, 0.5)
+    assert adapt(labelled, "published")["published"]
+    served = labelled.served("published")
+    new, old = served().network.state_dict(), served.base.network.state_dict()
+    changed = {name for name, x in new.items() if not torch.equal(x, old[name])}
+    assert changed and all(name.startswith("mask_decoder.") for name in changed)
+    assert "adapted to 4 labels of this site" in served().info()["description"]
+    served.published.rollback(None)
+    assert served().network_id == served.base.network_id, "one call undoes it"
+
+
+@pytest.mark.parametrize("update", [3, 7])
+def test_a_killed_run_resumes(
+    labelled: Site, stats: dict, monkeypatch: pytest.MonkeyPatch, update: int
+) -> None:
+    step, name = AdaptRun._step, f"killed after {update}"
+
+    def step_or_die(self: AdaptRun, batch: dict) -> None:
+        if self.progress.update == update:
+            raise Killed
+        step(self, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(AdaptRun, "_step", step_or_die)
+        adapt(labelled, name, min_gain=0.9)
+    resumed = adapt(labelled, name, min_gain=0.9)
+    assert resumed["resumed"].startswith("resumed after update")
+    assert numbers(resumed) == numbers(stats) and resumed["judged"] == stats["judged"]
+
+
+def test_three_labels_ask_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge_as(monkeypatch, 0.6, 0.5)
+    site = Site(tmp_path, count=3, labelled=3)
+    asked = adapt(site, "few")
+    assert asked["asks"] and not asked["published"] and "accept true" in asked["reason"]
+
+    def fail(*_: object) -> None:
+        raise AssertionError("an update")
+
+    monkeypatch.setattr(AdaptRun, "_step", fail)
+    assert adapt(site, "few", accept=True)["published"]
+
+
+def test_a_slow_machine_does_fewer_updates(labelled: Site) -> None:
+    stats = adapt(
+        labelled, "slow", max_epochs=8, iterations_per_epoch=5, max_minutes=1e-4, min_gain=0.9
+    )
+    assert stats["iteration"] == 3 * 10
+    assert [row["student"] for row in stats["history"]] == [1, 1, 2, 2, 3, 3]
+
+
+def test_no_labels(tmp_path: Path) -> None:
+    site = Site(tmp_path, count=2, labelled=0)
+    with pytest.raises(InputError, match="no labels to adapt to"):
+        site.adaptation().check({}, site.datastore)
+    with pytest.raises(InputError, match="no studies"):
+        site.adaptation().check({}, FolderDatastore(tmp_path))
+
+
+def test_the_clients_table() -> None:
+    config = AdaptOptions.config()
+    assert list(config) == ["device", "min_gain", "accept", "resume", "max_epochs", "max_minutes"]
+    assert AdaptOptions.from_request(config) == AdaptOptions.from_request({})
+
+
+def test_painted_rois_are_normalised_and_differ() -> None:
+    image, click_roi = paint_roi(32, 1)
+    assert image.shape == (1, 32, 32, 32) and image.dtype == torch.float32
+    assert torch.isfinite(image).all() and abs(float(image.mean())) < 1
+    assert ((click_roi >= 0) & (click_roi < 32)).all()
+    again, same_roi = paint_roi(32, 1)
+    assert torch.equal(image, again) and torch.equal(click_roi, same_roi)
+    other, _ = paint_roi(32, 2)
+    assert abs(np.corrcoef(image.flatten(), other.flatten())[0, 1]) < 0.5

@@ -65,6 +65,19 @@ def test_labels_of_both_servers_are_listed(two_servers, studies, label):
     assert (saved.version.number, saved.replaced.number) == (3, 2)
 
 
+def test_each_server_sees_what_the_other_saved(two_servers, studies, label):
+    first, second = two_servers
+    first.store_label("head", label, "final", {"label_info": [{"name": "brain", "idx": 1}]})
+    assert second.get_label_uri("head", "final") == str(studies / "labels/final/head.nii.gz")
+    assert second.get_label_info("head", "final")["label_info"] == [{"name": "brain", "idx": 1}]
+    assert second.get_labeled_images("final") == ["head"]
+    first.store_label("head", label, "final", {})
+    assert second.get_label_info("head", "final")["version"] == 2
+    second.add_image("arm", str(studies / "leg.nii"), {})
+    assert first.get_image_uri("arm") == str(studies / "arm.nii")
+    assert first.get_image_info("arm")["name"] == "arm.nii"
+
+
 def test_a_line_of_the_journal_waits_while_another_server_writes(tmp_path):
     journal = Journal(tmp_path, max_bytes=1 << 20)
     folder = tmp_path / FOLDER

@@ -62,11 +62,13 @@ class ListedFiles(LocalDatastore):
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the path of an image, or "" if there is none; a link keeps its own name."""
+        self._refresh()
         image = self._datastore.objects.get(image_id)
         return str(self._image_file(image_id, image.image.ext)) if image else ""
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what is known about an image, its path included."""
+        self._refresh()
         image = self._datastore.objects.get(image_id)
         if image is None:
             return {}
@@ -75,8 +77,22 @@ class ListedFiles(LocalDatastore):
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         """Return the path of a label, or "" if there is none."""
+        self._refresh()
         label = self._datastore.label(label_id, label_tag)
         return str(self._label_folder(label_tag) / f"{label_id}{label.ext}") if label else ""
+
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
+        """Return the description of a label; empty if there is none."""
+        self._refresh()
+        label = self._datastore.label(label_id, label_tag)
+        return dict(label.info) if label else {}
+
+    def get_labeled_images(
+        self, label_tag: str | None = None, labels: list[str] | None = None
+    ) -> list[str]:
+        """Return the images with a label."""
+        self._refresh()
+        return list(super().get_labeled_images(label_tag, labels))
 
     def find_label(self, image_id: str, tag: str) -> str:
         """Return the path of an image's label, or "" if there is none here or elsewhere."""
@@ -117,6 +133,16 @@ class ListedFiles(LocalDatastore):
                     **self._datastore.model_dump(),
                     empty_folder=tempfile.mkdtemp(prefix="no-labels-"),
                 )
+
+    def _refresh(self) -> None:
+        """Read the list again if another server on the same folder has changed it."""
+        try:
+            changed = os.stat(self._datastore_config_path).st_mtime
+        except FileNotFoundError:
+            return
+        if self._is_started and changed != self._config_ts:
+            with self._exclusive():
+                pass  # entering it reads the list
 
     def _load_list(self) -> None:
         path = Path(self._datastore_config_path)

@@ -15,7 +15,7 @@ from lib.imaging.volume import Volume
 from lib.infers.fastsam3d import Caches, FastSAM3DInfer
 from lib.infers.prompts import BACKGROUND
 from lib.infers.request import MASK
-from lib.infers.scale import RoiScale
+from lib.infers.scale import Look, RoiScale
 from lib.networks import AttentionChoice
 from lib.weights.files import Weights
 
@@ -93,6 +93,6 @@ class ServedMasks:
         self, volume: Volume, key: str, click_ijk: np.ndarray, roi_size: int
     ) -> float:
         """Return the voxel size in mm of the ROI of a first click (3,); key: of the volume."""
-        choices: ByteCache[float] = ByteCache(1, nbytes=lambda _: 1)
-        scale = RoiScale(roi_size, self.spacing_mm, self.auto_zoom, choices)
+        looks: ByteCache[Look] = ByteCache(1, nbytes=lambda _: 1)
+        scale = RoiScale(roi_size, self.spacing_mm, self.auto_zoom, looks)
         return scale.spacing_mm(volume, key, click_ijk, step=0)

@@ -22,7 +22,8 @@ def test_a_small_scan(tmp_path):
     assert result["stages"]["correct_ms"] > 0
     live = result["live"]
     assert live["undo_box_ms"]["p50"] <= live["next_box_ms"]["p95"]
-    assert set(result["shares_of_load_image"]) == {"next", "next_box", "first", "undo", "undo_box"}
+    kinds = {"next", "changing", "next_box", "changing_box", "first", "undo", "undo_box"}
+    assert set(result["shares_of_load_image"]) == kinds
     assert "share of LoadImage: next, box" in files["markdown"].read_text()
     assert result["two_clients"]["masks_as_alone"] is True
     assert result["clicks"] == 12 and "rss_growth_mb" in result
@@ -53,12 +54,26 @@ def test_stages_are_medians_over_the_answers_in_which_they_ran():
 def test_shares_of_load_image():
     result = {
         "load_image_ms": 200.0,
-        "ohif": {"next_ms": {"p50": 20.0}, "first_ms": 40.0},
+        "ohif": {"next_ms": {"p50": 20.0}, "changing_ms": 24.0, "first_ms": 40.0},
         "live": {
             "next_box_ms": {"p50": 10.0},
+            "changing_box_ms": 12.0,
             "undo_ms": {"p50": 5.0},
             "undo_box_ms": {"p50": 2.0},
         },
     }
     shares = click_latency.shares(result)
-    assert shares == {"next": 0.1, "next_box": 0.05, "first": 0.2, "undo": 0.025, "undo_box": 0.01}
+    assert shares == {
+        "next": 0.1,
+        "changing": 0.12,
+        "next_box": 0.05,
+        "changing_box": 0.06,
+        "first": 0.2,
+        "undo": 0.025,
+        "undo_box": 0.01,
+    }
+
+
+def test_clicks_that_change_the_mask():
+    answers = [click_latency.Answer(ms, mask) for ms, mask in ((9, 1), (1, 1), (5, 2), (6, 3))]
+    assert [answer.ms for answer in click_latency.changing(answers)] == [5, 6]

@@ -173,9 +173,9 @@ export class ServerClient {
 
   /** Return [{tag, version, user, description, structures: [{name, idx}]}]: the labels of a series.
    *
-   * Those of the PACS have a description and no version. */
-  async labels(seriesUid) {
-    return (await ask(`/viewer/series/${seriesUid}/labels`)).json();
+   * Those of the PACS, which takes longer to answer, have a description and no version. */
+  async labels(seriesUid, withPacs = true) {
+    return (await ask(`/viewer/series/${seriesUid}/labels?pacs=${withPacs}`)).json();
   }
 
   /** Return {voxels, place}: a stored label in its box, i fastest; place has its version, too. */

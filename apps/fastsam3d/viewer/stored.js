@@ -100,8 +100,7 @@ export class StoredLabels {
 
   /** Draw the saved label of a series that is opened. */
   async drawSaved(seriesUid, segmentationId) {
-    await this.refresh(seriesUid);
-    const saved = this.of(seriesUid).find(({ tag }) => tag === FINAL);
+    const saved = (await this.client.labels(seriesUid, false)).find(({ tag }) => tag === FINAL);
     if (saved) await this.#draw(saved, seriesUid, segmentationId, { isUndoable: false });
   }
 

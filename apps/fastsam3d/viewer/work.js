@@ -8,6 +8,7 @@ import { nrrdFile, runsOf } from './labelmap.js';
 
 const RECORD_AFTER_MS = 800; // of a change: several steps of undo are one record
 const RESTORE_TRIES = 5;
+const RESTORE_PATIENCE_MS = 3000; // that a press waits until the work is drawn
 
 export class Work {
   constructor(viewer, client, session) {
@@ -25,6 +26,12 @@ export class Work {
     if (!this.restored.has(seriesUid))
       this.restored.set(seriesUid, this.#restore(seriesUid, segmentationId));
     return this.restored.get(seriesUid);
+  }
+
+  /** Return a promise that ends when the work is drawn, or after some seconds. */
+  isRestored(seriesUid) {
+    const patience = new Promise(done => setTimeout(done, RESTORE_PATIENCE_MS));
+    return Promise.race([this.restored.get(seriesUid)?.catch(() => {}), patience]);
   }
 
   async #restore(seriesUid, segmentationId) {

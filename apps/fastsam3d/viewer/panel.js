@@ -12,6 +12,7 @@ const STYLE = `
 .fs button[aria-pressed=true] { background: #0369a1 }
 .fs button:disabled { opacity: .4 }
 .fs .fs-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center }
+.fs section { display: flex; flex-direction: column; gap: 6px }
 .fs ul { max-height: 30vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
 .fs li { display: flex; gap: 6px; align-items: center; padding: 2px 4px; border-radius: 4px }
 .fs li[aria-current=true] { background: #0c4a6e }

@@ -72,7 +72,6 @@ export class Segments extends Planes {
     for (const [count, wait] of DRAW_WAITS_MS.entries()) {
       if (!service.getSegmentationRepresentations(viewportId, { segmentationId }).length)
         await service.addSegmentationRepresentation(viewportId, { segmentationId, type: LABELMAP });
-      this.#colour(segmentationId, [viewportId]);
       await new Promise(done => setTimeout(done, wait));
       const viewport = this.viewport(viewportId);
       if (!viewport || this.#isDrawn(viewport, segmentationId)) break;
@@ -80,6 +79,7 @@ export class Segments extends Planes {
       // OHIF restores a series' segmentations too, and may then draw the image over them
       if (this.imageOf(viewportId)) removeSegmentationRepresentations(viewportId, { segmentationId });
     }
+    this.#colour(segmentationId, [viewportId]); // OHIF has drawn lots by now
     if (!this.activeSegmentation(viewportId))
       service.setActiveSegmentation(viewportId, segmentationId);
   }

@@ -102,7 +102,7 @@ def test_a_new_structure_has_the_name_that_was_typed(viewer: PromptViewer) -> No
 def test_a_sign_while_the_server_computes(viewer: PromptViewer) -> None:
     """It comes when an answer takes longer than 0.3 s, and goes with the answer."""
     held: list[Route] = []
-    viewer.page.route("**/infer/**", held.append)
+    viewer.page.route("**/infer/**", lambda route: held.append(route))
     sign = viewer.page.get_by_role("status").filter(has_text="Computing")
     viewer.press_only("mpr-axial", FILE.to_lps(FIRST))
     sign.wait_for(timeout=TIMEOUT_MS)

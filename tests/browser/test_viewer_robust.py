@@ -104,26 +104,35 @@ def test_a_refused_press_is_no_step(viewer: PromptViewer) -> None:
     viewer.press("mpr-axial", SERIES_0.to_lps(FIRST))
     viewer.page.route("**/infer/**", lambda route: route.fulfill(status=400, json={"detail": "no"}))
     viewer.press("mpr-axial", SERIES_0.to_lps(beside(SERIES_0, FIRST, 30.0)))
-    viewer.page.wait_for_timeout(300)
-    assert viewer.page.evaluate(REMEMBERED) == 1
+    viewer.wait_until(lambda: viewer.page.evaluate(REMEMBERED) == 1, "one step of the history")
     viewer.page.keyboard.press("Control+z")
     assert not on_stored_grid(viewer, SERIES_0).any()
     assert viewer.prompts() == []
 
 
-def test_an_answer_after_leaving_is_dropped(viewer: PromptViewer) -> None:
+def test_an_answer_after_leaving_is_there_on_coming_back(
+    viewer: PromptViewer, server: RunningServer, uids: dict[str, tuple[str, str]]
+) -> None:
+    """The page of before does not draw it; the journal has it."""
+    image = uids[SERIES_0.name][1]
+
+    def count() -> int:
+        reply = requests.get(f"{server.url}/interactions/{image}", timeout=30)
+        return len(reply.json()["interactions"]) if reply.ok else 0
+
+    before = count()
     held = Held(viewer)
     viewer.press_only("mpr-axial", SERIES_0.to_lps(FIRST))
     held.wait()
     viewer.page.locator('[data-cy="return-to-work-list"]').click()
     viewer.page.get_by_text(f"SYNTHETIC-{SERIES_0.seed}").first.wait_for()
     held.let_go()
+    viewer.wait_until(lambda: count() > before, "the press is in the journal")
     assert viewer.errors == []
     viewer.page.go_back()
     viewer.wait_until_ready()
-    viewer.page.wait_for_timeout(500)
-    assert not on_stored_grid(viewer, SERIES_0).any()
-    assert viewer.prompts() == []
+    check_becomes(viewer, SERIES_0, server_mask(server, image, [FIRST]))
+    assert viewer.prompts() == ["1. + Point"]
 
 
 def test_a_long_drag_of_presses_queues_nothing(

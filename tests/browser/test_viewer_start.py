@@ -110,9 +110,10 @@ def test_brush_strokes_count(viewer: PromptViewer, ball_server: RunningServer) -
     saved.wait_for()
     viewer.drag("mpr-axial", stroke)
     unsaved.wait_for()
-    viewer.page.wait_for_timeout(300)
+    between = beside(FILE, first, 75.0)
+    viewer.wait_until(lambda: on_stored_grid(viewer, FILE)[between] == 1, "the stroke is there")
     painted = on_stored_grid(viewer, FILE)
-    assert painted[beside(FILE, first, 75.0)] == 1 and not pressed[beside(FILE, first, 75.0)]
+    assert not pressed[between]
 
     viewer.button("Point")
     second = beside(FILE, first, 25.0)

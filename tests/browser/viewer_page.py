@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -105,10 +106,6 @@ class PromptViewer:
     def wait_until_ready(self) -> None:
         self.page.wait_for_function(READY, timeout=TIMEOUT_MS)
         self.page.locator(".fs li[aria-current=true]").wait_for()
-        # messages stay for up to 15 s and would keep the buttons below them from being clicked
-        self.page.add_style_tag(
-            content="[data-sonner-toaster] * { pointer-events: none !important; }"
-        )
         self.page.evaluate(COUNT_CHANGES)
 
     # --- input ------------------------------------------------------------------------------------
@@ -230,6 +227,13 @@ class PromptViewer:
         self.page.wait_for_function(
             f"document.querySelectorAll('.fs-overlay').length === {count}", timeout=TIMEOUT_MS
         )
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition holds; what: says it in the message if it never does."""
+        deadline = time.monotonic() + TIMEOUT_MS / 1000
+        while not condition():
+            assert time.monotonic() < deadline, f"never: {what}"
+            self.page.wait_for_timeout(100)
 
     def off_planes_mm(self, point_lps: list[float]) -> list[float]:
         """Return how far a point is from each of the three planes."""

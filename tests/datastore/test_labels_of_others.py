@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 from ct_series import write_ct_series
 from lib.datastore.dicom_seg import write_segmentation
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
-from lib.errors import InputError
+from lib.errors import InputError, NotFoundError
 from lib.imaging.dicom_series import read_series
 from lib.imaging.volume import read_volume
 from lib.trainers.data import examine, find_studies
@@ -39,6 +39,9 @@ def box(value=1):
     array = np.zeros(SHAPE_IJK, np.uint16)
     array[10:20, 10:20, 5:15] = value
     return array
+
+
+SEARCHED = ("StudyInstanceUID", "SeriesInstanceUID", "Modality")
 
 
 class Client:
@@ -63,7 +66,7 @@ class Client:
         matches = []
         for uid, instances in self.series.items():
             header = pydicom.Dataset()
-            for tag in ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "StudyDate"):
+            for tag in (*SEARCHED, "StudyDate", "SeriesDescription"):
                 setattr(header, tag, instances[0].get(tag))
             header.SeriesDate = instances[0].get("SeriesDate") or ""
             if all(header.get(tag) == wanted for tag, wanted in search_filters.items()):
@@ -255,3 +258,25 @@ def test_the_modality_of_a_series_is_that_of_its_file(datastore, add_scan, modal
 def test_the_warnings_of_a_series_are_those_of_its_file(datastore, add_scan):
     name = add_scan("first", FrameOfReferenceUID="")
     assert "no common FrameOfReferenceUID" in read_volume(datastore.get_image_uri(name)).warnings[0]
+
+
+def test_each_segmentation_of_a_series_is_listed_and_read_without_a_copy(
+    datastore, add_scan, add_label
+):
+    first, second = add_scan("first"), add_scan("second")
+    old = add_label("first", box(3), "20200101", SeriesDescription="old one")
+    new = add_label("first", box(5), "20240101")
+    add_label("first", box(6), ReferencedSeriesSequence=[])
+    add_label("second", box(7))
+    segmentations = datastore.segmentations()
+    assert [each.series_uid for each in segmentations.of(first)] == [new, old]
+    assert segmentations.of(first)[1].description == "old one"
+    assert segmentations.of("unknown") == []
+    image = sitk.ReadImage(datastore.get_image_uri(first))
+    labels, named = segmentations.read(first, old, image)
+    np.testing.assert_array_equal(labels, box(3))
+    assert named == [{"name": "label 3", "idx": 3}]
+    assert datastore.get_label_uri(first, "final") == ""
+    for image_id, series_uid in ((second, old), (first, "1.2.3")):
+        with pytest.raises(NotFoundError, match="has no DICOM-SEG"):
+            segmentations.read(image_id, series_uid, image)

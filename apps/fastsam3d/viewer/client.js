@@ -59,6 +59,7 @@ function promptOf({ subtype, prompt, semantic_id_key }) {
 const BROWSER = 'fastsam3d:browser'; // key in the browser's storage
 const SUBTYPES = { point: 'point', box: 'bounding_box', lasso: 'lasso', scribble: 'scribble' };
 
+const RECORD_PATIENCE_MS = 10000; // that a record waits for a request that the server computes
 const PATIENCE_MS = 1000; // that a request waits for the one before, which nobody needs any more
 
 /** Return {arrays, place, warning} of a reply with a box. */
@@ -173,9 +174,9 @@ export class ServerClient {
 
   /** Return [{tag, version, user, description, structures: [{name, idx}]}]: the labels of a series.
    *
-   * Those of the PACS have a description and no version. */
-  async labels(seriesUid) {
-    return (await ask(`/viewer/series/${seriesUid}/labels`)).json();
+   * Those of the PACS, which takes longer to answer, have a description and no version. */
+  async labels(seriesUid, withPacs = true) {
+    return (await ask(`/viewer/series/${seriesUid}/labels?pacs=${withPacs}`)).json();
   }
 
   /** Return {voxels, place}: a stored label in its box, i fastest; place has its version, too. */
@@ -220,7 +221,8 @@ export class ServerClient {
   async record(seriesUid, asked) {
     const { takesPrompts } = await this.describe();
     if (!takesPrompts) return; // an older server has no such journal
-    await this.sent?.answered;
+    const patience = new Promise(done => setTimeout(done, RECORD_PATIENCE_MS));
+    await Promise.race([this.sent?.answered, patience]);
     const form = new FormData();
     form.append('params', JSON.stringify(requestParams(asked, true)));
     if (asked.start) form.append('initial_mask', asked.start.file, 'mask.nrrd');

@@ -49,6 +49,11 @@ export class Hints {
     return number >= 0 ? { number: number + 1, count: places.length } : null;
   }
 
+  /** Return whether the uncertainty is to be shown and not there yet. */
+  get isWaiting() {
+    return this.isShown && Boolean(this.hint) && !this.hint.map;
+  }
+
   /** Go to the next place worth a click: the first is the one that is expected to help most. */
   async next() {
     const hint = this.#current();

@@ -40,14 +40,13 @@ export function boxToVolume(affineLps, volume) {
  * A run ends at the end of its row, so that it is straight in the volume. */
 export function runsOf(voxels, rowLength, number = 1) {
   const runs = [];
-  for (let row = 0; row < voxels.length; row += rowLength) {
-    const end = row + rowLength;
-    for (let at = row; at < end; at++) {
-      if (voxels[at] !== number) continue;
-      const first = at;
-      while (at < end && voxels[at] === number) at++;
-      runs.push(first, at - first);
-    }
+  let at = voxels.indexOf(number); // much faster than a loop
+  while (at >= 0) {
+    const first = at;
+    const end = first - (first % rowLength) + rowLength;
+    while (at < end && voxels[at] === number) at++;
+    runs.push(first, at - first);
+    at = voxels.indexOf(number, at);
   }
   return Uint32Array.from(runs);
 }
@@ -69,25 +68,33 @@ export class Labelmap {
     const changed = new Set();
     const took = [];
     if (earlier)
-      this.#visit(earlier, (slice, at, z) => {
-        if (slice[at] !== segment) return;
-        slice[at] = 0;
-        changed.add(z);
+      this.#visit(earlier, (slice, first, step, count, z) => {
+        let isChanged = false;
+        for (let n = 0, at = first; n < count; n++, at += step) {
+          if (slice[at] !== segment) continue;
+          slice[at] = 0;
+          isChanged = true;
+        }
+        if (isChanged) changed.add(z);
       });
     for (let n = 0; n < taken.length; n += 3) {
       const slice = this.slices(taken[n]);
       if (slice[taken[n + 1]] === 0) slice[taken[n + 1]] = taken[n + 2];
     }
     if (mask)
-      this.#visit(mask, (slice, at, z) => {
-        const number = slice[at];
-        if (number === segment) return;
-        if (number !== 0) {
-          if (!mayTake(number)) return;
-          took.push(z, at, number);
+      this.#visit(mask, (slice, first, step, count, z) => {
+        let isChanged = false;
+        for (let n = 0, at = first; n < count; n++, at += step) {
+          const number = slice[at];
+          if (number === segment) continue;
+          if (number !== 0) {
+            if (!mayTake(number)) continue;
+            took.push(z, at, number);
+          }
+          slice[at] = segment;
+          isChanged = true;
         }
-        slice[at] = segment;
-        changed.add(z);
+        if (isChanged) changed.add(z);
       });
     return { changed: [...changed].sort((a, b) => a - b), taken: took };
   }
@@ -97,9 +104,10 @@ export class Labelmap {
     let missing = 0;
     let inside = 0;
     if (mask)
-      this.#visit(mask, (slice, at) => {
-        if (slice[at] === segment) inside++;
-        else if (slice[at] === 0) missing++;
+      this.#visit(mask, (slice, first, step, count) => {
+        for (let n = 0, at = first; n < count; n++, at += step)
+          if (slice[at] === segment) inside++;
+          else if (slice[at] === 0) missing++;
       });
     let all = 0;
     for (let z = 0; z < this.volume.dimensions[2]; z++) {
@@ -116,13 +124,17 @@ export class Labelmap {
     const rows = new Uint32Array(2 * shape[1] * shape[2]);
     for (let row = 0; row < rows.length / 2; row++) rows.set([row * shape[0], shape[0]], 2 * row);
     let next = 0;
-    this.#visit({ place: { size_ijk: shape, affine_lps: affineLps }, runs: rows }, (slice, at) => {
-      voxels[next++] = slice[at];
+    const whole = { place: { size_ijk: shape, affine_lps: affineLps }, runs: rows };
+    this.#visit(whole, (slice, first, step, count) => {
+      for (let n = 0, at = first; n < count; n++, at += step) voxels[next++] = slice[at];
     });
     return voxels;
   }
 
-  /** Call use(slice, index in it, number of the slice) for each voxel of a mask, in its order. */
+  /** Call use(slice, first, step, count, z) for the voxels of a mask, in its order.
+   *
+   * They are count voxels of slice number z from index first on, step apart. A call for each voxel
+   * would take ten times as long. */
   #visit({ place, runs }, use) {
     const { axes, shift } = boxToVolume(place.affine_lps, this.volume);
     const [lengthI, lengthJ] = place.size_ijk;
@@ -139,11 +151,10 @@ export class Labelmap {
       );
       if (Math.min(x, y, z) < 0 || x >= columns || y >= rows || z >= count)
         throw new Error("The server's mask reaches out of the series in the viewer.");
-      let slice = this.slices(z);
-      for (let n = 0, at = x + y * columns; n < runs[run + 1]; n++, at += step) {
-        if (n && stepZ) slice = this.slices((z += stepZ));
-        use(slice, at, z);
-      }
+      const length = runs[run + 1];
+      const at = x + y * columns;
+      if (!stepZ) use(this.slices(z), at, step, length, z);
+      else for (let n = 0; n < length; n++, z += stepZ) use(this.slices(z), at, 0, 1, z);
     }
   }
 }

@@ -6,6 +6,26 @@ import { Planes } from './ohif_planes.js';
 const LABELMAP = 'Labelmap';
 const DRAW_WAITS_MS = [300, 600, 1200, 2400, 2400, 2400, 2400]; // until a segmentation that was added is drawn
 
+// COLOURS: of the segments; OHIF draws lots, and neighbours may get the same one
+const COLOURS = [
+  [230, 70, 70],
+  [70, 200, 90],
+  [80, 140, 255],
+  [240, 200, 60],
+  [200, 100, 240],
+  [60, 210, 220],
+  [250, 140, 50],
+  [240, 130, 190],
+  [160, 220, 60],
+  [150, 110, 80],
+  [130, 130, 240],
+  [20, 150, 120],
+  [190, 190, 190],
+  [170, 50, 110],
+  [120, 140, 50],
+  [250, 220, 180],
+];
+
 /** The planes and the segments of the open study. All segments are [segmentation ID, segment number]. */
 export class Segments extends Planes {
   isDrawing = false; // whether a change of the labelmap is ours
@@ -59,8 +79,26 @@ export class Segments extends Planes {
       // OHIF restores a series' segmentations too, and may then draw the image over them
       if (this.imageOf(viewportId)) removeSegmentationRepresentations(viewportId, { segmentationId });
     }
+    this.#colour(segmentationId, [viewportId]); // OHIF has drawn lots by now
     if (!this.activeSegmentation(viewportId))
       service.setActiveSegmentation(viewportId, segmentationId);
+  }
+
+  /** Give the segments of a segmentation their colours in viewports. */
+  #colour(segmentationId, viewportIds) {
+    const service = this.services.segmentationService;
+    for (const { segmentIndex: number } of this.#segmentsOf(segmentationId))
+      for (const viewportId of viewportIds) {
+        const colour = [...COLOURS[(number - 1) % COLOURS.length], 255];
+        const current = service.getSegmentColor(viewportId, segmentationId, number) ?? [];
+        if (colour.some((part, n) => part !== current[n]))
+          service.setSegmentColor(viewportId, segmentationId, number, colour);
+      }
+  }
+
+  #segmentsOf(segmentationId) {
+    const { segments } = this.services.segmentationService.getSegmentation(segmentationId) ?? {};
+    return Object.values(segments ?? {}).filter(Boolean);
   }
 
   #isDrawn(viewport, segmentationId) {
@@ -93,7 +131,10 @@ export class Segments extends Planes {
   }
 
   addSegment(segmentationId, label) {
-    this.services.segmentationService.addSegment(segmentationId, label ? { label } : {});
+    const service = this.services.segmentationService;
+    service.addSegment(segmentationId, label ? { label } : {});
+    const shown = service.getRepresentationsForSegmentation(segmentationId);
+    this.#colour(segmentationId, [...new Set(shown.map(({ viewportId }) => viewportId))]);
   }
 
   /** Return the number of the segment with a label, which is added if there is none. */
@@ -111,8 +152,7 @@ export class Segments extends Planes {
   /** Return [{number, label, color, locked}] of a segmentation. */
   segments(segmentationId, viewportId) {
     const service = this.services.segmentationService;
-    const segments = service.getSegmentation(segmentationId)?.segments ?? {};
-    return Object.values(segments).map(({ segmentIndex: number, label, locked }) => {
+    return this.#segmentsOf(segmentationId).map(({ segmentIndex: number, label, locked }) => {
       const color = service.getSegmentColor(viewportId, segmentationId, number) ?? [255, 0, 0];
       return { number, label, color: color.slice(0, 3), locked: Boolean(locked) };
     });

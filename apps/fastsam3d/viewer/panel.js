@@ -12,6 +12,7 @@ const STYLE = `
 .fs button[aria-pressed=true] { background: #0369a1 }
 .fs button:disabled { opacity: .4 }
 .fs .fs-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center }
+.fs section { display: flex; flex-direction: column; gap: 6px }
 .fs ul { max-height: 30vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
 .fs li { display: flex; gap: 6px; align-items: center; padding: 2px 4px; border-radius: 4px }
 .fs li[aria-current=true] { background: #0c4a6e }
@@ -25,6 +26,8 @@ const STYLE = `
 .fs img { width: 100% }
 .fs summary { color: #94a3b8; cursor: pointer }
 .fs-learn { display: flex; flex-direction: column; gap: 8px; padding-top: 8px }
+[data-sonner-toast] { pointer-events: none !important }
+[data-sonner-toast] button { pointer-events: auto !important }
 .fs-busy { position: fixed; top: 60px; left: 50%; transform: translateX(-50%); z-index: 1000;
   background: #0369a1; color: white; padding: 4px 12px; border-radius: 12px; pointer-events: none }`;
 
@@ -276,9 +279,10 @@ export class Panel {
         {
           title: 'Show where the mask may be wrong (u)',
           'aria-pressed': hints.isShown,
+          'aria-busy': hints.isWaiting,
           onclick: () => hints.toggle(),
         },
-        'Uncertainty'
+        hints.isWaiting ? 'Uncertainty …' : 'Uncertainty'
       ),
       make(
         'button',

@@ -116,6 +116,7 @@ export class Session extends EventTarget {
   /** Change a structure to what change() returns, {prompts} or {size}, and compute its mask. */
   async #change(structure, change) {
     try {
+      await this.work.isRestored(structure.seriesUid);
       if (structure.edits !== this.#editsOf(structure)) await this.#takeEdits(structure);
     } catch (error) {
       this.viewer.notify(error.message);

@@ -17,6 +17,11 @@ export class StoredLabels {
     this.isSaving = false;
   }
 
+  /** Return whether a series has a saved label that was drawn. */
+  isSaved(seriesUid) {
+    return Boolean(this.versions.get(seriesUid));
+  }
+
   // --- saving ------------------------------------------------------------------------------------
 
   /** Save all structures of the series in the active viewport as a label on the server.
@@ -27,7 +32,7 @@ export class StoredLabels {
     const structure = this.session.structure();
     if (!structure || this.isSaving) return;
     const { seriesUid } = structure;
-    if (!isForced && this.versions.get(seriesUid) && !this.session.unsaved.has(seriesUid)) {
+    if (!isForced && this.isSaved(seriesUid) && !this.session.unsaved.has(seriesUid)) {
       this.viewer.notify('Nothing has changed since the label was saved.', 'info');
       return;
     }
@@ -100,8 +105,7 @@ export class StoredLabels {
 
   /** Draw the saved label of a series that is opened. */
   async drawSaved(seriesUid, segmentationId) {
-    await this.refresh(seriesUid);
-    const saved = this.of(seriesUid).find(({ tag }) => tag === FINAL);
+    const saved = (await this.client.labels(seriesUid, false)).find(({ tag }) => tag === FINAL);
     if (saved) await this.#draw(saved, seriesUid, segmentationId, { isUndoable: false });
   }
 

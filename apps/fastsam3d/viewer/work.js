@@ -8,6 +8,12 @@ import { nrrdFile, runsOf } from './labelmap.js';
 
 const RECORD_AFTER_MS = 800; // of a change: several steps of undo are one record
 const RESTORE_TRIES = 5;
+const RESTORE_PATIENCE_MS = 3000; // that a press waits until the work is drawn
+
+/** Return whether a structure of the journal has something to draw. */
+function hasMask({ prompts, mask }) {
+  return prompts.length > 0 || mask !== '';
+}
 
 export class Work {
   constructor(viewer, client, session) {
@@ -27,11 +33,19 @@ export class Work {
     return this.restored.get(seriesUid);
   }
 
+  /** Return a promise that ends when the work is drawn, or after some seconds. */
+  isRestored(seriesUid) {
+    const patience = new Promise(done => setTimeout(done, RESTORE_PATIENCE_MS));
+    return Promise.race([this.restored.get(seriesUid)?.catch(() => {}), patience]);
+  }
+
   async #restore(seriesUid, segmentationId) {
     await this.session.stored.drawSaved(seriesUid, segmentationId);
     const { own, others } = await this.client.work(seriesUid);
     this.others.set(seriesUid, others);
-    if (own.structures.length) this.session.markUnsaved(seriesUid);
+    // what was undone or removed is a change if there is a saved label
+    if (own.structures.some(hasMask) || (own.structures.length && this.session.stored.isSaved(seriesUid)))
+      this.session.markUnsaved(seriesUid);
     await this.#draw(seriesUid, segmentationId, own.structures, false);
     this.session.changed();
   }
@@ -44,28 +58,34 @@ export class Work {
     );
     this.session.changed();
     try {
-      const drawn = work.structures.filter(({ prompts, mask }) => prompts.length || mask);
-      await this.#draw(seriesUid, segmentationId, drawn, true);
+      await this.#draw(seriesUid, segmentationId, work.structures.filter(hasMask), true);
     } catch (error) {
       this.viewer.notify(error.message);
     }
   }
 
   async #draw(seriesUid, segmentationId, structures, isUndoable) {
-    const { session } = this;
-    for (const { name, prompts, size, mask, number } of structures) {
-      const viewportId = this.viewer.activeViewportId();
-      const segment = this.viewer.segmentNamed(segmentationId, name, viewportId);
-      const structure = session.structureOf([segmentationId, segment], seriesUid);
-      if (structure.prompts.length && !isUndoable) continue; // a press of the user came first
-      structure.recordedAs = name;
-      const base = mask ? await this.#keptMask(seriesUid, mask, number) : null;
-      session.startFrom([[structure, base]], { isUndoable });
-      let isDone = !prompts.length;
-      for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
-        await session.running?.finished;
-        isDone = await session.compute(structure, { prompts, size }, { isUndoable });
+    for (const kept of structures)
+      try {
+        await this.#drawOne(seriesUid, segmentationId, kept, isUndoable);
+      } catch (error) {
+        this.viewer.notify(`${kept.name} is not restored: ${error.message}`);
       }
+  }
+
+  async #drawOne(seriesUid, segmentationId, { name, prompts, size, mask, number }, isUndoable) {
+    const { session } = this;
+    const viewportId = this.viewer.activeViewportId();
+    const segment = this.viewer.segmentNamed(segmentationId, name, viewportId);
+    const structure = session.structureOf([segmentationId, segment], seriesUid);
+    if (structure.prompts.length && !isUndoable) return; // a press of the user came first
+    const base = mask ? await this.#keptMask(seriesUid, mask, number) : null;
+    structure.recordedAs = name;
+    session.startFrom([[structure, base]], { isUndoable });
+    let isDone = !prompts.length;
+    for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
+      await session.running?.finished;
+      isDone = await session.compute(structure, { prompts, size }, { isUndoable });
     }
   }
 

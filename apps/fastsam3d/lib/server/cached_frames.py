@@ -36,7 +36,7 @@ MULTIPART = 'multipart/related; type="application/octet-stream"; transfer-syntax
 """MULTIPART: Accept header for a PACS, which need not know SINGLE_PART for a slice."""
 
 
-class StoredSlice(NamedTuple):
+class SliceFrame(NamedTuple):
     """The voxels of a slice as they are stored: bytes, and the UID of their transfer syntax."""
 
     content: bytes
@@ -73,7 +73,7 @@ def _slices(folder: Path, mtime_ns: int) -> dict[tuple[str, str], Path]:
     return slices
 
 
-def _read(path: Path, number: int) -> StoredSlice | None:
+def _read(path: Path, number: int) -> SliceFrame | None:
     """Return a frame of a file, from 1; None if it is not there as a viewer could use it."""
     try:
         dataset = pydicom.dcmread(path)
@@ -83,15 +83,15 @@ def _read(path: Path, number: int) -> StoredSlice | None:
             return None
         if syntax.is_compressed:
             frames = list(generate_pixel_data_frame(dataset.PixelData, count))
-            return StoredSlice(frames[number - 1], str(syntax))
+            return SliceFrame(frames[number - 1], str(syntax))
         length = len(dataset.PixelData) // count
         content = dataset.PixelData[(number - 1) * length : number * length]
-        return StoredSlice(content, str(pydicom.uid.ExplicitVRLittleEndian))
+        return SliceFrame(content, str(pydicom.uid.ExplicitVRLittleEndian))
     except (InvalidDicomError, AttributeError, ValueError, OSError, IndexError):
         return None
 
 
-def frame_reply(frame: StoredSlice, accept: str) -> Response:
+def frame_reply(frame: SliceFrame, accept: str) -> Response:
     """Return the reply with a slice; accept: header of the request."""
     kind = f"{SINGLE_PART}; transfer-syntax={frame.transfer_syntax}"
     headers = {"Cache-Control": "no-store"}

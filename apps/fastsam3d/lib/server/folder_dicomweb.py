@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from lib.errors import NotFoundError
 from lib.server.app_instance import ServedApp
-from lib.server.cached_frames import StoredSlice, frame_reply
+from lib.server.cached_frames import SliceFrame, frame_reply
 from lib.server.find_image import find_image
 from lib.server.folder_series import (
     Json,
@@ -154,7 +154,7 @@ def _frame(app: ServedApp, place: Mapping[str, str], query: Mapping[str, str]) -
     if k is None:
         raise NotFoundError(f"there is no slice {place['instance']!r} in image {image!r}")
     pixels = pixel_scale(volume).pixels(volume.array[:, :, k])
-    frame = StoredSlice(pixels.tobytes(order="F"), ExplicitVRLittleEndian)
+    frame = SliceFrame(pixels.tobytes(order="F"), ExplicitVRLittleEndian)
     return frame_reply(frame, query.get("accept", ""))
 
 

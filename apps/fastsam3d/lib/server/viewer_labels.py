@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 import SimpleITK as sitk
 from fastapi import APIRouter, Request, Response
 
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
+from lib.datastore.pacs_segmentations import PacsSegmentation
 from lib.errors import InputError
 from lib.imaging.dicom_series import read_series
 from lib.imaging.mask import BoxMask
@@ -23,6 +26,8 @@ from lib.server.folder_series import image_of_series
 from lib.server.reply import box_reply
 from lib.server.viewer_package import PREFIX
 
+logger = logging.getLogger(__name__)
+
 router = APIRouter(tags=["Others"])
 
 DICOM_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
@@ -30,11 +35,12 @@ DICOM_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 
 
 @router.get(PREFIX + "series/{series_uid}/labels", include_in_schema=False)
-def stored_labels(series_uid: str, user: UserRole) -> list[dict[str, Any]]:
+def stored_labels(series_uid: str, user: UserRole, pacs: bool = True) -> list[dict[str, Any]]:
     """Return tag, version, user and structures of the labels that this server has.
 
-    structures: ``{name, idx}`` each. On a PACS, its DICOM-SEG series follow with their description;
-    their tag is the SeriesInstanceUID. Those that this server made of its labels are left out.
+    structures: ``{name, idx}`` each. With pacs, the DICOM-SEG series of a PACS follow with their
+    description; their tag is the SeriesInstanceUID. Those that this server made of its labels are
+    left out, and all of them if the PACS does not answer.
     """
     app = app_instance()
     studies = app.datastore()
@@ -53,13 +59,21 @@ def stored_labels(series_uid: str, user: UserRole) -> list[dict[str, Any]]:
                 "structures": info.get("label_info") or [],
             }
         )
-    if isinstance(studies, CheckedDICOMWebDatastore):
+    if pacs and isinstance(studies, CheckedDICOMWebDatastore):
         labels += [
             {"tag": each.series_uid, "description": each.description, "structures": []}
-            for each in studies.segmentations().of(image)
+            for each in _of_others(studies, image)
             if each.series_uid not in own
         ]
     return labels
+
+
+def _of_others(studies: CheckedDICOMWebDatastore, image: str) -> list[PacsSegmentation]:
+    try:
+        return studies.segmentations().of(image)
+    except requests.RequestException as error:
+        logger.warning("the DICOM-SEG of image %s are not listed: %s", image, error)
+        return []
 
 
 @router.get(PREFIX + "series/{series_uid}/labels/{tag}", include_in_schema=False)

@@ -174,7 +174,7 @@ def files_of(server):
     return {path for path in server.folder.rglob("*") if path.suffix != ".partial"}
 
 
-PATHS = ["../x", "/etc/passwd", "..", ".hidden", "a\\b", "a/b", "a\0b", "x" * 300]
+PATHS = ["../x", "/etc/passwd", "..", ".hidden", " ", "a\\b", "a/b", "a\0b", "x" * 300]
 
 
 @pytest.mark.parametrize("name", PATHS)

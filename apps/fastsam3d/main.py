@@ -20,12 +20,12 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.activelearning.first import First
-from monailabel.tasks.activelearning.random import Random
 
 from lib.cache import ByteCache, array_nbytes
 from lib.configs import MODELS
 from lib.datastore.dicomweb import CheckedDICOMWebDatastore
 from lib.datastore.journal import Journal
+from lib.datastore.random_next import RandomNext
 from lib.datastore.safe_store import FolderDatastore, SafeDatastore
 from lib.datastore.uncertain_first import UncertainFirst
 from lib.errors import AppError, InputError, NotFoundError, OptionError
@@ -134,7 +134,7 @@ class MyApp(MONAILabelApp):
         """Return the strategies of *Next Sample*; ``random`` is the default of the clients."""
         task: Any = self._infers["fastsam3d"]
         uncertain_first = UncertainFirst(task.score, lambda: task.network_id)
-        return {"random": Random(), "first": First(), "uncertainty": uncertain_first}
+        return {"random": RandomNext(), "first": First(), "uncertainty": uncertain_first}
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
         """Return the next image to label; raises InputError for an unknown strategy."""

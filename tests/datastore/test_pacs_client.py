@@ -1,11 +1,17 @@
 """DICOMweb servers differ: capped answers, ignored filters, refused transfer syntaxes."""
 
+import socket
+
 import pydicom
 import pytest
 import requests
+from dicomweb_client import DICOMwebClient
+from monailabel.config import settings
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import InvalidDicomError
+from retrying import RetryError
 
-from lib.datastore.pacs_client import PacsClient
+from lib.datastore.pacs_client import PacsClient, limit_waiting
 from lib.errors import InputError
 
 EXPLICIT, HTJ2K = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.202"
@@ -120,3 +126,44 @@ def test_a_segmentation_without_its_series_is_named():
     item.SeriesInstanceUID = "1.2.3"
     header.ReferencedSeriesSequence = [item]
     assert PacsClient(server).referenced_series("1", "2") == ["1.2.3"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidDicomError("x"), KeyError("content-type"), ValueError("boundary"), RetryError(None)],
+    ids=lambda error: type(error).__name__,
+)
+def test_all_errors_of_a_server_are_of_one_kind(error):
+    """The libraries raise these for a page to sign in at, a cut multipart body, a busy server."""
+
+    def fail(*arguments, **options):
+        raise error
+
+    server = Server()
+    server.search_for_series = server.retrieve_series = server.retrieve_series_metadata = fail
+    server.store_instances = fail
+    client = PacsClient(server)
+    for ask in (
+        lambda: list(client.search({"Modality": "CT"})),
+        lambda: client.retrieve("1", "2"),
+        lambda: client.referenced_series("1", "2"),
+    ):
+        with pytest.raises(requests.RequestException):
+            ask()
+
+
+@pytest.mark.parametrize("answer", [[1], ["text"], [{"0020000E": 3}], 7])
+def test_json_that_is_no_dicom(answer):
+    server = Server()
+    server.search_for_series = lambda **arguments: answer
+    with pytest.raises(requests.RequestException):
+        list(PacsClient(server).search({"Modality": "CT"}))
+
+
+def test_a_silent_server_is_given_up(monkeypatch):
+    monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = DICOMwebClient(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        limit_waiting(client)
+        with pytest.raises(requests.Timeout):
+            list(PacsClient(client).search({"Modality": "CT"}))

@@ -292,6 +292,14 @@ def test_a_crash_between_label_and_list_keeps_both_right(store, studies, label, 
     assert opened(studies).get_label_info("a", "final")["label_info"] == NAMES
 
 
+def test_pipes_devices_and_links_to_nothing_are_no_studies(studies, tmp_path):
+    os.mkfifo(studies / "pipe.nii")
+    for name, target in (("zero", "/dev/zero"), ("loop", "loop.nii"), ("gone", tmp_path / "no")):
+        (studies / f"{name}.nii").symlink_to(target)
+    (studies / "folder.nii").mkdir()
+    assert set(opened(studies).list_images()) == {"a", "b"}
+
+
 def test_hidden_files_are_no_studies_and_names_keep_their_dots(studies):
     scan = studies / "a.nii.gz"
     for name in ("._a.nii.gz", ".hidden.nii", "P.001.nii.gz", "P.002.nii.gz", "UP.NII.GZ"):

@@ -5,6 +5,7 @@ import io
 import json
 import stat
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -173,7 +174,7 @@ def files_of(server):
     return {path for path in server.folder.rglob("*") if path.suffix != ".partial"}
 
 
-PATHS = ["../x", "/etc/passwd", "..", ".hidden", "a\\b", "a/b", "a\0b", "x" * 300]
+PATHS = ["../x", "/etc/passwd", "..", ".hidden", " ", "a\\b", "a/b", "a\0b", "x" * 300]
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -280,6 +281,30 @@ def session(server, *files, **query):
         files=[("files", file) for file in files],
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("name", ["linked.nii", "linked.nii.gz", "linked.nrrd"])
+def test_a_link_to_a_file_that_is_no_image_is_not_sent(server, tmp_path, name):
+    (tmp_path / "secret").write_text("SECRET" * 200)
+    link = server.studies / name
+    link.symlink_to(tmp_path / "secret")
+    try:
+        wait_until(lambda: {"linked", name} & server.images())
+        for image in {"linked", name} & server.images():
+            url = f"{server.url}/datastore/image"
+            reply = requests.get(url, params={"image": image}, timeout=60)
+            assert reply.status_code == 400
+            assert "SECRET" not in reply.text
+    finally:
+        link.unlink()
+    wait_until(lambda: not {"linked", name} & server.images())
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_sessions_take_images_and_dicom_files_only(server):

@@ -1,6 +1,10 @@
 """The corrections to the OHIF viewer fit the installed MONAI Label; browser tests see them work."""
 
-from lib.server.ohif import CORRECTIONS, FOLDER, corrected
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from lib.server.ohif import CORRECTIONS, FOLDER, corrected, router
 
 
 def test_one_script_is_corrected() -> None:
@@ -13,3 +17,12 @@ def test_nothing_else_is_read() -> None:
     assert corrected("index.html") is None
     assert corrected("../ohif.py") is None
     assert corrected("1.bundle.0.js") is None
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "a%00b", "..%2fohif.py", "%2fetc%2fpasswd", "x/.git"])
+def test_any_other_path_is_the_app(path: str) -> None:
+    app = FastAPI()
+    app.include_router(router)
+    reply = TestClient(app).get(f"/ohif/{path}")
+    assert reply.status_code == 200
+    assert reply.content == (FOLDER / "index.html").read_bytes()

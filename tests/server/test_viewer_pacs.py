@@ -115,6 +115,26 @@ def test_the_stock_viewers_paths_lead_to_the_same_place(client: TestClient) -> N
     assert reply.headers["etag"] == "/dicom-web/studies?limit=2"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "..%2f..%2ftools%2fexecute-script",
+        "studies/%2e%2e/%2e%2e/instances",
+        "studies%3f",
+        "%252e%252e/instances",
+        "a%00b",
+        "studies%23",
+        "..%5cinstances",
+    ],
+)
+@pytest.mark.parametrize("start", ["/dicom-web", "/proxy/dicom", "/proxy/dicom/qido"])
+def test_no_path_leaves_the_services_of_the_pacs(client: TestClient, start: str, path: str) -> None:
+    """The account of the server may do more on the PACS than its clients."""
+    reply = client.get(f"{start}/{path}")
+    assert reply.status_code == 400, reply.headers
+    assert "is no path of a DICOMweb service" in reply.json()["detail"]
+
+
 def test_connections_are_kept(client: TestClient) -> None:
     for _ in range(20):
         client.get("/dicom-web/studies")

@@ -273,9 +273,14 @@ class ListedFiles(LocalDatastore):
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
         """Return the files of a folder that fit a pattern, in the order of the patterns.
 
-        Upper and lower case do not matter. Hidden files, such as ``._scan.nii``, are left out.
+        Upper and lower case do not matter. Hidden files, such as ``._scan.nii``, are left out, and
+        what is no file: a pipe would hold a reader forever.
         """
-        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        names = sorted(
+            name
+            for name in os.listdir(path)
+            if not name.startswith(".") and os.path.isfile(os.path.join(path, name))
+        )
         return {
             name: name
             for pattern in patterns

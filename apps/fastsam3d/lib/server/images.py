@@ -13,6 +13,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.endpoints import activelearning, datastore
 
+from lib.datastore.label_files import EXTENSIONS, check_header
 from lib.errors import InputError, NotFoundError
 from lib.server.app_instance import UploadSession, UploadSessions, app_instance
 from lib.server.auth import AnnotatorRole, UserRole, user_name
@@ -95,6 +96,8 @@ def download_image(image: str, user: UserRole) -> FileResponse:
     path = Path(find_image(app_instance(), image))
     if path.is_dir():
         raise NotFoundError(f"image {image!r} is a series of slices; load it from its DICOM server")
+    if path.name.lower().endswith(EXTENSIONS):
+        check_header(path)  # a link may lead to any file of the server
     return FileResponse(path, filename=path.name)
 
 

@@ -17,7 +17,7 @@ LONGEST_TAG = 64
 def is_name(text: str) -> bool:
     """Return whether a text can be the name of a file: no path, not hidden, no control codes."""
     is_plain = os.path.basename(text) == text and "\\" not in text and text.isprintable()
-    return bool(text) and is_plain and not text.startswith(".") and fits(text)
+    return bool(text.strip()) and is_plain and not text.startswith(".") and fits(text)
 
 
 def fits(text: str) -> bool:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from monailabel.endpoints import info as stock_info
 
 from lib.errors import NotFoundError
 from lib.server.app_instance import app_instance
 from lib.server.auth import UserRole
+from lib.server.json_reply import json_reply
 from lib.server.names import check_name
 from lib.server.routes import ROUTES
 
@@ -36,22 +37,22 @@ def app_info(user: UserRole) -> Any:
 
 
 @router.get("/datastore/", summary="Images and labels", tags=["Datastore"])
-def studies(user: UserRole, output: Literal["stats", "all", "train"] = "stats") -> Any:
+def studies(user: UserRole, output: Literal["stats", "all", "train"] = "stats") -> Response:
     """``stats``: numbers; ``all``: the list; ``train``: pairs of files for a training."""
     store = app_instance().datastore()
     if output == "all":
-        return store.json()
-    return store.datalist() if output == "train" else store.status()
+        return json_reply(store.json())
+    return json_reply(store.datalist() if output == "train" else store.status())
 
 
 @router.get("/interactions/{image}", summary="Journal of an image", tags=["Datastore"])
-def interactions(image: str, user: UserRole) -> dict[str, Any]:
+def interactions(image: str, user: UserRole) -> Response:
     """Each mask that was asked for: prompts, options, hashes of weights and mask, time and user."""
     app = app_instance()
     entries = app.journal.read(check_name(image, "image"))
     if not entries and image not in app.datastore().list_images():
         raise NotFoundError(f"there is no image {image!r} among the studies of this server")
-    return {"image": image, "interactions": entries}
+    return json_reply({"image": image, "interactions": entries})
 
 
 @router.get("/", include_in_schema=False)

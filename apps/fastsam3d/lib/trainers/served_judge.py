@@ -42,6 +42,11 @@ It raises InputError for clicks that cannot be used.
 class MaskSource(Protocol):
     """The click path of the app, for weights that are not served."""
 
+    @property
+    def auto_zoom(self) -> bool:
+        """Whether the voxel size of a ROI is chosen for each structure."""
+        ...
+
     def masks(self, weights: Weights, device: str) -> MaskOf:
         """Return the function that makes the masks of some weights on a device."""
         ...

@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.untrained_encoder import ROIS, with_untrained_encoder  # noqa: E402
+
 from lib.networks import FastSAM3DConfig, build_untrained  # noqa: E402
 from lib.trainers.data.painted_rois import paint_roi  # noqa: E402
 

@@ -186,8 +186,9 @@ MINUTES ?= 600
 WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
 TEACHER_FILE = $(abspath $(or $(TEACHER),$(WEIGHTS_BUILD)/teacher/weights.safetensors))
-DISTILLATION := --start-from teacher --max-epochs 36 --stage1-fraction 1 --iterations-per-epoch 6 --train-batch-size 12 \
-    --rois 288 --val-rois 16 --val-interval 18
+# 36 epochs of stage 1 and 3 of stage 2; about 10 minutes on two cores.
+DISTILLATION := --start-from teacher --max-epochs 39 --stage1-fraction 0.923 --iterations-per-epoch 5 \
+    --train-batch-size 12 --rois 240 --val-rois 16 --val-interval 18 --val-split 0.06
 
 weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
 	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)')

@@ -16,6 +16,7 @@ from lib.configs import MODELS
 from lib.errors import InputError, WeightsError
 from lib.imaging.volume import Volume
 from lib.infers import Caches
+from lib.infers.served_masks import served_mask, spatial_prompt
 from lib.options import Options
 
 from .baselines import Ball, RandomWalker, RegionGrowing
@@ -84,12 +85,10 @@ class Served:
         options = Options.from_conf(conf)
         config.init(kind, str(MODEL_FOLDER), conf, planner=None, options=options, caches=caches)
         self._task: Any = config.infer()
-        self._task.skip_writer = True
 
     def mask(self, scan: Scan, request: Mapping[str, Any]) -> np.ndarray:
         """Return the mask (I, J, K), bool, of a request; raises InputError."""
-        _, data = self._task({"image": str(scan.path), **request})
-        return data["pred"].whole(bool)
+        return served_mask(self._task, {"image": str(scan.path), **request}).whole(bool)
 
     def weights(self) -> dict[str, Any]:
         """Return the description of the weights that `/info` shows."""
@@ -115,8 +114,8 @@ class Prompted:
         if self.kind in DRAWINGS:
             generator = np.random.default_rng([protocol.seed, zlib.crc32(key.encode()), 0])
             path_ijk = DRAWINGS[self.kind](target, scan.spacing_mm, generator)
-            subtype = "bounding_box" if self.kind.startswith("box") else self.kind
-            drawn = [_spatial(subtype, path_ijk.tolist(), 1)]
+            subtype: Any = "bounding_box" if self.kind.startswith("box") else self.kind
+            drawn = [spatial_prompt(subtype, path_ijk.tolist(), 1)]
 
         def model(clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
             if self.kind == "stock":
@@ -124,7 +123,7 @@ class Prompted:
                 request = {name: clicks_ijk[labels == label].tolist() for name, label in lists}
                 return self.served.mask(scan, request)
             points = zip(clicks_ijk.tolist(), labels.tolist(), strict=True)
-            prompts = [*drawn, *(_spatial("point", place, label) for place, label in points)]
+            prompts = [*drawn, *(spatial_prompt("point", place, label) for place, label in points)]
             return self.served.mask(scan, {"prompts": prompts})
 
         return click_series(
@@ -141,11 +140,6 @@ class Prompted:
     def weights(self) -> dict[str, Any]:
         """Return the description of the weights that `/info` shows."""
         return self.served.weights()
-
-
-def _spatial(subtype: str, places: list[Any], structure: int) -> dict[str, Any]:
-    key = {"semantic_id": structure}
-    return {"type": "spatial", "subtype": subtype, "prompt": places, "semantic_id_key": key}
 
 
 @dataclass(frozen=True)

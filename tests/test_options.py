@@ -25,6 +25,8 @@ def test_defaults_and_values():
         ({"weigths": "x.pth"}, "unknown --conf weigths; there are weights, teacher_weights"),
         ({"labels": " , "}, "--conf labels ' , ' cannot be used: it holds no name"),
         ({"spacing_mm": "nan"}, "--conf spacing_mm 'nan'"),
+        ({"attention": "flash"}, "--conf attention 'flash' cannot be used: give stored, dense, "),
+        ({"adapt_every": "-1"}, "--conf adapt_every '-1' cannot be used: it is not a whole"),
         ({"zoom": "-1"}, "--conf zoom '-1' cannot be used: give auto, fixed, or the voxel size"),
         ({"allow_open": "yes"}, "--conf allow_open 'yes' cannot be used: give true or false"),
         ({"cors_origins": "*"}, "give addresses such as https://"),

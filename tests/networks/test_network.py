@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.networks import CONFIGS, FastSAM3DConfig, build_network, build_untrained
+from lib.networks import (
+    CONFIGS,
+    FastSAM3DConfig,
+    build_network,
+    build_untrained,
+    with_attention,
+)
 
 SMALL = FastSAM3DConfig(roi_size=64, width=24, depth=2, num_heads=3, out_channels=48)
 
@@ -89,6 +95,31 @@ def test_sparse_decoder_attends_within_segments():
     sparse = build_network(replace(SMALL, decoder_segment=3))
     sparse.load_state_dict(dense.state_dict())
     assert not torch.allclose(decode(sparse)[0], decode(dense)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", ["none", "textbook"])
+def test_any_weights_run_with_either_operator(bias):
+    """The tensors are shared, the operator changes, and dense brings the first result back."""
+    dense = build_untrained(replace(SMALL, position_bias=bias), seed=0)
+    sparse = with_attention(dense, "sparse")
+    assert sparse.config.operator == "sparse" and sparse.config.decoder_segment == 64
+    assert with_attention(dense, "stored") is dense is with_attention(dense, "dense")
+    ours, theirs = dense.state_dict(), sparse.state_dict()
+    assert all(theirs[name].data_ptr() == x.data_ptr() for name, x in ours.items())
+    volume = torch.randn(1, 1, 64, 64, 64)
+    assert not torch.allclose(sparse.encode(volume), dense.encode(volume))
+    again = with_attention(sparse, "dense")
+    torch.testing.assert_close(again.encode(volume), dense.encode(volume))
+
+
+@torch.no_grad()
+def test_prompts_shorter_than_a_segment_are_attended_densely():
+    """Even bit for bit: such a sequence does not go through the groups."""
+    dense = build_untrained(SMALL, seed=0)
+    segments = build_network(replace(SMALL, decoder_segment=64))
+    segments.load_state_dict(dense.state_dict())
+    assert torch.equal(decode(segments)[0], decode(dense)[0])
 
 
 def test_named_networks_and_options():

@@ -10,7 +10,7 @@ from small_site import MASKS, Site
 from lib.configs import FastSAM3DModel
 from lib.errors import InputError
 from lib.imaging.volume import read_label_map, read_volume
-from lib.infers.served_masks import ServedMasks, point_prompt, served_mask, small_caches
+from lib.infers.served_masks import ServedMasks, served_mask, small_caches, spatial_prompt
 from lib.options import Options
 from lib.trainers.data import ExaminedStudy, examine, find_studies
 from lib.trainers.served_judge import make_series, mean_dice, next_click, series_dice
@@ -111,7 +111,7 @@ def test_the_masks_are_those_of_the_app(site: Site, studies: list[ExaminedStudy]
         caches=small_caches(),
     )
     clicks_ijk, labels = np.array([[12, 9, 8], [5, 6, 7]]), np.array([1, 0])
-    prompts = [point_prompt([12, 9, 8], 1), point_prompt([5, 6, 7], 0)]
+    prompts = [spatial_prompt("point", [12, 9, 8], 1), spatial_prompt("point", [5, 6, 7], 0)]
     image = studies[0].study.image
     expected = served_mask(config.infer(), {"image": str(image), "prompts": prompts}).whole(bool)
     masks = ServedMasks(8.0, auto_zoom=True).masks(file_weights(site.student), "cpu")

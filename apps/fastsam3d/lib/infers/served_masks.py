@@ -13,7 +13,7 @@ from lib.cache import ByteCache, array_nbytes
 from lib.imaging.mask import BoxMask
 from lib.imaging.volume import Volume
 from lib.infers.fastsam3d import Caches, FastSAM3DInfer
-from lib.infers.prompts import BACKGROUND
+from lib.infers.prompts import BACKGROUND, Subtype
 from lib.infers.request import MASK
 from lib.infers.scale import Look, RoiScale
 from lib.networks import AttentionChoice
@@ -44,10 +44,13 @@ def small_caches() -> Caches:
     )
 
 
-def point_prompt(place_ijk: list[float], structure: int) -> dict[str, Any]:
-    """Return a point as a client sends it in the request key ``prompts``."""
+def spatial_prompt(subtype: Subtype, places: list[Any], structure: int) -> dict[str, Any]:
+    """Return a prompt as a client sends it in the request key ``prompts``.
+
+    places: (i, j, k) of a point, or a list of such places.
+    """
     key = {"semantic_id": structure}
-    return {"type": "spatial", "subtype": "point", "prompt": place_ijk, "semantic_id_key": key}
+    return {"type": "spatial", "subtype": subtype, "prompt": places, "semantic_id_key": key}
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class ServedMasks:
         def mask(image: Path, clicks_ijk: np.ndarray, labels: np.ndarray) -> np.ndarray:
             structures = (1 if label else BACKGROUND for label in labels)
             prompts = [
-                point_prompt(place, structure)
+                spatial_prompt("point", place, structure)
                 for place, structure in zip(clicks_ijk.tolist(), structures, strict=True)
             ]
             return served_mask(task, {"image": str(image), "prompts": prompts}).whole(bool)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lib.imaging.volume import Volume
 from lib.networks import FastSAM3D
 
 from .adapt_options import AdaptOptions
 from .data.painted_rois import paint_roi
-from .data.roi_pool import POOLING, RoiOptions, RoiPool
+from .data.roi_pool import POOLING, ZOOM, RoiOptions, RoiPool, SpacingAt
 from .data.studies import ExaminedStudy
 from .stages import Batch, step_seed
-
-ZOOM = 0.25
-"""ZOOM: standard deviation of the logarithm of a ROI's voxel size, around the served one."""
 
 PAINTED = 32
 """PAINTED: different painted ROIs; each update has one."""
@@ -32,8 +27,7 @@ class EmbeddedBatches:
     depend on the seed of the options, the group and the update alone.
 
     network: its encoder; it must be on the device. groups: of studies; a batch is of one group, and
-    the last group holds all studies. spacing_mm_at: the voxel size of a ROI, as in serving, from
-    the volume, its key, the click (3,) and the size of the ROI.
+    the last group holds all studies. spacing_mm_at: chooses the voxel size, as in serving.
     """
 
     def __init__(
@@ -41,7 +35,7 @@ class EmbeddedBatches:
         network: FastSAM3D,
         groups: Sequence[Sequence[ExaminedStudy]],
         options: AdaptOptions,
-        spacing_mm_at: Callable[[Volume, str, np.ndarray, int], float],
+        spacing_mm_at: SpacingAt,
     ) -> None:
         self._network = network
         self._device = next(network.parameters()).device
@@ -54,9 +48,7 @@ class EmbeddedBatches:
             config,
             RoiOptions(zoom=ZOOM),
             options.seed,
-            spacing_mm_at=lambda volume, key, click_ijk: spacing_mm_at(
-                volume, key, click_ijk, config.roi_size
-            ),
+            spacing_mm_at=spacing_mm_at,
         )
         self._numbers = [self._numbers_of(group) for group in groups]
         self._items: dict[int, dict[str, Any]] = {}

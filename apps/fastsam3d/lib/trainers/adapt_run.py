@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import InputError
-from lib.imaging.volume import Volume
 from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 
 from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
+from .data.roi_pool import SpacingAt
 from .data.studies import ExaminedStudy, halves
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
@@ -81,7 +81,7 @@ class AdaptRun(TrainingLoop):
         options: AdaptOptions,
         studies: Sequence[ExaminedStudy],
         served: Weights,
-        spacing_mm_at: Callable[[Volume, str, Any, int], float],
+        spacing_mm_at: SpacingAt,
         device: torch.device,
         judge: Judge,
     ) -> None:

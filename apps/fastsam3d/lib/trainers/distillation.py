@@ -115,7 +115,8 @@ class DistillationTask(PublishingTask):
             self._served.base.network_id, self._served(), self._teacher_for(options)
         )
         device = processes.own_device(options.device)
-        run = Run(self._folder, options, studies, weights, self._spacing_mm, device)
+        scales = self._mask_source.spacing_mm_at if self._mask_source.auto_zoom else None
+        run = Run(self._folder, options, studies, weights, self._spacing_mm, device, scales)
         facts = {"skipped": skipped, "skipped_count": len(skipped), "start_ts": start_ts}
         run.begin({"curves": f"/train/{self.name}/curves.png", **facts})
         run.train()

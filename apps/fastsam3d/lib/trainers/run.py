@@ -15,7 +15,7 @@ from lib.weights.files import Weights
 
 from . import processes
 from .data.batches import Batches
-from .data.roi_pool import make_pools
+from .data.roi_pool import SpacingAt, make_pools
 from .data.studies import ExaminedStudy, Split
 from .data.tensor_store import TensorStore
 from .loop import TrainingLoop
@@ -66,7 +66,9 @@ class Run(TrainingLoop):
         weights: RunWeights,
         spacing_mm: float,
         device: torch.device,
+        spacing_mm_at: SpacingAt | None = None,
     ) -> None:
+        """spacing_mm, spacing_mm_at: see `make_pools`."""
         super().__init__(folder, options, device)
         self.options = options
         self._loader: DataLoader | None = None
@@ -77,7 +79,9 @@ class Run(TrainingLoop):
         config, teacher = weights.served.network.config, weights.teacher
         max_bytes = options.cache_mb * 2**20
         store = TensorStore(cache / "rois", max_bytes)
-        self.rois, self.held_out = make_pools(studies, config, options, spacing_mm, store)
+        self.rois, self.held_out = make_pools(
+            studies, config, options, spacing_mm, store, spacing_mm_at
+        )
         self.pairs: LayerPairs = ()
         self.features: TeacherFeatures | None = None
         if teacher is not None:
@@ -97,6 +101,7 @@ class Run(TrainingLoop):
                 "policy": weights.served.network.policy.to_dict(),
                 "teacher": teacher.network_id if teacher else None,
                 "spacing_mm": spacing_mm,
+                "is_scaled": spacing_mm_at is not None,
             },
         )
 

@@ -6,7 +6,6 @@ the numbers are those of a user, unlike those of :mod:`lib.trainers.validation`,
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,6 @@ from .clicks import next_clicks, roi_generators
 from .data.studies import ExaminedStudy, read_label
 from .validation import CLICKS
 
-logger = logging.getLogger(__name__)
-
 SERIES = 3
 """SERIES: series of clicks in a study; its structures take turns."""
 
@@ -44,6 +41,11 @@ It raises InputError for clicks that cannot be used.
 
 class MaskSource(Protocol):
     """The click path of the app, for weights that are not served."""
+
+    @property
+    def auto_zoom(self) -> bool:
+        """Whether the voxel size of a ROI is chosen for each structure."""
+        ...
 
     def masks(self, weights: Weights, device: str) -> MaskOf:
         """Return the function that makes the masks of some weights on a device."""
@@ -135,8 +137,7 @@ def _mask_or(
     """Return the mask of some clicks, or the one before if they are refused."""
     try:
         return masks(image, clicks_ijk, labels)
-    except InputError as error:
-        logger.info("%s: a simulated click is refused: %s", image.name, error)
+    except InputError:
         return before if before.shape else np.zeros(read_volume(image).shape_ijk, dtype=bool)
 
 

@@ -245,16 +245,13 @@ class PublishingTask(TrainTask):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave the lines about each click out of the log, whose end clients show."""
-    loggers = [logging.getLogger(name) for name in ("monailabel", "lib.infers")]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+    """Leave the lines about each simulated click out of the log, whose end clients show."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        logging.disable(before)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

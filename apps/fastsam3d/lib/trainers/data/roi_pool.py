@@ -38,6 +38,15 @@ VOLUME_BYTES = 1 << 30
 SMALLEST_MM, LARGEST_MM = 0.4, 4.0
 """SMALLEST_MM, LARGEST_MM: limits of a ROI's voxel size, as in serving."""
 
+ZOOM = 0.25
+"""ZOOM: standard deviation of the logarithm of a ROI's voxel size around the served one."""
+
+SpacingAt = Callable[[Volume, str, np.ndarray, int], float]
+"""SpacingAt(volume, key, click_ijk, roi_size) returns the voxel size that serving chooses.
+
+key: of the volume. click_ijk: the first click (3,). roi_size: in voxels.
+"""
+
 HALF_MAX = 65504.0
 """HALF_MAX: the largest finite number in half precision."""
 
@@ -77,9 +86,8 @@ class RoiPool(Dataset):
     click_roi: (3,) float32, the first click. key: a string that depends on everything that the item
     depends on.
 
-    store: stores items on disk, so that later epochs read no volumes. spacing_mm_at: returns the
-    voxel size of a ROI from the volume, its key and the click; by default that of the options.
-    volume_bytes: memory for
+    store: stores items on disk, so that later epochs read no volumes. spacing_mm_at: chooses
+    the voxel size of each ROI; by default it is that of the options. volume_bytes: memory for
     decoded images, and the same for label maps.
     """
 
@@ -92,7 +100,7 @@ class RoiPool(Dataset):
         seed: int,
         store: TensorStore | None = None,
         volume_bytes: int = VOLUME_BYTES,
-        spacing_mm_at: Callable[[Volume, str, np.ndarray], float] | None = None,
+        spacing_mm_at: SpacingAt | None = None,
     ) -> None:
         if not studies:
             raise InputError("there are no studies to train on; add images to the datastore")
@@ -138,7 +146,8 @@ class RoiPool(Dataset):
         return self.studies[self._order[number % len(self.studies)]]
 
     def _key(self, study: ExaminedStudy, number: int) -> str:
-        facts = (study.key, self.options, self.size, self.seed, number, VERSION)
+        is_scaled = self._spacing_mm_at is not None
+        facts = (study.key, self.options, is_scaled, self.size, self.seed, number, VERSION)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _make(self, study: ExaminedStudy, number: int) -> dict[str, Tensor]:
@@ -171,7 +180,7 @@ class RoiPool(Dataset):
         """Return the options with the voxel size of one ROI."""
         spacing_mm = self.options.spacing_mm
         if self._spacing_mm_at is not None:
-            spacing_mm = self._spacing_mm_at(volume, study.key, click.place_ijk)
+            spacing_mm = self._spacing_mm_at(volume, study.key, click.place_ijk, self.size)
         if self.options.zoom:
             zoomed_mm = spacing_mm * np.exp(generator.normal(0, self.options.zoom))
             spacing_mm = float(np.clip(zoomed_mm, SMALLEST_MM, LARGEST_MM))
@@ -258,11 +267,20 @@ def make_pools(
     options: TrainOptions,
     spacing_mm: float,
     store: TensorStore,
+    spacing_mm_at: SpacingAt | None = None,
 ) -> tuple[RoiPool, RoiPool]:
-    """Return the ROIs for training, and those for validation (without augmentation)."""
-    train = RoiPool(
-        studies.train, options.pool_size, config, RoiOptions(spacing_mm), options.seed, store
-    )
+    """Return the ROIs for training, and those for validation (without augmentation).
+
+    spacing_mm: voxel size of ROIs. spacing_mm_at: the one that serving chooses, if it does; the
+    training then sees sizes around it too.
+    """
+    augmented = RoiOptions(spacing_mm, zoom=ZOOM if spacing_mm_at else 0)
     plain = RoiOptions.plain(spacing_mm)
-    held_out = RoiPool(studies.held_out, options.val_rois, config, plain, options.seed + 1, store)
+    train, held_out = (
+        RoiPool(part, count, config, roi_options, seed, store, spacing_mm_at=spacing_mm_at)
+        for part, count, roi_options, seed in (
+            (studies.train, options.pool_size, augmented, options.seed),
+            (studies.held_out, options.val_rois, plain, options.seed + 1),
+        )
+    )
     return train, held_out

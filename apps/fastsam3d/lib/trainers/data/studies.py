@@ -257,8 +257,9 @@ class Split(NamedTuple, Generic[AnyStudy]):
 
     def all(self) -> list[AnyStudy]:
         """Return each study once."""
-        others: list[AnyStudy] = [x for x in self.held_out if x not in self.train]
-        return self.train + others + self.judged
+        if self.held_out == self.train:
+            return self.train + self.judged
+        return self.train + self.held_out + self.judged
 
 
 def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[AnyStudy]:

@@ -43,7 +43,7 @@ ALL_TESTS := $(if $(CHROMIUM),,not browser)
 pairs = $(if $(1),--conf '$(word 1,$(1))' '$(word 2,$(1))' $(call pairs,$(wordlist 3,$(words $(1)),$(1))))
 
 .PHONY: help serve ohif benchmark test test-all lint typecheck sample-data install install-dev clean
-.PHONY: accuracy chaos weights check-data
+.PHONY: accuracy chaos weights check-data image secrets lock check-updates
 .PHONY: viewer try-viewer check-conf check-port check-studies check-orthanc
 
 help: ## list the targets
@@ -72,7 +72,7 @@ endef
 
 serve: check-conf check-port check-studies install try-viewer $(SAMPLE_DATA) ## set up what is missing and start the server (STUDIES, HOST, PORT, CONF)
 	$(info $(OPEN_HINT))
-	$(START_SERVER) --studies '$(STUDIES)'
+	.venv/bin/python tools/announce.py '$(URL)' & $(START_SERVER) --studies '$(STUDIES)'
 
 # The DICOM cache lies in sample-data/build, so that make clean removes it too.
 ohif: check-conf check-port check-orthanc install try-viewer ## start OHIF on the sample DICOM series, with a local Orthanc (HOST, PORT, CONF, YES=1)
@@ -105,6 +105,22 @@ ifndef SAMPLE_DATA
 	@case '$(STUDIES)' in http://*|https://*) ;; *) [[ -d '$(STUDIES)' ]] || { \
 	    echo 'STUDIES=$(STUDIES): neither a folder nor an http(s) address' >&2; exit 1; } ;; esac
 endif
+
+# --- containers -----------------------------------------------------------------------------------
+
+# CONTAINER: podman, docker or buildah. IMAGE_ARGS: --build-arg TORCH_INDEX= for torch with CUDA.
+CONTAINER ?= $(notdir $(firstword $(shell command -v docker podman buildah)))
+IMAGE_ARGS ?=
+SITE ?= localhost
+
+image: ## build the image fastsam3d-server (CONTAINER, IMAGE_ARGS)
+	$(CONTAINER) build $(if $(findstring docker,$(CONTAINER)),,--format docker) $(IMAGE_ARGS) \
+	    -f Containerfile --target server -t fastsam3d-server .
+
+secrets: ## make the key and a certificate for compose.yaml, unless they are there (SITE: host name)
+	@deploy/make-secrets.sh '$(SITE)'
+
+# --- DICOM server ---------------------------------------------------------------------------------
 
 ORTHANC_PACKAGES := orthanc orthanc-dicomweb
 
@@ -216,9 +232,33 @@ endef
 # with CUDA into the temporary folder.
 define install_requirements
 @: > .venv/install.log
-$(call pip_install,Installing torch: about 3 GB,-c requirements.txt setuptools wheel torch torchvision)
+@.venv/bin/python tools/install_plan.py
+$(call pip_install,Installing torch,-c requirements.txt setuptools wheel torch torchvision)
 $(call pip_install,Installing the rest,--no-build-isolation -r $(1))
 endef
+
+# UV: the tool that makes the lock files. It is installed aside, as nothing else needs it.
+UV := .venv/uv/bin/uv
+# $(call lock_file,INPUTS,OTHER OPTIONS,LINES TO LEAVE OUT,FILE): resolve; keep the file's comments and,
+# without UPGRADE=1, its versions.
+define lock_file
+@folder=$$(mktemp -d); cp $(4) "$$folder/lock"; sed -n '/^#/p' $(4) > "$$folder/head"; \
+$(UV) pip compile --quiet --python-platform linux --python-version 3.11 --no-header --no-annotate \
+    $(if $(UPGRADE),--upgrade) $(2) $(1) -o "$$folder/lock" > /dev/null; \
+grep -vE '$(3)' "$$folder/lock" | cat "$$folder/head" - > $(4); rm -r "$$folder"
+endef
+# What follows from the build of torch is left out, so that another build can be chosen.
+OF_TORCH := ^(nvidia-|cuda-|triton)
+
+$(UV): | .venv/bin/pip
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --target .venv/uv 'uv>=0.8'
+
+lock: $(UV) ## write constraints.txt and the image's list from the requirements (UPGRADE=1: newest versions)
+	$(call lock_file,requirements-dev.txt requirements-benchmarks.txt,,$(OF_TORCH),constraints.txt)
+	$(call lock_file,requirements.txt,-c constraints.txt --overrides deploy/not-in-image.txt,$(OF_TORCH)|^torch==,deploy/requirements-image.txt)
+
+check-updates: $(UV) ## tell which newer releases the requirements refuse, and who refuses them; it never fails
+	@.venv/bin/python tools/check_updates.py $(UV)
 
 install: .venv/.installed
 install-dev: .venv/.installed-dev

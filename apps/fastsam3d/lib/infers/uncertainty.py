@@ -8,11 +8,11 @@ from scipy import ndimage
 from lib.imaging.roi import Roi
 from lib.infers.corrections import ball_radius, bell, cell_place
 
-# Platt scaling. Fitted on 48 series of simulated clicks on 24 structures that may be trained on;
-# training/fit_uncertainty.py fits it anew. Inputs: margin,
-# threshold, logarithm of the number of clicks. Output: the logit of the probability.
-COEFFICIENTS = np.array([1.0911, 1.1744, -0.2160])
-INTERCEPT = 1.0707
+# Platt scaling, fitted by training/fit_uncertainty.py on 80 series of ten simulated clicks on data
+# that may be trained on. Inputs: margin, threshold, logarithm of the number of clicks. Output: the
+# logit of the probability.
+COEFFICIENTS = np.array([1.2643, 0.8106, -0.1674])
+INTERCEPT = 1.0692
 
 KNOWN_RADII = 0.5
 """KNOWN_RADII: around a click, the standard deviation of the region where the next one would tell

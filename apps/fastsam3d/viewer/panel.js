@@ -13,6 +13,7 @@ const STYLE = `
 .fs button:disabled { opacity: .4 }
 .fs .fs-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center }
 .fs section { display: flex; flex-direction: column; gap: 6px }
+.fs section > button { align-self: flex-start }
 .fs ul { max-height: 30vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
 .fs li { display: flex; gap: 6px; align-items: center; padding: 2px 4px; border-radius: 4px }
 .fs li[aria-current=true] { background: #0c4a6e }
@@ -186,7 +187,7 @@ export class Panel {
       return make(
         'span',
         {},
-        structure?.base ? 'Prompts start from this mask.' : 'Press on the structure in any plane.'
+        structure?.base ? 'Prompts start from this mask.' : 'Press on the structure in any plane. Ctrl + press excludes.'
       );
     const { session } = this;
     const rows = structure.prompts.map((prompt, index) => {

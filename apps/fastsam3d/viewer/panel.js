@@ -46,8 +46,8 @@ export class Panel {
     this.root.replaceChildren();
     this.busy.remove();
     this.detach = () => {};
-    if (!session) return;
     this.session = session;
+    if (!session) return;
     this.learning = new LearningView(session.learning);
     const listeners = new AbortController();
     const redraw = () => this.#schedule();
@@ -71,7 +71,7 @@ export class Panel {
     this.waiting = true;
     requestAnimationFrame(() => {
       this.waiting = false;
-      this.#draw();
+      if (this.session) this.#draw();
     });
   }
 

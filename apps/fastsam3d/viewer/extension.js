@@ -7,7 +7,11 @@ import { currentSession, onSession } from './mode.js';
 function showPanel(node) {
   const panel = new Panel(node);
   if (currentSession()) panel.attach(currentSession());
-  return onSession(session => panel.attach(session));
+  const stop = onSession(session => panel.attach(session));
+  return () => {
+    stop();
+    panel.attach(null); // OHIF may show the panel in another node next
+  };
 }
 
 export default {

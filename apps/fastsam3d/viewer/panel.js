@@ -13,6 +13,7 @@ const STYLE = `
 .fs button:disabled { opacity: .4 }
 .fs .fs-row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center }
 .fs section { display: flex; flex-direction: column; gap: 6px }
+.fs section > button { align-self: flex-start }
 .fs ul { max-height: 30vh; overflow-y: auto; display: flex; flex-direction: column; gap: 2px }
 .fs li { display: flex; gap: 6px; align-items: center; padding: 2px 4px; border-radius: 4px }
 .fs li[aria-current=true] { background: #0c4a6e }
@@ -45,8 +46,8 @@ export class Panel {
     this.root.replaceChildren();
     this.busy.remove();
     this.detach = () => {};
-    if (!session) return;
     this.session = session;
+    if (!session) return;
     this.learning = new LearningView(session.learning);
     const listeners = new AbortController();
     const redraw = () => this.#schedule();
@@ -70,7 +71,7 @@ export class Panel {
     this.waiting = true;
     requestAnimationFrame(() => {
       this.waiting = false;
-      this.#draw();
+      if (this.session) this.#draw();
     });
   }
 
@@ -186,7 +187,7 @@ export class Panel {
       return make(
         'span',
         {},
-        structure?.base ? 'Prompts start from this mask.' : 'Press on the structure in any plane.'
+        structure?.base ? 'Prompts start from this mask.' : 'Press on the structure in any plane. Ctrl + press excludes.'
       );
     const { session } = this;
     const rows = structure.prompts.map((prompt, index) => {

@@ -57,7 +57,12 @@ def interactions(image: str, user: UserRole) -> Response:
 
 @router.get("/", include_in_schema=False)
 def first_page(user: UserRole) -> HTMLResponse:
-    links = {"/ohif/": "the viewer OHIF", "/docs": "the routes", "/openapi.json": "OpenAPI"}
+    links = {
+        "/viewer/": "the viewer: open a study and press on an organ",
+        "/ohif/": "the stock viewer of MONAI Label",
+        "/docs": "the routes",
+        "/openapi.json": "OpenAPI",
+    }
     items = "".join(f'<li><a href=".{path}">{name}</a></li>' for path, name in links.items())
     return HTMLResponse(PAGE.format(body=f"<ul>{items}</ul>"))
 

@@ -200,3 +200,10 @@ def test_a_busy_server_is_asked_again_but_not_for_long(busy, is_answered):
                 list(search)
             assert BusyServer.left == busy - 3
         server.shutdown()
+
+
+def test_a_server_that_is_down():
+    client = DICOMwebClient("http://127.0.0.1:9")
+    limit_waiting(client)
+    with pytest.raises(requests.ConnectionError):
+        list(PacsClient(client).search({"Modality": "CT"}))

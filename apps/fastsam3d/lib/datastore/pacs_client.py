@@ -39,7 +39,7 @@ MOST_PAGES = 10_000
 
 BUSY = Retry(
     total=2,
-    connect=False,
+    connect=0,
     read=False,
     status_forcelist=(429, 503),
     allowed_methods=("GET",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ SHAPE_IJK = (40, 36, 30)
 
 MOST_PAGES = 60
 """MOST_PAGES: the most space that is left; every request fits into it."""
+
+LISTED_SECONDS = 30.0
+"""LISTED_SECONDS: the server notices within this time that a file was taken away."""
 
 FULL = "the disk of the server is full"
 
@@ -97,7 +101,7 @@ class FullDisk:
         for seed in range(2):
             self._check("save", self._save(seed))
         for round_number in range(number):
-            pages = MOST_PAGES * round_number // number
+            pages = MOST_PAGES * (round_number + 1) // number if round_number else 0
             for name in dice.sample(sorted(self.requests), len(self.requests)):
                 self._leave(pages * PAGE + dice.randrange(PAGE))
                 reply = self.requests[name](1000 * round_number + dice.randrange(1000))
@@ -165,10 +169,13 @@ class FullDisk:
         return reply
 
     def _remove_old(self) -> None:
-        """Take away the scan that was uploaded before, as its owner may."""
+        """Take away the scan that was uploaded before, and wait until the server notices."""
         for name in self.images - {"head"}:
             (self.disk / "studies" / f"{name}.nii").unlink()
         self.images = {"head"}
+        deadline = time.monotonic() + LISTED_SECONDS
+        while self.server.images() != self.images and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _session(self, number: int) -> requests.Response:
         files = {"files": ("scan.nii", scan(number, SHAPE_IJK).to_bytes())}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+import requests
 from hypothesis import strategies as st
-from urllib3.filepost import encode_multipart_formdata
 
 from chaos.common import CENTRE_IJK
 from lib.infers.request import OPTIONS
@@ -217,10 +217,11 @@ def _body(
             content = files[draw(st.sampled_from(sorted(files)))]
             parts.append((name, (_file_name(draw, files), content)))
         elif not is_file and draw(st.integers(0, 4)):
-            parts.append((name, _parameters_of_body(draw)))
+            parts.append((name, (None, _parameters_of_body(draw))))
     if any(operation.fields.values()):
-        return encode_multipart_formdata(parts)
-    pairs = [f"{_encoded(name)}={_encoded(value)}" for name, value in parts]
+        prepared = requests.Request("POST", "http://127.0.0.1/", files=parts).prepare()
+        return bytes(prepared.body or b""), prepared.headers.get("Content-Type", "")
+    pairs = [f"{_encoded(name)}={_encoded(value)}" for name, (_, value) in parts]
     return "&".join(pairs).encode(), operation.body
 
 

@@ -1,6 +1,8 @@
 """DICOMweb servers differ: capped answers, ignored filters, refused transfer syntaxes."""
 
+import http.server
 import socket
+import threading
 
 import pydicom
 import pytest
@@ -9,7 +11,6 @@ from dicomweb_client import DICOMwebClient
 from monailabel.config import settings
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from retrying import RetryError
 
 from lib.datastore.pacs_client import PacsClient, limit_waiting
 from lib.errors import InputError
@@ -130,11 +131,11 @@ def test_a_segmentation_without_its_series_is_named():
 
 @pytest.mark.parametrize(
     "error",
-    [InvalidDicomError("x"), KeyError("content-type"), ValueError("boundary"), RetryError(None)],
+    [InvalidDicomError("x"), KeyError("content-type"), ValueError("boundary")],
     ids=lambda error: type(error).__name__,
 )
 def test_all_errors_of_a_server_are_of_one_kind(error):
-    """The libraries raise these for a page to sign in at, a cut multipart body, a busy server."""
+    """The libraries raise these for a page to sign in at, or a multipart body that is cut off."""
 
     def fail(*arguments, **options):
         raise error
@@ -167,3 +168,42 @@ def test_a_silent_server_is_given_up(monkeypatch):
         limit_waiting(client)
         with pytest.raises(requests.Timeout):
             list(PacsClient(client).search({"Modality": "CT"}))
+
+
+class BusyServer(http.server.BaseHTTPRequestHandler):
+    """Is busy for the first `left` requests."""
+
+    left = 0
+
+    def do_GET(self):
+        self.send_response(503 if BusyServer.left > 0 else 204)
+        BusyServer.left -= 1
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.mark.parametrize(("busy", "is_answered"), [(1, True), (99, False)])
+def test_a_busy_server_is_asked_again_but_not_for_long(busy, is_answered):
+    BusyServer.left = busy
+    with http.server.HTTPServer(("127.0.0.1", 0), BusyServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = DICOMwebClient(f"http://127.0.0.1:{server.server_address[1]}")
+        limit_waiting(client)
+        search = PacsClient(client).search({"Modality": "CT"})
+        if is_answered:
+            assert list(search) == []
+        else:
+            with pytest.raises(requests.HTTPError):
+                list(search)
+            assert BusyServer.left == busy - 3
+        server.shutdown()
+
+
+def test_a_server_that_is_down():
+    client = DICOMwebClient("http://127.0.0.1:9")
+    limit_waiting(client)
+    with pytest.raises(requests.ConnectionError):
+        list(PacsClient(client).search({"Modality": "CT"}))

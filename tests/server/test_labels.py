@@ -229,6 +229,17 @@ def remove_uploads(server):
 
 
 @pytest.mark.usefixtures("remove_uploads")
+@pytest.mark.parametrize("strategy", ["random", "uncertainty", "first"])
+@pytest.mark.parametrize("key", ["strategy", "fastsam3d_score", "path"])
+def test_what_the_server_notes_is_not_the_clients_to_write(server, image, key, strategy):
+    url, query = f"{server.url}/datastore/image/info", {"image": image}
+    reply = requests.put(url, params=query, data={"info": json.dumps({key: 3})}, timeout=60)
+    assert reply.status_code == 400
+    assert "is set by the server" in reply.json()["detail"]
+    url = f"{server.url}/activelearning/{strategy}"
+    assert requests.post(url, json={}, timeout=60).status_code == 200
+
+
 def test_an_upload_never_replaces_another(server):
     assert upload(server, "P.001.nii", nifti(scan(1))).json() == {"image": "P.001"}
     assert upload(server, "P.002.nii", nifti(scan(2))).json() == {"image": "P.002"}

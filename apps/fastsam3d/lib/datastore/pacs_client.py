@@ -18,8 +18,7 @@ from monailabel.config import settings
 from monailabel.datastore.utils.dicom import dicom_web_download_series, dicom_web_upload_dcm
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from requests.adapters import HTTPAdapter
-from retrying import RetryError
+from requests.adapters import HTTPAdapter, Retry
 
 from lib.errors import InputError
 from lib.imaging.dicom_checks import is_decodable
@@ -38,8 +37,17 @@ NOT_AS_STORED = (400, 406, 415, 501)
 MOST_PAGES = 10_000
 """MOST_PAGES: a server that always has further results ends a search here."""
 
-ATTEMPTS = 3
-"""ATTEMPTS: of a request that the server is too busy for; the pauses are 2 and 4 s."""
+BUSY = Retry(
+    total=2,
+    connect=0,
+    read=False,
+    status_forcelist=(429, 503),
+    allowed_methods=("GET",),
+    backoff_factor=1,
+    respect_retry_after_header=False,
+    raise_on_status=False,
+)
+"""BUSY: a server that is too busy for a GET request is asked twice more, within seconds."""
 
 WAITS = 4
 """WAITS: the server may be silent for so many times the timeout of the settings, 30 s by default,
@@ -71,20 +79,18 @@ class PatientAdapter(HTTPAdapter):
 
 def limit_waiting(client: DICOMwebClient) -> None:
     """Let each request of a client end when the server is silent or busy for long."""
-    client.set_http_retry_params(max_attempts=ATTEMPTS)
+    client.set_http_retry_params(retry=False)  # its own takes half a minute
     for scheme in ("http://", "https://"):
-        client._session.mount(scheme, PatientAdapter())
+        client._session.mount(scheme, PatientAdapter(max_retries=BUSY))
 
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Raise requests' exceptions for answers that are no DICOM, and for a server that is busy."""
+    """Raise requests' exceptions for answers that are no DICOM."""
     try:
         yield
     except (requests.RequestException, InputError):
         raise
-    except RetryError as error:
-        raise requests.ConnectionError("the DICOM server is too busy") from error
     except MISUNDERSTOOD as error:
         kind = type(error).__name__
         raise requests.exceptions.ContentDecodingError(f"no DICOM ({kind}: {error})") from error

@@ -13,7 +13,9 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.endpoints import activelearning, datastore
 
+from lib.datastore.dicomweb import CHECKED
 from lib.datastore.label_files import EXTENSIONS, check_header
+from lib.datastore.uncertain_first import SCORE
 from lib.errors import InputError, NotFoundError
 from lib.server.app_instance import UploadSession, UploadSessions, app_instance
 from lib.server.auth import AnnotatorRole, UserRole, user_name
@@ -23,6 +25,9 @@ from lib.server.names import check_name
 from lib.server.uploads import check_image, is_same_scan, received, received_session, split_name
 
 router = APIRouter()
+
+OWN_KEYS = ("strategy", SCORE, CHECKED, "path")
+"""OWN_KEYS: what the server itself notes on an image; Next Sample reads it."""
 
 
 @router.post("/activelearning/{strategy}", summary="Next sample", tags=["ActiveLearning"])
@@ -76,7 +81,7 @@ def add_image(
     An image never replaces another. The same image again, as 3D Slicer sends it with each label, is
     no error.
     """
-    info = parse_object(params, "params")
+    info = _check_image_info(parse_object(params, "params"))
     stem, extension = split_name(file.filename or "")
     image_id = check_name(image or stem, "image")
     if name := user_name(request, info.get("client_id")):
@@ -110,9 +115,17 @@ def image_info(image: str, user: UserRole) -> Any:
 
 @router.put("/datastore/image/info", summary="Change an image's description", tags=["Datastore"])
 def update_image_info(image: str, user: AnnotatorRole, info: Annotated[str, Form()] = "{}") -> Any:
-    parse_object(info, "info")
+    _check_image_info(parse_object(info, "info"))
     image = check_name(image, "image")
     return datastore.update_image_info(image, info or "{}", user.username)
+
+
+def _check_image_info(info: dict[str, Any]) -> dict[str, Any]:
+    """Return a description of an image; raises InputError if it sets one of OWN_KEYS."""
+    own = [key for key in OWN_KEYS if key in info]
+    if own:
+        raise InputError(f"{', '.join(own)} of an image is set by the server; leave it out")
+    return info
 
 
 def _sessions() -> UploadSessions:

@@ -45,7 +45,7 @@ def lower_bound(gains: Sequence[float] | np.ndarray, seed: int = 0) -> float:
     quantile of the means of bootstrap samples of the studies. The share of the samples below it is
     smaller than 1 - LEVEL for few studies, because their bootstrap means vary too little:
     Φ(-√(n / (n - 1)) t) with the quantile t of Student's distribution of n - 1 degrees of freedom
-    (Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 5.3). The
+    (Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279). The
     second is that of Student's t, because four studies have too few different samples.
     """
     values = np.asarray(gains, dtype=np.float64)

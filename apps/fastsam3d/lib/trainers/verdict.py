@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-"""LEVEL: confidence of the one-sided lower bound of the gain."""
+LEVEL = 0.975
+"""LEVEL: confidence of the one-sided lower bound of the gain. It is more than 95 %, because gains
+may be skewed to rare large losses, where the bound of few studies is too high."""
 
 FEWEST_STUDIES = 4
 """FEWEST_STUDIES: with fewer studies to judge on, a user decides."""
@@ -84,7 +85,7 @@ def decide(
         f"on {count} {'study' if count == 1 else 'studies'} that took no part, a gain of {gain:.3f}"
     )
     if count >= FEWEST_STUDIES and lower is not None:
-        numbers += f", with {LEVEL:.0%} confidence at least {lower:.3f}"
+        numbers += f", with {LEVEL:.1%} confidence at least {lower:.3f}"
         if lower > min_gain:
             return Verdict("publish", numbers, gain, lower)
         wanted = f"it must be more than {min_gain:g} (min_gain)"

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ def with_untrained_encoder(network: FastSAM3D, seed: int = 0) -> FastSAM3D:
     ours, theirs = (
         each.image_encoder(images).transpose(0, 1).flatten(1) for each in (network, other)
     )
-    last = other.image_encoder.neck[-1]
+    last: Any = other.image_encoder.neck[-1]
     scale = ours.std(dim=1) / theirs.std(dim=1).clamp(min=1e-6)
     last.bias.copy_((last.bias - theirs.mean(dim=1)) * scale + ours.mean(dim=1))
     last.weight.mul_(scale)

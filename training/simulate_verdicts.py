@@ -2,7 +2,8 @@
 
 Each verdict is on gains of studies whose mean is 0: the new student is as good as the served one.
 The share that is published is the error of `lib.trainers.verdict.decide`. The gains are normally
-distributed, heavy-tailed (Student's t with three degrees of freedom), or skewed to large gains.
+distributed, heavy-tailed (Student's t with three degrees of freedom), or skewed (exponential) to
+large gains or to large losses.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Draw = Callable[[np.random.Generator, int], np.ndarray]
 GAINS: dict[str, Draw] = {
     "normal": lambda generator, count: generator.normal(0, SPREAD, count),
     "heavy-tailed": lambda generator, count: generator.standard_t(3, count) * SPREAD / 3**0.5,
-    "skewed": lambda generator, count: (generator.exponential(1, count) - 1) * SPREAD,
+    "large gains": lambda generator, count: (generator.exponential(1, count) - 1) * SPREAD,
+    "large losses": lambda generator, count: (1 - generator.exponential(1, count)) * SPREAD,
 }
 """GAINS: by name, a function that draws the gains of some studies; their mean is 0."""
 

@@ -49,3 +49,23 @@ def test_by_default_nothing_starts(started: list[str], monkeypatch: pytest.Monke
     for image in "abcdef":
         train.adapt_if_due(image)
     assert not started
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({}, {"fastsam3d": {}}),
+        ({"max_epochs": 3}, {"fastsam3d": {"max_epochs": 3}}),
+        ({"fastsam3d_adapt": {"seed": 1}}, {"fastsam3d_adapt": {"seed": 1}}),
+        ({"fastsam3d": {}}, {"fastsam3d": {}}),
+    ],
+)
+def test_only_the_trainer_of_a_model_starts_without_its_name(
+    monkeypatch: pytest.MonkeyPatch, params: dict, expected: dict
+) -> None:
+    names = ["fastsam3d", "fastsam3d_adapt"]
+    app = SimpleNamespace(trainers=dict.fromkeys(names), configs={"fastsam3d": 0, "sam_med3d": 0})
+    monkeypatch.setattr(train, "app_instance", lambda: app)
+    monkeypatch.setattr(train, "_start", lambda name, options: (name, options))
+    reply = train.train_all(user=None, params=params)  # type: ignore[arg-type]
+    assert {name: each["result"][1] for name, each in reply.items()} == expected

@@ -11,11 +11,11 @@ from .request_options import RequestOptions, option
 class AdaptOptions(RequestOptions):
     """The options of the adaptation to labels, beside those of all trainers.
 
-    Three students are trained, each for `max_epochs`: two for the verdict, each on one half of the
-    studies, and the one that is published, on all of them.
+    Three students are trained: two for the verdict, each on one half of the studies and for half
+    the epochs, and the one that is published, on all of them.
     """
 
-    max_epochs: int = option(20, "epochs of each of the three students", in_table=True, least=1)
+    max_epochs: int = option(40, "epochs of the student that is published", in_table=True, least=1)
     iterations_per_epoch: int = option(5, "updates per epoch", least=1)
     max_minutes: float = option(
         8.0, "time for all updates; slower machines do fewer updates", in_table=True, above=0

@@ -33,31 +33,37 @@ WARM_UP, FALL = 0.1, 0.5
 TIMED_UPDATES = 6
 """TIMED_UPDATES: updates whose speed decides how many fit into the option ``max_minutes``."""
 
-FEWEST_UPDATES = 10
-"""FEWEST_UPDATES: updates of each student on the slowest machine."""
+FEWEST_UPDATES = 20
+"""FEWEST_UPDATES: updates of the last student on the slowest machine; the others have half, which
+must be more than TIMED_UPDATES."""
 
 Judge = Callable[[FastSAM3D, Sequence[ExaminedStudy]], None]
 """Judge(student, studies) measures a student on studies that it never saw."""
 
 
 class Phase(NamedTuple):
-    """One of the students: the studies that train it, and those that it is judged on."""
+    """One of the students: the studies that train it, and those that it is judged on.
+
+    share: of the updates of the last student, which is published.
+    """
 
     train: list[ExaminedStudy]
     judged: list[ExaminedStudy]
+    share: float
 
 
 def make_phases(studies: Sequence[ExaminedStudy], seed: int) -> list[Phase]:
     """Return the phases of a run: two halves that judge each other's student, then all studies.
 
     The gain of the published student, which has seen all labels, is estimated by that of the two
-    others (two-fold cross-validation). A single study has no half to judge on.
+    others (two-fold cross-validation). They have half the labels and half the updates, so the
+    estimate is rather too low. A single study has no half to judge on.
     """
-    last = Phase(list(studies), [])
+    last = Phase(list(studies), [], 1.0)
     if len(studies) < 2:
         return [last]
     first, second = halves(studies, seed)
-    return [Phase(first, second), Phase(second, first), last]
+    return [Phase(first, second, 0.5), Phase(second, first, 0.5), last]
 
 
 def adapted_parameters(student: FastSAM3D) -> list[nn.Parameter]:
@@ -126,29 +132,36 @@ class AdaptRun(TrainingLoop):
 
     @property
     def updates(self) -> int:
-        return self._per_student * len(self.phases)
+        return sum(self._lengths())
+
+    def _lengths(self) -> list[int]:
+        """Return the number of updates of each phase."""
+        return [max(1, round(phase.share * self._per_student)) for phase in self.phases]
+
+    def _place(self, update: int) -> tuple[int, int]:
+        """Return the phase of an update, and its number within the phase; both from 0."""
+        for phase, length in enumerate(self._lengths()):
+            if update < length:
+                return phase, update
+            update -= length
+        return len(self.phases), 0
 
     @property
     def is_epoch_over(self) -> bool:
-        update = self.progress.update
-        is_phase_over = update % self._per_student == 0
-        return is_phase_over or self._place(update)[1] % self.options.iterations_per_epoch == 0
+        return self._place(self.progress.update)[1] % self.options.iterations_per_epoch == 0
 
     @property
     def epochs(self) -> tuple[int, int]:
         per_epoch = self.options.iterations_per_epoch
-        per_student = -(-self._per_student // per_epoch)
+        lengths = [-(-length // per_epoch) for length in self._lengths()]
         phase, update = self._place(self.progress.update)
-        return phase * per_student + update // per_epoch, per_student * len(self.phases)
+        return sum(lengths[:phase]) + update // per_epoch, sum(lengths)
 
-    def _place(self, update: int) -> tuple[int, int]:
-        """Return the phase of an update, and its number within the phase; both from 0."""
-        return divmod(update, self._per_student)
-
-    def _rate(self, update: int) -> float:
+    def _rate(self, phase: int, update: int) -> float:
         """Return the learning rate of an update within its phase."""
-        rise = (update + 1) / max(1.0, WARM_UP * self._per_student)
-        fall = (self._per_student - update) / max(1.0, FALL * self._per_student)
+        length = self._lengths()[phase]
+        rise = (update + 1) / max(1.0, WARM_UP * length)
+        fall = (length - update) / max(1.0, FALL * length)
         return self.options.lr * min(1.0, rise, fall)
 
     # --- step -------------------------------------------------------------------------------------
@@ -156,16 +169,14 @@ class AdaptRun(TrainingLoop):
     def _batches_of_epoch(self) -> Iterable[Batch]:
         phase, update = self._place(self.progress.update)
         per_epoch = self.options.iterations_per_epoch
-        last = min(self._per_student, (update // per_epoch + 1) * per_epoch)
-        for number in range(update, last):
-            if number < self._per_student:  # fewer updates may have been planned meanwhile
+        for number in range(update, (update // per_epoch + 1) * per_epoch):
+            if number < self._lengths()[phase]:  # fewer may have been planned meanwhile
                 yield self._batches.labelled(phase, number)
 
     def _step(self, batch: Batch) -> None:
         start = time.perf_counter()
-        update = self._place(self.progress.update)[1]
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate(update)
+            group["lr"] = self._rate(*self._place(self.progress.update))
         seed = step_seed(self.options.seed, self.progress.update)
         losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
         if self.options.rehearsal:
@@ -190,7 +201,7 @@ class AdaptRun(TrainingLoop):
 
     def _plan(self) -> None:
         """Plan fewer updates if the first ones show that the others do not fit into the time."""
-        seconds = 60 * self.options.max_minutes / len(self.phases)
+        seconds = 60 * self.options.max_minutes / sum(phase.share for phase in self.phases)
         fitting = int(seconds / statistics.median(self._step_seconds))
         planned = max(min(FEWEST_UPDATES, self._per_student), min(self._per_student, fitting))
         if planned < self._per_student:
@@ -208,12 +219,12 @@ class AdaptRun(TrainingLoop):
             student=phase + 1,
             iteration=self.progress.update,
             k=0,
-            lr=self._rate(update),
+            lr=self._rate(phase, update),
             seconds=round(self.progress.seconds, 1),
         )
         logger.info("student %d, epoch %d, loss %.4f", phase + 1, row["epoch"], row["loss"])
         self._draw(row)
-        if update + 1 == self._per_student and phase + 1 < len(self.phases):
+        if update + 1 == self._lengths()[phase] and phase + 1 < len(self.phases):
             self._clock.tick(self.progress)
             self._judge(self.candidate(), self.phases[phase].judged)
             self._start_student()

@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-"""LEVEL: confidence of the one-sided lower bound of the gain."""
+LEVEL = 0.975
+"""LEVEL: confidence of the one-sided lower bound of the gain. It is more than 95 %, because gains
+may be skewed to rare large losses, where the bound of few studies is too high."""
 
 FEWEST_STUDIES = 4
 """FEWEST_STUDIES: with fewer studies to judge on, a user decides."""
@@ -45,7 +46,7 @@ def lower_bound(gains: Sequence[float] | np.ndarray, seed: int = 0) -> float:
     quantile of the means of bootstrap samples of the studies. The share of the samples below it is
     smaller than 1 - LEVEL for few studies, because their bootstrap means vary too little:
     Φ(-√(n / (n - 1)) t) with the quantile t of Student's distribution of n - 1 degrees of freedom
-    (Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279, section 5.3). The
+    (Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279). The
     second is that of Student's t, because four studies have too few different samples.
     """
     values = np.asarray(gains, dtype=np.float64)
@@ -84,7 +85,7 @@ def decide(
         f"on {count} {'study' if count == 1 else 'studies'} that took no part, a gain of {gain:.3f}"
     )
     if count >= FEWEST_STUDIES and lower is not None:
-        numbers += f", with {LEVEL:.0%} confidence at least {lower:.3f}"
+        numbers += f", with {LEVEL:.1%} confidence at least {lower:.3f}"
         if lower > min_gain:
             return Verdict("publish", numbers, gain, lower)
         wanted = f"it must be more than {min_gain:g} (min_gain)"

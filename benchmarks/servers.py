@@ -45,7 +45,8 @@ http {{
     listen 127.0.0.1:{port}; client_max_body_size 0;
     location / {{
       proxy_pass http://servers; proxy_http_version 1.1; proxy_buffering off;
-      proxy_connect_timeout 3s; proxy_next_upstream error timeout non_idempotent;
+      proxy_set_header Host $http_host; proxy_connect_timeout 3s;
+      proxy_next_upstream error timeout non_idempotent;
     }}
   }}
 }}
@@ -75,7 +76,13 @@ class Servers:
         self.folder = folder
         self.ports = [free_port() for _ in range(count)]
         self.port = free_port()
-        self.processes = [self._start(port) for port in self.ports]
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.proxy: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start all, and wait until they answer."""
+        folder = self.folder
+        self.processes += [self._start(port) for port in self.ports]
         for port in self.ports:
             wait_until_up(port)
         lines = " ".join(
@@ -115,9 +122,10 @@ class Servers:
         return sum(psutil.Process(each.pid).memory_info().rss for each in running) // 2**20
 
     def stop(self) -> None:
-        for process in (self.proxy, *self.processes):
+        started = [process for process in (self.proxy, *self.processes) if process]
+        for process in started:
             process.terminate()
-        for process in (self.proxy, *self.processes):
+        for process in started:
             process.wait(timeout=60)
 
 
@@ -133,6 +141,7 @@ def running(count: int) -> Iterator[Servers]:
         nib.save(nib.Nifti1Image(scan, affine_mm), folder / "studies" / f"{IMAGE}.nii.gz")
         servers = Servers(folder, count)
         try:
+            servers.start()
             yield servers
         finally:
             servers.stop()

@@ -4,9 +4,10 @@ import hashlib
 import re
 from pathlib import Path
 
+import pytest
+
 import check_updates
 import install_plan
-import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WEIGHTS = REPOSITORY / "apps" / "fastsam3d" / "weights"

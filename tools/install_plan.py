@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-DOWNLOAD_MB = 3300
+DOWNLOAD_MB = 3700
 """DOWNLOAD_MB: size of all packages in constraints.txt for Linux x86-64, torch with CUDA included.
 pip prints the size of each one; `.venv/install.log` has them."""
 

@@ -20,8 +20,8 @@ def test_the_plan_is_made_from_the_rate_of_the_download_alone():
         (22.0, "Installing collected packages: numpy"),
     ]
     text = install_plan.plan(lines)
-    assert "3.3 GB" in text
-    assert "about 6 min at 9.2 MB/s" in text  # 3300 / 9.15 / 60
+    assert "3.7 GB" in text
+    assert "about 7 min at 9.2 MB/s" in text  # 3700 / 9.15 / 60
 
 
 def test_the_plan_of_a_second_try_does_not_invent_a_rate():

@@ -92,5 +92,5 @@ def test_only_the_proxy_is_reached_from_other_machines(parsed):
 
 def test_the_proxy_knows_all_servers(parsed):
     config = (REPOSITORY / "deploy" / "nginx.conf").read_text()
-    assert re.findall(r"server (server-\d+):8000 ", config) == servers()
+    assert re.findall(r"^ +server (server-\d+):8000 ", config, flags=re.M) == servers()
     assert set(parsed.services["proxy"].depends_on) == set(servers())

@@ -164,7 +164,8 @@ def test_stop_and_resume(server: RunningServer, slicer: SlicerPlugin) -> None:
     assert "train again to go on" in stopped["reason"] and "error" not in stopped
 
     assert post(server, **LONG).status_code == 200
-    resumed = wait_for_stats(server, lambda s: s.get("resumed"))
+    # the stopped run itself may have found the state of a run that asks, and say so until then
+    resumed = wait_for_stats(server, lambda s: "resumed after" in s["resumed"] and s["resumed"])
     assert resumed == f"resumed after update {stopped['iteration']}", "not one update is lost"
     requests.delete(f"{server.url}/train/", timeout=60)
     assert wait_for_end(server)["status"] == "STOPPED"

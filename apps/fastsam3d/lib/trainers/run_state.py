@@ -110,7 +110,7 @@ class RunFolder:
             return None, f"the state of the last run cannot be read ({kind}); training starts anew"
         if content["signature"] != signature:
             return None, (
-                "the last run was stopped, but its options, studies or weights were different; "
+                "the last run did not end, but its options, studies or weights were different; "
                 "training starts anew"
             )
         return content, f"resumed after update {content['progress']['update']}"

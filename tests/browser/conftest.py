@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,15 @@ ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"
 """ARTIFACTS: folder for a picture of each test's end, and the server's log."""
 
 
+PATIENTS = itertools.count(1000)
+"""PATIENTS: the shared server keeps the labels of a series, so each module has its own patients."""
+
+
 @pytest.fixture(scope="module")
 def uids(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict]:
     """Store all series; yield (StudyInstanceUID, SeriesInstanceUID) of each by its name."""
     folder = tmp_path_factory.mktemp("dicom")
-    uids = {series.name: series.write(folder / series.name) for series in SERIES}
+    uids = {series.name: series.write(folder / series.name, next(PATIENTS)) for series in SERIES}
     pacs.upload(folder)
     yield uids
     for _, series_uid in uids.values():

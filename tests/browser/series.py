@@ -54,11 +54,18 @@ class SampleSeries:
         offsets_ijk = np.moveaxis(np.indices(self.shape_ijk), 0, -1) - np.array(voxel)
         return np.linalg.norm(offsets_ijk @ self.affine_mm[:3, :3].T, axis=-1)
 
-    def write(self, folder: Path) -> tuple[str, str]:
-        """Write the slices into ``folder``; return StudyInstanceUID and SeriesInstanceUID."""
+    def write(self, folder: Path, patient: int | None = None) -> tuple[str, str]:
+        """Write the slices into ``folder``; return StudyInstanceUID and SeriesInstanceUID.
+
+        patient: decides on the UIDs; the series' seed by default.
+        """
         image, _ = torso.sample(self.shape_ijk, self.affine_mm, seed=self.seed, supersample=1)
         paths = write_ct_series(
-            image, self.affine_mm, folder, seed=self.seed, description=self.name
+            image,
+            self.affine_mm,
+            folder,
+            seed=self.seed if patient is None else patient,
+            description=self.name,
         )
         for path in paths if self.modality == "MR" else []:
             _make_mr(path)

@@ -78,6 +78,34 @@ def test_a_training_and_its_decision(viewer: PromptViewer, trained: RunningServe
     viewer.page.wait_for_function(width, timeout=TIMEOUT_MS)
 
 
+def test_a_training_that_asks(viewer: PromptViewer, trained: RunningServer) -> None:
+    """The adaptation starts with a button; a training that asks is answered with another."""
+    asked = []
+
+    def start(route: Route) -> None:
+        if route.request.method != "POST":
+            route.fallback()
+            return
+        asked.append((route.request.url.rsplit("/", 1)[1], route.request.post_data_json))
+        route.fulfill(json={})
+
+    def ask(route: Route) -> None:
+        """Let the adaptation wait for an answer, after all other trainings."""
+        info = route.fetch().json()
+        stats = {"start_ts": 1 << 40, "asks": True, "reason": "two studies prove nothing"}
+        info["train_stats"]["fastsam3d_adapt"] = stats
+        route.fulfill(json=info)
+
+    viewer.page.route("**/train/fastsam3d_adapt", start)
+    viewer.page.route("**/info/", ask)
+    viewer.button("Adapt")
+    viewer.page.locator(".fs [data-decision]", has_text="two studies").wait_for(timeout=TIMEOUT_MS)
+    with viewer.page.expect_request("**/train/fastsam3d_adapt"):
+        viewer.button("Publish all the same")
+    viewer.page.locator(".fs button", has_text="Adapt").wait_for(timeout=TIMEOUT_MS)
+    assert asked == [("fastsam3d_adapt", {}), ("fastsam3d_adapt", {"accept": True})]
+
+
 def test_roll_back(viewer: PromptViewer, trained: RunningServer, site: Site) -> None:
     """A version that was published is listed and served; each can be served again."""
     network = site.task()._served().network

@@ -13,8 +13,9 @@ export class Learning extends EventTarget {
     this.viewer = viewer;
     this.client = client;
     this.strategies = [];
-    this.canTrain = false;
+    this.trainers = []; // names of the trainers of the model, the adaptation last
     this.epochs = 1; // of a training, unless the user says another number
+    this.asked = {}; // what the last training of this page was asked for
     this.status = ''; // of the last training
     this.stats = {};
     this.versions = null; // {served, versions: [{number}]}
@@ -43,8 +44,15 @@ export class Learning extends EventTarget {
     this.dispatchEvent(new Event('change'));
   }
 
-  train(epochs) {
-    return this.#do(() => this.client.train({ max_epochs: epochs }));
+  train(trainer, options) {
+    this.asked = options;
+    return this.#do(() => this.client.train(trainer, options));
+  }
+
+  /** Publish the student of a training that asks: nothing is trained anew. */
+  accept() {
+    const { trainer } = this.stats;
+    return this.#do(() => this.client.train(trainer, { ...this.asked, accept: true }));
   }
 
   stopTraining() {
@@ -93,9 +101,10 @@ export class LearningView {
   #draw() {
     const { stats } = this.learning;
     const parts = [this.#nextSample()];
-    if (this.learning.canTrain) parts.push(this.#training());
+    if (this.learning.trainers.length) parts.push(this.#training());
     if (stats.reason ?? stats.error)
       parts.push(make('p', { 'data-decision': stats.published ?? '' }, stats.error ?? stats.reason));
+    if (stats.asks && !this.learning.isRunning) parts.push(this.#question());
     if (stats.curves) {
       const source = `${stats.curves}?epoch=${stats.epoch}`;
       parts.push(make('img', { src: source, alt: 'Curves of the training' }));
@@ -119,23 +128,37 @@ export class LearningView {
 
   #training() {
     const { learning } = this;
-    const { epoch = 0, total_epochs: total = 0 } = learning.stats;
+    const { epoch = 0, total_epochs: total = 0, remaining_time: left = '' } = learning.stats;
     if (learning.isRunning)
       return make(
         'div',
         { class: 'fs-row' },
         make('button', { onclick: () => learning.stopTraining() }, 'Stop'),
         make('progress', { value: epoch, max: total || 1 }),
-        make('span', { 'data-epoch': epoch }, `epoch ${epoch} of ${total || '…'}`)
+        make('span', { 'data-epoch': epoch }, `epoch ${epoch} of ${total || '…'}`),
+        left ? make('span', {}, `about ${left} left`) : ''
       );
     if (!this.epochs.value) this.epochs.value = learning.epochs;
-    const start = () => learning.train(Number(this.epochs.value));
+    const [distillation, adaptation] = learning.trainers;
+    const button = (name, title, onclick) => make('button', { title, onclick }, name);
+    const start = () => learning.train(distillation, { max_epochs: Number(this.epochs.value) });
+    const adapt = () => learning.train(adaptation, {});
     return make(
       'div',
       { class: 'fs-row' },
-      make('button', { title: 'Train on the saved labels', onclick: start }, 'Train'),
+      button('Train', 'Learn from the scans and their labels', start),
       this.epochs,
-      ' epochs'
+      ' epochs',
+      adaptation ? button('Adapt', 'Learn the saved labels in minutes', adapt) : ''
+    );
+  }
+
+  #question() {
+    const accept = () => this.learning.accept();
+    return make(
+      'div',
+      { class: 'fs-row' },
+      make('button', { title: 'Serve the new student', onclick: accept }, 'Publish all the same')
     );
   }
 

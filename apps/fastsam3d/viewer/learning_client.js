@@ -10,10 +10,11 @@ export class LearningClient {
     this.describe = describe;
   }
 
-  /** Return {strategies, canTrain, epochs, status, stats, versions} as of now.
+  /** Return {strategies, trainers, epochs, status, stats, versions} as of now.
    *
-   * epochs: default of a training. status: of the last one, "" for none. stats: its progress and its
-   * decision. versions: of the model, or null if it is never trained here. */
+   * trainers: names of those that change the model, the adaptation last. epochs: default of a
+   * training. status: of the last one, "" for none. stats: its trainer, progress and decision.
+   * versions: of the model, or null if it is never trained here. */
   async learning() {
     const { model } = await this.describe();
     const orElse = (promise, value) => promise.then(reply => reply.json()).catch(() => value);
@@ -22,21 +23,24 @@ export class LearningClient {
       orElse(ask('/train/'), {}),
       orElse(ask(`/weights/${model}`), null),
     ]);
+    const trainers = [model, `${model}_adapt`].filter(name => name in (info.trainers ?? {}));
+    const [stats] = trainers
+      .map(trainer => ({ start_ts: 0, ...info.train_stats?.[trainer], trainer }))
+      .sort((one, other) => other.start_ts - one.start_ts);
     return {
       strategies: Object.keys(info.strategies ?? {}),
-      canTrain: model in (info.trainers ?? {}),
+      trainers,
       epochs: info.trainers?.[model]?.config?.max_epochs ?? 1,
       status: task.status ?? '',
-      stats: info.train_stats?.[model] ?? {},
+      stats: stats ?? {},
       versions,
     };
   }
 
-  async train(options) {
-    const { model } = await this.describe();
+  async train(trainer, options) {
     const headers = { 'Content-Type': 'application/json' };
     const body = JSON.stringify(options);
-    await ask(`/train/${model}`, { method: 'POST', headers, body });
+    await ask(`/train/${trainer}`, { method: 'POST', headers, body });
   }
 
   async stopTraining() {

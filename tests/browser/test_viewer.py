@@ -34,6 +34,7 @@ from viewer_checks import (
     check_presses,
     on_stored_grid,
     params_of,
+    patient_of,
     sent,
     server_mask,
     server_reply,
@@ -415,7 +416,7 @@ def test_leaving_and_entering_again(
     with open_prompt_viewer(browser, server.url, study_uid) as viewer:
         viewer.press("mpr-axial", series.to_lps(voxel))
         viewer.page.locator('[data-cy="return-to-work-list"]').click()
-        viewer.page.get_by_text(f"SYNTHETIC-{series.seed}").first.wait_for()
+        viewer.page.get_by_text(patient_of(server, study_uid)).first.wait_for()
         viewer.page.go_back()
         viewer.wait_until_ready()
         second = beside(series, voxel, 20.0)
@@ -517,10 +518,11 @@ def test_the_list_opens_a_study_with_our_mode(
     context = browser.new_context(viewport=WINDOW)
     viewer = PromptViewer(context.new_page())
     viewer.page.goto(f"{server.url}/viewer/")
-    viewer.page.get_by_text(f"SYNTHETIC-{SERIES[0].seed}").first.dblclick()
+    study_uid, _ = uids[SERIES[0].name]
+    viewer.page.get_by_text(patient_of(server, study_uid)).first.dblclick()
     viewer.wait_until_ready()
     assert "/viewer/fastsam3d" in viewer.page.url
-    assert uids[SERIES[0].name][0] in viewer.page.url
+    assert study_uid in viewer.page.url
     context.close()
 
 

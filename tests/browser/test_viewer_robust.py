@@ -12,7 +12,15 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Route
 from series import SERIES, SampleSeries
-from viewer_checks import PLACES, beside, check_becomes, on_stored_grid, server_mask, voxel_at
+from viewer_checks import (
+    PLACES,
+    beside,
+    check_becomes,
+    on_stored_grid,
+    patient_of,
+    server_mask,
+    voxel_at,
+)
 from viewer_page import PromptViewer, open_prompt_viewer
 
 import torso
@@ -114,7 +122,7 @@ def test_an_answer_after_leaving_is_there_on_coming_back(
     viewer: PromptViewer, server: RunningServer, uids: dict[str, tuple[str, str]]
 ) -> None:
     """The page of before does not draw it; the journal has it."""
-    image = uids[SERIES_0.name][1]
+    study_uid, image = uids[SERIES_0.name]
 
     def count() -> int:
         reply = requests.get(f"{server.url}/interactions/{image}", timeout=30)
@@ -125,7 +133,7 @@ def test_an_answer_after_leaving_is_there_on_coming_back(
     viewer.press_only("mpr-axial", SERIES_0.to_lps(FIRST))
     held.wait()
     viewer.page.locator('[data-cy="return-to-work-list"]').click()
-    viewer.page.get_by_text(f"SYNTHETIC-{SERIES_0.seed}").first.wait_for()
+    viewer.page.get_by_text(patient_of(server, study_uid)).first.wait_for()
     held.let_go()
     viewer.wait_until(lambda: count() > before, "the press is in the journal")
     assert viewer.errors == []

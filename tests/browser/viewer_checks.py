@@ -31,6 +31,13 @@ PLACES = {
 Voxel = tuple[int, int, int]
 
 
+def patient_of(server: RunningServer, study_uid: str) -> str:
+    """Return the patient's ID of a study, as the list of studies shows it."""
+    query = {"StudyInstanceUID": study_uid}
+    (study,) = requests.get(f"{server.url}/dicom-web/studies", query, timeout=30).json()
+    return str(study["00100020"]["Value"][0])
+
+
 def check_presses(
     viewer: PromptViewer, series: SampleSeries, server: RunningServer, image: str
 ) -> None:

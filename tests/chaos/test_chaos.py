@@ -19,10 +19,10 @@ from chaos.common import Outcome
 from chaos.watch import FolderWatch
 
 SHORT: tuple[tuple[Callable[[int, int, Path], Outcome], int], ...] = (
-    (random_requests.run, 400),
+    (random_requests.run, 250),
     (kills.run, 2),
     (full_disk.run, 5),
-    (broken_pacs.run, 8),
+    (broken_pacs.run, 5),
     (many_clients.run, 8),
     (replaced_scan.run, 8),
 )

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 import struct
 
 import nibabel as nib
@@ -96,8 +97,11 @@ def name(ball_server, tmp_path):
     nib.save(image(), tmp_path / "scan.nii.gz")
     ball_server.add_study(tmp_path / "scan.nii.gz", "interactions")
     yield "interactions"
-    for path in ball_server.studies.rglob("interactions*"):
-        path.unlink()
+    for path in list(ball_server.studies.rglob("interactions*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def test_refused_requests_and_images_of_clients_are_not_in_the_journal(ball_server, name):

@@ -28,6 +28,9 @@ class FakeTrainer:
     def check(self, options, datastore):
         self.barrier.wait(timeout=60)
 
+    def estimate_seconds(self, options):
+        return None
+
 
 @pytest.fixture
 def tasks(monkeypatch):
@@ -47,6 +50,7 @@ def tasks(monkeypatch):
 @pytest.fixture
 def client(monkeypatch):
     served = SimpleNamespace(
+        configs={"fastsam3d": None},
         trainers={"fastsam3d": FakeTrainer()},
         options=SimpleNamespace(device=""),
         datastore=lambda: None,

@@ -8,6 +8,7 @@ export class Opening {
     this.segmentations = new Map(); // image ID -> promise of its segmentation's ID
     this.preparing = new Map(); // viewport ID -> promise that ends when it is prepared
     this.seriesOf = new Map(); // segmentation ID -> series UID
+    this.opened = new Set(); // "viewport ID, image ID": our panel was shown for it
   }
 
   start() {
@@ -33,7 +34,9 @@ export class Opening {
       this.client.image(image.seriesUid).catch(() => {}); // the press shows the error
       const segmentationId = await this.#segmentationOf(image);
       await this.viewer.showSegmentation(viewportId, segmentationId);
-      this.viewer.showPanel();
+      const key = `${viewportId}, ${image.id}`;
+      if (!this.opened.has(key)) this.viewer.showPanel(); // later the user chooses the panel
+      this.opened.add(key);
       this.session.changed();
       await this.session.work.restore(image.seriesUid, segmentationId);
     } catch (error) {

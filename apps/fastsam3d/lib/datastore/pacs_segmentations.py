@@ -5,22 +5,18 @@ Nothing is stored on this server.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import requests
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 from lib.datastore.dicom_seg_reader import label_values, read_segmentation
 from lib.datastore.pacs_client import PacsClient
-from lib.errors import InputError, NotFoundError
+from lib.errors import NotFoundError
 from lib.imaging.dicom_frames import value
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,17 +60,8 @@ class PacsSegmentations:
         if image is None:  # an image that a client uploaded
             return
         study_uid = str(image.StudyInstanceUID)
-        for header in self._pacs.search({"Modality": "SEG", "StudyInstanceUID": study_uid}):
-            is_seg = header.get("Modality", "SEG") == "SEG"  # some servers do not filter
-            if not is_seg or str(header.StudyInstanceUID) != study_uid:
-                continue
-            try:
-                references = self._pacs.referenced_series(study_uid, str(header.SeriesInstanceUID))
-            except (InputError, requests.HTTPError) as error:
-                logger.warning("DICOM-SEG %s is left out: %s", header.SeriesInstanceUID, error)
-                continue
-            if image_id in references:
-                yield header
+        for _, _, header in self._pacs.segmentations({image_id}, {}, study_uid):
+            yield header
 
     def read(
         self, image_id: str, series_uid: str, image: sitk.Image

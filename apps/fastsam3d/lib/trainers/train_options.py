@@ -13,7 +13,7 @@ from .request_options import RequestOptions, option
 class TrainOptions(RequestOptions):
     """The options of the distillation, beside those of all trainers.
 
-    On a CPU the defaults of CPU_DEFAULTS end within 30 minutes on two cores.
+    CPU_DEFAULTS are made to end within 30 minutes on two cores, by the estimate of `duration`.
     """
 
     CPU_DEFAULTS: ClassVar[Mapping[str, Any]] = {

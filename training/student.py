@@ -40,6 +40,7 @@ def write_student(teacher_path: Path, out: Path, seed: int) -> None:
     teacher = file_weights(teacher_path).network
     student = build_untrained(student_of(teacher.config), seed, teacher.policy)
     start_student(student, teacher)
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(student, out, {"trained": "false"}, dtype=torch.float16)
 
 

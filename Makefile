@@ -197,18 +197,19 @@ check-data:
 # --- default weights ------------------------------------------------------------------------------
 
 # MINUTES: duration of the teacher's pretraining. WEIGHTS_BUILD: output folder. TEACHER: weights of an
-# existing teacher, which skip the pretraining.
+# existing teacher, which skip the pretraining. ATTENTION: operator of the student, sparse or dense.
 MINUTES ?= 600
 WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
+ATTENTION ?= sparse
 TEACHER_FILE = $(abspath $(or $(TEACHER),$(WEIGHTS_BUILD)/teacher/weights.safetensors))
 # 36 epochs of stage 1 and 3 of stage 2; about 10 minutes on two cores.
 DISTILLATION := --start-from teacher --max-epochs 39 --stage1-fraction 0.923 --iterations-per-epoch 5 \
-    --train-batch-size 12 --rois 240 --val-rois 16 --val-interval 18 --val-split 0.06
+    --train-batch-size 12 --rois 240 --val-rois 16 --val-interval 39 --val-split 0.06
 
 weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
 	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)')
-	.venv/bin/python -m training.student --teacher '$(TEACHER_FILE)' \
+	.venv/bin/python -m training.student --teacher '$(TEACHER_FILE)' --attention '$(ATTENTION)' \
 	    --out '$(WEIGHTS_BUILD)/student.safetensors'
 	.venv/bin/python -m training.painted_studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'
 	.venv/bin/python apps/fastsam3d/train.py --studies '$(WEIGHTS_BUILD)/studies' $(DISTILLATION) \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -33,13 +34,16 @@ def interactive_loss(
     clicks: int,
     graded: set[int],
     generator: torch.Generator,
+    detail: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the mean loss over the graded clicks of a series, and the values to log.
 
     batch: image (B, 1, S, S, S), targets (B, T, c, c, c), clicks_roi (B, T, 3), as ClickSamples
     returns them. The T targets of a ROI share its embedding. graded: numbers of the clicks that
     have a loss, from 0. The other clicks only lead to the next one. If a graded click lowers the
-    Dice of the mask before it, `loss_of_harm` is added.
+    Dice of the mask before it, `loss_of_harm` is added. detail: False leaves out image detail and
+    mask refiner, so that the masks depend on the embedding alone and the encoder has to learn; the
+    names of the values then end in `_plain`.
     """
     image, targets = batch["image"], batch["targets"]
     per_roi = targets.shape[1]
@@ -47,6 +51,8 @@ def interactive_loss(
     points_roi = batch["clicks_roi"].flatten(0, 1)[:, None]
     labels = torch.ones(points_roi.shape[:2], dtype=torch.long, device=image.device)
     prepared = network.prepare(network.encode(image)).for_each(per_roi)
+    if not detail:
+        prepared = replace(prepared, detail=None)
 
     low_res = image.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
     cell = network.config.roi_size // targets.shape[-1]
@@ -78,6 +84,8 @@ def interactive_loss(
             labels = torch.cat([labels, label], dim=1)
             if torch.rand((), generator=generator) < FORGET_MASK:
                 low_res = torch.zeros_like(low_res)
+    if not detail:
+        facts = {f"{name}_plain": value for name, value in facts.items()}
     return torch.stack(losses).mean(), facts
 
 

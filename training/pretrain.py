@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 import time
 from collections import defaultdict
@@ -52,7 +53,9 @@ class PretrainOptions:
 
     minutes: budget of the run, with all resumed parts; the learning rate falls over it. max_steps:
     stop earlier, with the same schedule. rois: ROIs per step. clicks: maximum clicks of a series.
-    click_steps: steps of the decoder alone before the training. save_every, log_every: in steps.
+    click_steps: steps of the decoder alone before the training. plain_share: share of the steps
+    without image detail and mask refiner, in which the encoder has to learn. save_every, log_every:
+    in steps.
     """
 
     minutes: float = 60.0
@@ -65,6 +68,7 @@ class PretrainOptions:
     average_decay: float = 0.99
     clip_norm: float = 0.5
     click_steps: int = 100
+    plain_share: float = 0.5
     save_every: int = 50
     log_every: int = 10
     workers: int = 1
@@ -117,7 +121,9 @@ def pretrain(
         if run.step % options.log_every == 0:
             row = {name: float(np.mean(values)) for name, values in recent.items()}
             run.log.append({"step": run.step, "minutes": run.minutes, "rate": rate, **row})
-            bar.set_postfix({"min": f"{run.minutes:.1f}", "loss": f"{row['loss']:.3f}"})
+            bar.set_postfix(
+                {"min": f"{run.minutes:.1f}", "loss": f"{row.get('loss', math.nan):.3f}"}
+            )
             recent.clear()
         if run.step % options.save_every == 0:
             save()
@@ -171,15 +177,18 @@ def train_step(
     The series has a random length; its first and last clicks have a loss.
     """
     clicks = int(torch.randint(2, options.clicks + 1, (), generator=generator))
+    detail = float(torch.rand((), generator=generator)) >= options.plain_share
     for group in optimizer.param_groups:
         group["lr"] = rate
     with mixed_precision(batch["image"].device):
-        loss, dice = interactive_loss(network, batch, clicks, {0, clicks - 1}, generator)
+        graded = {0, clicks - 1}
+        loss, facts = interactive_loss(network, batch, clicks, graded, generator, detail)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = clip_each(network.parameters(), options.clip_norm)
     optimizer.step()
-    return {"loss": float(loss.detach()), "gradient": norm, **dice}
+    name = "loss" if detail else "loss_plain"
+    return {name: float(loss.detach()), "gradient": norm, **facts}
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:

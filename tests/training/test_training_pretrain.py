@@ -154,6 +154,31 @@ def test_only_graded_clicks_have_a_gradient(tiny_network: FastSAM3D) -> None:
     torch.testing.assert_close(both, (2 * first + third) / 3, atol=1e-5, rtol=1e-3)
 
 
+def test_without_detail_the_encoder_learns_and_the_refiner_does_not(
+    tiny_network: FastSAM3D,
+) -> None:
+    config = dataclasses.replace(tiny_network.config, detail_channels=4)
+    network = build_untrained(config, seed=0)
+
+    def learners(detail: bool) -> dict[str, bool]:
+        network.zero_grad()
+        generator = torch.Generator().manual_seed(0)
+        loss, facts = interactive_loss(network, batch_of(0, 1), 2, {0, 1}, generator, detail)
+        loss.backward()
+        assert ("dice_1" in facts, "dice_1_plain" in facts) == (detail, not detail)
+        return {
+            part: any(x.grad is not None and bool(x.grad.any()) for x in module.parameters())
+            for part, module in (
+                ("encoder", network.image_encoder),
+                ("detail", network.detail_stem),
+                ("refiner", network.mask_decoder.refiner),
+            )
+        }
+
+    assert learners(detail=True) == {"encoder": True, "detail": True, "refiner": True}
+    assert learners(detail=False) == {"encoder": True, "detail": False, "refiner": False}
+
+
 def test_the_best_of_several_masks_has_the_largest_gradient() -> None:
     targets = torch.zeros(1, 8, 8, 8)
     targets[:, 2:5, 2:5, 2:5] = 1

@@ -15,7 +15,7 @@ from lib.infers.precision import (
     synthetic_clicks,
 )
 from lib.networks import CONFIGS, build_untrained
-from lib.networks.torch_private import has_vnni
+from lib.networks.torch_private import int8_levels
 
 CPU = torch.device("cpu")
 TINY = replace(
@@ -29,7 +29,7 @@ TINY = replace(
     iou_head_width=32,
 )
 
-needs_int8 = pytest.mark.skipif(not has_vnni(), reason="this CPU has no 8-bit dot products")
+needs_int8 = pytest.mark.skipif(not int8_levels(), reason="this CPU has no AVX2")
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,19 @@ def network():
 
 
 @needs_int8
-def test_int8_linear_is_close_and_keeps_small_outputs():
+@pytest.mark.parametrize(("has_vnni", "largest"), [(True, 127), (False, 64)])
+def test_int8_linear_is_close_and_keeps_small_outputs(monkeypatch, has_vnni, largest):
+    has_vnni &= torch.cpu._is_vnni_supported()
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has_vnni)
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(64, 32)
     x = torch.randn(2, 5, 64, generator=generator)
     with torch.no_grad():
         linear.weight.normal_(generator=generator)
         linear.weight[3] *= 1e-3  # a single scale for all outputs would lose this one
-        lowered_output, expected = Int8Linear(linear)(x), linear(x)
+        low = Int8Linear(linear)
+        lowered_output, expected = low(x), linear(x)
+    assert int(low.weight.abs().max()) == (largest if has_vnni else 64)
     assert lowered_output.shape == expected.shape
     difference = (lowered_output - expected).flatten(0, 1).norm(dim=0) / expected.flatten(
         0, 1
@@ -106,6 +111,7 @@ def test_otherwise_the_network_stays_in_float32(monkeypatch, network, dice, numb
 def test_hardware_without_a_lower_type(monkeypatch, network):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
     assert candidate(CPU) == "float32"
     chosen, decision = choose(network, CPU)
     assert chosen is network

@@ -1,5 +1,9 @@
 """Undocumented functions of PyTorch are used where they exist, and replaced where they do not."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -19,22 +23,42 @@ def test_int8_matmul_is_exact_with_and_without_torchs_own(monkeypatch: pytest.Mo
     assert torch.equal(product.long(), expected)
 
 
-@pytest.mark.parametrize(
-    ("function", "probe"),
-    [("has_amx", "_is_amx_tile_supported"), ("has_vnni", "_is_vnni_supported")],
-)
-def test_cpu_probes(monkeypatch: pytest.MonkeyPatch, function: str, probe: str) -> None:
+def test_amx_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in (True, False):
-        monkeypatch.setattr(torch.cpu, probe, lambda answer=answer: answer)
-        assert getattr(torch_private, function)() is answer
-    monkeypatch.delattr(torch.cpu, probe)
-    assert getattr(torch_private, function)() is False
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=answer: answer)
+        assert torch_private.has_amx() is answer
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert torch_private.has_amx() is False
 
 
-def test_vnni_is_no_use_without_an_int8_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+@pytest.mark.parametrize(
+    ("vnni", "avx2", "levels"), [(True, True, 127), (False, True, 64), (False, False, 0)]
+)
+def test_the_levels_of_8_bit_products_follow_the_hardware(
+    monkeypatch: pytest.MonkeyPatch, vnni: bool, avx2: bool, levels: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
+    assert torch_private.int8_levels() == levels
     monkeypatch.delattr(torch, "_int_mm")
-    assert not torch_private.has_vnni()
+    assert torch_private.int8_levels() == 0
+
+
+PRODUCT = """
+import torch
+a = torch.full((64, 768), 127, dtype=torch.int8)
+for level in (64, 127):
+    b = torch.full((768, 32), level, dtype=torch.int8)
+    print(int(torch._int_mm(a, b)[0, 0]) == 127 * level * 768)
+"""
+
+
+@pytest.mark.skipif(not torch_private.int8_levels(), reason="this CPU has no AVX2")
+def test_64_levels_are_exact_with_avx2_alone() -> None:
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    command = [sys.executable, "-c", PRODUCT]
+    run = subprocess.run(command, env=os.environ | limits, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "False"], run.stderr
 
 
 def test_a_convolution_without_onednn_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

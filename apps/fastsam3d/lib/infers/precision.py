@@ -5,8 +5,9 @@ is large enough to gain from them, and the masks stay the same: Dice of at least
 float32 over a series of clicks on a synthetic ROI, checked once when a network is loaded.
 
 * CUDA: bfloat16, from Ampere on.
-* CPU: bfloat16 with AMX; otherwise, with AVX512-VNNI, 8-bit integers in the linear layers of the
-  encoder's blocks, with one scale for each token and one for each output.
+* CPU: bfloat16 with AMX; otherwise, with AVX2, 8-bit integers in the linear layers of the encoder's
+  blocks, with one scale for each token and one for each output. Without 8-bit dot products (VNNI)
+  the weights have 7 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from lib.imaging.mask import dice
 from lib.networks import FastSAM3D, mask_threshold
-from lib.networks.torch_private import has_amx, has_vnni, int8_matmul
+from lib.networks.torch_private import has_amx, int8_levels, int8_matmul
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        scale = weight.abs().amax(dim=1).clamp(min=1e-12) / (int8_levels() or 127)
         self.register_buffer(
             "weight", (weight / scale[:, None]).round().to(torch.int8).T.contiguous()
         )
@@ -80,7 +81,7 @@ def candidate(device: torch.device) -> NumberType:
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
     if device.type == "cpu" and has_amx():
         return "bfloat16"
-    if device.type == "cpu" and has_vnni():
+    if device.type == "cpu" and int8_levels():
         return "int8"
     return "float32"
 

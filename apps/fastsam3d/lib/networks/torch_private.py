@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Return the product [N, M] int32 of the int8 matrices ``a`` [N, K] and ``b`` [K, M]."""
+    """Return the product [N, M] int32 of the int8 matrices ``a`` [N, K] and ``b`` [K, M].
+
+    It is exact if no entry of ``b`` is larger than :func:`int8_levels`.
+    """
     multiply: Callable[..., Tensor] | None = getattr(torch, "_int_mm", None)
     if multiply is None:
         return (a.double() @ b.double()).to(torch.int32)  # exact: sums stay below 2^53
@@ -25,9 +28,17 @@ def has_amx() -> bool:
     return _cpu_has("_is_amx_tile_supported")
 
 
-def has_vnni() -> bool:
-    """Return whether this CPU has 8-bit dot products (AVX512-VNNI) and PyTorch uses them."""
-    return hasattr(torch, "_int_mm") and _cpu_has("_is_vnni_supported")
+def int8_levels() -> int:
+    """Return the largest magnitude in ``b`` with which `int8_matmul` is exact and fast; 0: none.
+
+    8-bit dot products (VNNI) take all 127. With AVX2 alone, oneDNN multiplies unsigned by signed
+    bytes and adds two products in 16 bits, which overflow above 64 (2 * 255 * 64 < 2^15).
+    """
+    if not hasattr(torch, "_int_mm"):
+        return 0
+    if _cpu_has("_is_vnni_supported"):
+        return 127
+    return 64 if _cpu_has("_is_avx2_supported") else 0
 
 
 def _cpu_has(probe: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -141,11 +142,14 @@ def take_weights(network: FastSAM3D, earlier: Mapping[str, Tensor]) -> list[str]
     return missing
 
 
-def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: int) -> float:
+def learn_to_mark_clicks(
+    network: FastSAM3D, images: Tensor, steps: int, seed: int, detail: bool = True
+) -> float:
     """Train the decoder to mark a ball at positive clicks; return the last loss.
 
     The ball's radius is one patch. The network learns nothing else before this. With whole training
-    steps it takes most of an hour, without the encoder a minute.
+    steps it takes most of an hour, without the encoder a minute. detail: False leaves out image
+    detail and mask refiner, as in :func:`training.interaction.interactive_loss`.
 
     images: (B, 1, S, S, S) normalised.
     """
@@ -161,7 +165,10 @@ def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: i
         points_roi, labels, targets = click_balls(network, generator)
         image = torch.randint(len(embeddings), (len(targets),), generator=generator)
         blank = torch.zeros_like(targets)[:, None]
-        logits, _ = network.decode(embeddings[image], points_roi, labels, blank)
+        prepared = network.prepare(embeddings[image])
+        if not detail:
+            prepared = replace(prepared, detail=None)
+        logits, _ = network.decode(prepared, points_roi, labels, blank)
         loss = mask_loss(logits[:, 0], targets).mean()
         optimizer.zero_grad()
         loss.backward(inputs=parameters)

@@ -229,14 +229,16 @@ def initial_network(
     network = build_untrained(NAME, options.seed)
     images = torch.stack([samples[number]["image"] for number in range(8)])
     initialise(network, images)
+    if start is not None:
+        with as_weights_errors():
+            state = read_checkpoint(start).state
+        new_names = take_weights(network, state)
+        if any("refiner.key" in name for name in new_names):
+            spread_keys(network, images)
+    if options.plain_share:
+        learn_to_mark_clicks(network, images, options.click_steps, options.seed, detail=False)
     if start is None:
         learn_to_mark_clicks(network, images, options.click_steps, options.seed)
-        return network
-    with as_weights_errors():
-        state = read_checkpoint(start).state
-    new_names = take_weights(network, state)
-    if any("refiner.key" in name for name in new_names):
-        spread_keys(network, images)
     return network
 
 

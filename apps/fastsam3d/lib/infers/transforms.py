@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ class PlaceRoisd:
             if far:
                 roi = placer.place(far, None)
                 data["structures"].append(RoiStructure(number, roi, far, None))
+        warnings = dict.fromkeys((*prompts.warnings, *placer.warnings))
+        data["prompts"] = replace(prompts, warnings=tuple(warnings))
         return data
 
 

@@ -121,8 +121,9 @@ def shown_box_corners(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> n
     """Return two corner voxels (2, 3) of the box that the client shows; (0, 3) if it shows none.
 
     The option ``shown_box`` is the header X-Mask-Box of an earlier reply, as the text that it is or
-    as the object in it. The next reply covers that box too, so that the client clears what is no longer part of the mask. Raises InputError
-    for anything else, and for a box outside the image of shape_ijk.
+    as the object in it. The next reply covers that box too, so that the client clears what is no
+    longer part of the mask. Raises InputError for anything else, and for a box outside the image of
+    shape_ijk.
     """
     box = _parse_shown_box(request)
     if box is None:

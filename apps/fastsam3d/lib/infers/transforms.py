@@ -139,6 +139,11 @@ class PasteStructuresd:
         for number in numbers:
             if number not in marked.found:
                 data["warnings"].append(_explain_nothing_found(prompts, number))
+            elif number in marked.covered:
+                data["warnings"].append(
+                    f"all that was found of structure {number} belongs to other structures; move "
+                    "its prompts, or send overwrite true to take voxels of a given mask"
+                )
         if marked.hidden:
             data["warnings"].append(
                 f"{marked.hidden} marked voxels belong to protected structures and stay as they "

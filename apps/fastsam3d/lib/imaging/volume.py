@@ -83,12 +83,14 @@ def read_volume(path: str | Path, max_voxels: int | None = None) -> Volume:
     return Volume(array, image.affine_mm, is_ct, (*image.metadata.warnings, *nan_warnings))
 
 
-def read_label_map(path: str | Path, max_voxels: int | None = None) -> Volume:
+def read_label_map(
+    path: str | Path, max_voxels: int | None = None, max_label: int = MAX_LABEL
+) -> Volume:
     """Read a label map in any format of `read_volume`; its array is uint8 or uint16.
 
     Values that are not quite integers are rounded, and NaN is 0. A map without any label is one of
     a healthy case. Raises InputError if the file cannot be read, is not 3D, or holds fractions,
-    values outside of 0 to `MAX_LABEL`, or NaN and no label.
+    values outside of 0 to `max_label`, or NaN and no label.
     """
     path = Path(path)
     try:
@@ -97,10 +99,10 @@ def read_label_map(path: str | Path, max_voxels: int | None = None) -> Volume:
         minimum, maximum = _range(path.name, stored)
     except InputError as error:
         raise InputError(str(error).replace("image ", "label ", 1)) from error
-    if minimum < -LABEL_TOLERANCE or maximum > MAX_LABEL + LABEL_TOLERANCE:
+    if minimum < -LABEL_TOLERANCE or maximum > max_label + LABEL_TOLERANCE:
         raise InputError(
             f'label "{path.name}" holds values from {minimum:g} to {maximum:g}; '
-            f"save it with values from 0 to {MAX_LABEL}"
+            f"save it with values from 0 to {max_label}"
         )
     if nan_warnings and minimum == maximum == 0:
         raise InputError(

@@ -27,6 +27,7 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -182,7 +183,15 @@ def _make_handler(
 
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
-    """Reply as FastAPI does; a body that does not fit on the disk is not the client's fault."""
+    """Reply as FastAPI does; a body that does not fit on the disk is not the client's fault.
+
+    The parser of forms names no cure for a field, as ``params``, that is too large.
+    """
+    if isinstance(error.__context__, MultiPartException) and "maximum size" in str(
+        error.__context__.message
+    ):
+        too_large = "a field of the form, as params, is larger than 1 MB; send fewer prompts"
+        return JSONResponse({"detail": too_large}, 413)
     if error.__cause__ is not None and is_full(error.__cause__):
         return _reply(request, error.__cause__, *ERRORS[FullDiskError])
     return await http_exception_handler(request, cast(HTTPException, error))

@@ -207,12 +207,11 @@ class FastSAM3DInfer(BasicInferTask):
         follows_image = data["weights"].network.policy.mask_edges == "image"
         for structure in data["structures"]:
             structure.state = self._replay(predictor, data, structure, structure.roi, stages)
-            roi, margins = structure.roi, structure.state.margins
+            structure.mask = RoiMask(structure.roi, structure.state.margins)
             # published weights give exactly the masks that they were published with
             if follows_image and structure.start is None:
                 margins_on = partial(self._margins, predictor, data, structure, stages)
-                roi, margins = complete_mask(roi, margins, margins_on)
-            structure.mask = RoiMask(roi, margins)
+                structure.mask = RoiMask(*complete_mask(*structure.mask, margins_on))
         return data
 
     def _margins(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.imaging.roi import Roi
-from lib.infers.large_mask import coarser_mm, complete_mask, fits_inside, join, reaches_face
+from lib.infers.large_mask import coarser_mm, fits_inside, join, reaches_face
 from lib.infers.scale import LARGEST_MM
 
 SHAPE_IJK = (90, 120, 200)
@@ -97,28 +97,3 @@ def test_values_fade_only_where_the_scan_goes_on() -> None:
     values, threshold = join(ones, 0.0, fine, -ones, 0.0, coarse)
     mask = coarse.paste(values, threshold)
     assert mask[45, 60, 0] and not mask[45, 60, 100]
-
-
-def test_a_mask_goes_on_until_it_ends() -> None:
-    """A tube through the whole scan, 240 mm, from a ROI of 38 mm."""
-    decoded = []
-
-    def margins_on(roi: Roi) -> np.ndarray:
-        decoded.append(roi.spacing_mm)
-        return tube(roi, 7)
-
-    fine = place(0.6)
-    roi, margins = complete_mask(fine, tube(fine, 7), margins_on)
-    areas = roi.paste(margins).sum(axis=(0, 1)).astype(int)
-    assert decoded == [1.2, 2.4, LARGEST_MM]
-    expected = np.pi * 7**2 / (2.0 * 1.5)
-    np.testing.assert_allclose(areas[90:110], expected, rtol=0.1)
-    # cells of 8 mm show a tube of 14 mm too thin, but nowhere is it cut
-    assert areas.min() > expected / 2
-
-
-def test_a_mask_inside_of_its_roi_is_complete() -> None:
-    fine = place(1.5)
-    inside = ball(fine, 20)
-    roi, margins = complete_mask(fine, inside, lambda _: pytest.fail("no other ROI is needed"))
-    assert roi is fine and margins is inside

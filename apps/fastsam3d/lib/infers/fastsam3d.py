@@ -24,7 +24,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ from lib.imaging.volume import Volume
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.image_score import score_image
 from lib.infers.interactions import describe_interactions
-from lib.infers.large_mask import complete_mask
+from lib.infers.large_mask import coarser_roi, fits_inside, join, reaches_face
 from lib.infers.mask_state import MaskState
 from lib.infers.outputs import Outputs, structure_error
 from lib.infers.precision import choose
@@ -210,19 +209,8 @@ class FastSAM3DInfer(BasicInferTask):
             structure.mask = RoiMask(structure.roi, structure.state.margins)
             # published weights give exactly the masks that they were published with
             if follows_image and structure.start is None:
-                margins_on = partial(self._margins, predictor, data, structure, stages)
-                structure.mask = RoiMask(*complete_mask(*structure.mask, margins_on))
+                self._go_on_beyond(predictor, data, structure, stages)
         return data
-
-    def _margins(
-        self,
-        predictor: FastSAM3DPredictor,
-        data: dict[str, Any],
-        structure: RoiStructure,
-        stages: Stopwatch,
-        roi: Roi,
-    ) -> np.ndarray:
-        return self._replay(predictor, data, structure, roi, stages).margins
 
     def _replay(
         self,
@@ -244,6 +232,24 @@ class FastSAM3DInfer(BasicInferTask):
         )
         prompts = prompts_in_roi(structure.prompts, roi)
         return predictor.replay(embedding, prompts, structure.start, stages)
+
+    def _go_on_beyond(
+        self,
+        predictor: FastSAM3DPredictor,
+        data: dict[str, Any],
+        structure: RoiStructure,
+        stages: Stopwatch,
+    ) -> None:
+        """Continue a mask that reaches the face of its ROI on a coarser one."""
+        fine = structure.mask
+        assert fine is not None
+        roi = coarser_roi(fine.roi)
+        if roi is None or not reaches_face(fine.margins, 0.0, fine.roi):
+            return
+        margins = self._replay(predictor, data, structure, roi, stages).margins
+        if fits_inside(margins, 0.0, roi, fine.roi):
+            margins, _ = join(fine.margins, 0.0, fine.roi, margins, 0.0, roi)
+        structure.mask = RoiMask(roi, margins)
 
     def post_transforms(self, data: Any = None) -> Transforms:
         """Return the steps from the masks on the ROIs to the mask of the stored image."""

@@ -1,20 +1,18 @@
-"""Masks that reach the face of their ROI: they go on in coarser ROIs around it.
+"""Masks that reach the face of their ROI: they go on in a coarser ROI around it.
 
 The finer ROI keeps its sharp edges; the coarser one gives what lies beyond. Both are functions of
 image, weights, prompts and options alone, so the joined mask is one as well.
 
-`complete_mask`, after the walk in a ROI, repeats these steps until the mask ends inside of its ROI:
+Call sequence, after the walk in a ROI:
 
 1. `reaches_face` tells whether the mask goes on. If not, it is complete.
-2. `coarser_roi` gives the next ROI; None if there is none.
+2. `coarser_mm` gives the voxel size of the next ROI; None if there is none.
 3. Decode the same clicks in that ROI and walk there.
 4. `fits_inside` tells whether the coarser mask is of a size that the finer ROI can judge. If so,
    `join` both; if not, use the coarser mask alone.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -33,25 +31,6 @@ LARGEST_SHARE = 0.75
 
 BAND = 8.0
 """BAND: width in ROI voxels inside of the finer ROI's faces, where its values fade out."""
-
-
-def complete_mask(
-    roi: Roi, margins: np.ndarray, margins_on: Callable[[Roi], np.ndarray]
-) -> tuple[Roi, np.ndarray]:
-    """Return a mask with what lies beyond its ROI, and the ROI that holds it.
-
-    margins: (c, c, c) on the cells of `roi`; the mask is where they are positive. margins_on:
-    returns those of the same prompts on another ROI.
-    """
-    while reaches_face(margins, 0.0, roi):
-        larger = coarser_roi(roi)
-        if larger is None:
-            break
-        beyond = margins_on(larger)
-        if fits_inside(beyond, 0.0, larger, roi):
-            beyond, _ = join(margins, 0.0, roi, beyond, 0.0, larger)
-        roi, margins = larger, beyond
-    return roi, margins
 
 
 def coarser_roi(roi: Roi) -> Roi | None:

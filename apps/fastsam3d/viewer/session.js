@@ -193,6 +193,7 @@ export class Session extends EventTarget {
   async question(structure, { prompts, size, base }) {
     const { seriesUid, segment } = structure;
     const asked = { prompts, size, start: null, name: this.nameOf(structure), number: segment[1] };
+    this.work.touch(seriesUid, asked.name);
     if (!base) return asked;
     base.file ??= this.client
       .grid(seriesUid)

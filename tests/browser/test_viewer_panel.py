@@ -147,7 +147,7 @@ def test_a_name_that_is_there_is_chosen_and_escape_adds_nothing(viewer: PromptVi
     count = rows.count()
     field = viewer.page.get_by_label("Name of the structure")
     for key in ("Enter", "Escape"):
-        viewer.button("New structure")
+        viewer.page.keyboard.press("a")
         wait_for_focus(viewer, field)
         viewer.page.keyboard.type("bone" if key == "Enter" else "something else")
         viewer.page.keyboard.press(key)

@@ -59,9 +59,15 @@ export class Panel {
     session.addEventListener('change', redraw, options);
     session.tools.addEventListener('change', redraw, options);
     session.tools.addEventListener('help', () => this.keys.toggle(), options);
+    session.tools.addEventListener('add', () => this.#addStructure(), options);
     session.tools.addEventListener('escape', () => this.keys.hide(), options);
     this.detach = () => listeners.abort();
     this.#schedule();
+  }
+
+  #addStructure() {
+    this.session.viewer.showPanel();
+    this.structures.askName();
   }
 
   #schedule() {

@@ -52,10 +52,11 @@ export class StructuresView {
   // --- a new structure ---------------------------------------------------------------------------
 
   #addButton() {
-    return make('button', { onclick: () => this.#askName() }, 'New structure');
+    return make('button', { onclick: () => this.askName() }, 'New structure');
   }
 
-  #askName() {
+  /** Show the field for the name of a new structure. */
+  askName() {
     this.name ??= make('input', {
       type: 'text',
       'aria-label': 'Name of the structure',

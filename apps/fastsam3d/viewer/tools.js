@@ -21,6 +21,7 @@ export const KEYS = [
   ['u', 'show or hide the uncertainty of the mask'],
   ['n', 'go to the next place worth a click'],
   ['Ctrl + Z, Ctrl + Y', 'undo, redo'],
+  ['a', 'add a structure: type its name'],
   ['1 … 9 with Alt', 'work on segment 1 … 9'],
   ['Shift + press', 'crosshairs'],
   ['?', 'show or hide this list'],
@@ -173,6 +174,7 @@ export class PromptTools extends EventTarget {
     else if (key === '[' || key === ']') this.session.resize(key === ']' ? 1 : -1);
     else if (key === 'u') this.session.hints.toggle();
     else if (key === 'n') this.session.hints.next();
+    else if (key === 'a') this.dispatchEvent(new Event('add')); // OHIF adds one without a name
     else if (this.#kindOf(key)) this.choose(this.#kindOf(key));
     else return false;
     return true;

@@ -127,3 +127,6 @@ def test_what_is_drawn_without_a_request_is_recorded(studies: Path, tmp_path: Pa
         assert record(params("bone", [], "Anna"), initial_mask=broken).status_code == 400
         gone = requests.get(f"{series(server)}/masks/{'0' * 64}", timeout=60)
         assert gone.status_code == 404 and "not kept" in gone.json()["detail"]
+        for name in ("x" * 5000, ".hidden", "a%00b"):
+            unknown = requests.get(f"{server.url}/viewer/series/{name}/work", timeout=60)
+            assert unknown.status_code == 400 and "send a name" in unknown.json()["detail"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,7 +139,25 @@ def _check_label_info(info: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f'label_info is {str(names)[:80]}; send a list such as [{{"name": "liver", "idx": 1}}]'
         )
+    for entry in names:
+        _check_segment(entry)
     return info
+
+
+def _check_segment(entry: dict[str, Any]) -> None:
+    """Raise InputError unless a segment's name is a text and its number an integer, if there."""
+    name, number = entry.get("name", ""), entry.get("idx", 0)
+    is_number = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    try:  # NaN and infinity are Python's, and no viewer reads them
+        json.dumps(entry, allow_nan=False)
+        is_json = True
+    except ValueError:
+        is_json = False
+    if not (isinstance(name, str) and is_number and is_json):
+        raise InputError(
+            f"label_info holds {str(entry)[:80]}; send the name of a segment as a text, and its "
+            "idx as an integer"
+        )
 
 
 def _base(base: int | None, if_match: str) -> int | None:

@@ -134,30 +134,24 @@ def _label_extension(file_name: str) -> str:
 def _check_label_info(info: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters; raises InputError if their ``label_info`` is no list of segments."""
     names = info.get("label_info") or []
-    is_list = isinstance(names, list) and all(isinstance(entry, dict) for entry in names)
-    if not is_list:
+    if not isinstance(names, list) or not all(_is_segment(entry) for entry in names):
         raise InputError(
             f'label_info is {str(names)[:80]}; send a list such as [{{"name": "liver", "idx": 1}}]'
         )
-    for entry in names:
-        _check_segment(entry)
     return info
 
 
-def _check_segment(entry: dict[str, Any]) -> None:
-    """Raise InputError unless a segment's name is a text and its number an integer, if there."""
+def _is_segment(entry: Any) -> bool:
+    """Return whether an entry describes a segment: its name a text, its number an integer."""
+    if not isinstance(entry, dict):
+        return False
     name, number = entry.get("name", ""), entry.get("idx", 0)
     is_number = isinstance(number, int) and not isinstance(number, bool) and number >= 0
-    try:  # NaN and infinity are Python's, and no viewer reads them
-        json.dumps(entry, allow_nan=False)
-        is_json = True
+    try:
+        json.dumps(entry, allow_nan=False)  # no viewer reads Python's NaN and Infinity
     except ValueError:
-        is_json = False
-    if not (isinstance(name, str) and is_number and is_json):
-        raise InputError(
-            f"label_info holds {str(entry)[:80]}; send the name of a segment as a text, and its "
-            "idx as an integer"
-        )
+        return False
+    return isinstance(name, str) and is_number
 
 
 def _base(base: int | None, if_match: str) -> int | None:

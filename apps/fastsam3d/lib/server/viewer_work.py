@@ -142,6 +142,11 @@ def _described(work: UnsavedWork) -> dict[str, Any]:
 
 
 def _number(entry: Any) -> int:
-    """Return the number of a structure in the mask that it starts from."""
-    info = entry["options"].get("label_info") or [{}]
-    return int(info[0].get("idx") or 1)
+    """Return the number of a structure in the mask that it starts from; 1 if the client says none.
+
+    The journal keeps what clients sent, whatever it was.
+    """
+    info = entry["options"].get("label_info")
+    first = info[0] if isinstance(info, list) and info else {}
+    number = first.get("idx") if isinstance(first, dict) else None
+    return number if isinstance(number, int) and number > 0 else 1

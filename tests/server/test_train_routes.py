@@ -73,6 +73,13 @@ def test_of_trainings_asked_for_at_once_one_starts(client, tasks):
     assert "a training is running; wait for its end" in refused.json()["detail"]
 
 
+@pytest.mark.parametrize("options", [5, "much", [1], None, True])
+def test_options_of_a_trainer_are_an_object(client, tasks, options):
+    reply = client.post("/train/", json={"fastsam3d": options})
+    assert reply.status_code == 400 and not tasks
+    assert f"fastsam3d is '{options}'; send an object of train options" in reply.json()["detail"]
+
+
 @pytest.mark.parametrize("path", ["/train/", "/train/fastsam3d"])
 def test_the_server_does_not_train_in_its_own_process(client, tasks, path):
     reply = client.post(path, params={"run_sync": True}, json={})

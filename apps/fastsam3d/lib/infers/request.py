@@ -60,6 +60,11 @@ def check_options(params: Mapping[str, Any]) -> None:
         raise InputError(
             f"unknown option {', '.join(map(repr, unknown))}; the options are {', '.join(OPTIONS)}"
         )
+    names = params.get("label_info")
+    if names is not None and not isinstance(names, list):
+        raise InputError(
+            f'label_info is {str(names)[:80]}; send a list such as [{{"name": "liver", "idx": 1}}]'
+        )
 
 
 def check_reply_form(request: Mapping[str, Any]) -> None:

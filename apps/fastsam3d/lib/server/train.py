@@ -65,6 +65,9 @@ def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = Fals
         by_name = params
     else:
         by_name = {name: params for name in trainers if name in app_instance().configs}
+    for name, options in by_name.items():
+        if not isinstance(options, dict):
+            raise InputError(f"{name} is {str(options)[:80]!r}; send an object of train options")
     return {
         name: {"result": _start(name, options), "detail": None} for name, options in by_name.items()
     }

@@ -52,7 +52,7 @@ def test_the_plan_of_a_second_try_counts_what_is_in_place():
 
 
 def test_torch_is_installed_package_by_package_with_the_extras_of_each(monkeypatch):
-    """Installed are torch, and of its requirements one; the others come one by one, then no more."""
+    """torch and one of its requirements are installed; the others come one by one."""
     required = {
         "torch": [
             "numpy",

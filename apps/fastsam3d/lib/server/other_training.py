@@ -1,4 +1,4 @@
-"""A training in the same model_dir that another server, or train.py, runs: as a task for clients."""
+"""A training of another server, or of train.py, in the same model_dir: as a task for clients."""
 
 from __future__ import annotations
 

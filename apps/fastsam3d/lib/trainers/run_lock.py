@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from lib.errors import InputError
 
 PATIENCE_SECONDS = 1.0
-"""PATIENCE_SECONDS: how long a run tries to lock; another process may look at the lock meanwhile."""
+"""PATIENCE_SECONDS: how long a run tries to lock, as another process may look at the lock."""
 
 WATCH_SECONDS = 1.0
 """WATCH_SECONDS: interval in which a run looks for a request to stop."""

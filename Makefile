@@ -114,6 +114,8 @@ IMAGE_ARGS ?=
 SITE ?= localhost
 
 image: ## build the image fastsam3d-server (CONTAINER, IMAGE_ARGS)
+	@command -v '$(CONTAINER)' >/dev/null || { echo 'CONTAINER=$(CONTAINER): give docker, podman or' \
+	    'buildah; on Debian and Ubuntu, apt install podman' >&2; exit 1; }
 	$(CONTAINER) build $(if $(findstring docker,$(CONTAINER)),,--format docker) $(IMAGE_ARGS) \
 	    -f Containerfile --target server -t fastsam3d-server .
 

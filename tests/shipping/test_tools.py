@@ -1,7 +1,9 @@
 """What make says before an installation, and about updates; checksums; one version everywhere."""
 
 import hashlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +126,24 @@ def test_only_pyproject_has_the_version(name):
     version = re.search(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.M)
     assert version is not None
     assert version[1] not in (REPOSITORY / name).read_text()
+
+
+def test_secrets_stay_and_a_certificate_for_another_host_is_named(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing")
+
+    def make(host):
+        return subprocess.run(
+            [REPOSITORY / "deploy" / "make-secrets.sh", host],
+            env={**os.environ, "SECRETS": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    assert "for a.example.org" in make("a.example.org").stdout
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"api_key", "tls.crt", "tls.key"}
+    assert make("a.example.org").stderr == ""
+    assert "is not for b.example.org; it stays" in make("b.example.org").stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -79,7 +79,8 @@ def test_the_other_server_sees_and_stops_a_training(site, servers):
     for path in ("fastsam3d", "fastsam3d_adapt"):
         refused = requests.post(f"{other.url}/train/{path}", json={}, timeout=60)
         assert refused.status_code == 409, refused.text
-        assert "a training is running (fastsam3d is trained on " in refused.json()["detail"]
+        assert "a training is running; " in refused.json()["detail"]
+        assert "fastsam3d is trained on " in refused.json()["detail"]
     assert "error" not in one.info()["train_stats"]["fastsam3d"]
     stopped = requests.delete(f"{other.url}/train/", timeout=SECONDS).json()
     assert stopped["status"] == "STOPPED"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pip._vendor.packaging.requirements import Requirement
+from packaging.requirements import Requirement
 
 import check_updates
 import install_plan

@@ -202,10 +202,10 @@ def _launch(model: str, options: dict[str, Any]) -> tuple[object, dict[str, Any]
     with _start_lock:  # of two requests at once, the second one finds the task of the first
         elsewhere = None if _is_busy() else other_training()
         if _is_busy() or elsewhere:
-            where = f" ({elsewhere['details'][0]})" if elsewhere else ""
+            where = f": {elsewhere['details'][0]}" if elsewhere else ""
             raise ConflictError(
-                f"a training is running{where}; wait for its end, or stop it first (it can be "
-                "resumed)"
+                "a training is running; wait for its end, or stop it first (it can be resumed)"
+                f"{where}"
             )
         # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

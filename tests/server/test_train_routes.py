@@ -31,6 +31,9 @@ class FakeTrainer:
     def estimate_seconds(self, options):
         return None
 
+    def running(self):
+        return None
+
 
 @pytest.fixture
 def tasks(monkeypatch):

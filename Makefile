@@ -114,6 +114,8 @@ IMAGE_ARGS ?=
 SITE ?= localhost
 
 image: ## build the image fastsam3d-server (CONTAINER, IMAGE_ARGS)
+	@command -v '$(CONTAINER)' >/dev/null || { echo 'CONTAINER=$(CONTAINER): give docker, podman or' \
+	    'buildah; on Debian and Ubuntu, apt install podman' >&2; exit 1; }
 	$(CONTAINER) build $(if $(findstring docker,$(CONTAINER)),,--format docker) $(IMAGE_ARGS) \
 	    -f Containerfile --target server -t fastsam3d-server .
 
@@ -220,22 +222,24 @@ weights: check-data install-dev ## rebuild the default weights from DATA, teache
 
 # --- environment ----------------------------------------------------------------------------------
 
-# Run pip and print only its progress. The log has the full output; its end is printed on failure.
-define pip_install
+PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt
+# $(call logged,TITLE,COMMAND,STEPS): run a command that uses pip, and print only its progress: downloads
+# and STEPS. The log has the full output; its end is printed on failure.
+define logged
 @echo '$(strip $(1)) (log: .venv/install.log)'
-@.venv/bin/python -m pip install --disable-pip-version-check --no-input -c constraints.txt $(2) 2>&1 \
-    | tee -a .venv/install.log \
-    | { grep --line-buffered -oE '^ *((Downloading|Using cached) .* [MG]B\)|Building wheel[^(]*|Installing collected packages|Successfully installed)' || true; } \
-    || { echo 'The installation failed:' >&2; tail -n 15 .venv/install.log >&2; exit 1; }
+@$(2) 2>&1 | tee -a .venv/install.log \
+    | { grep --line-buffered -oE '^ *((Downloading|Using cached) .* [MG]B\)$(3))' || true; } \
+    || { echo 'The installation did not end:' >&2; tail -n 15 .venv/install.log >&2; exit 1; }
 endef
+STEPS := |Building wheel[^(]*|Installing collected packages|Successfully installed
 
 # torch comes first, because sam2 is built with it. With build isolation pip would unpack a second torch
 # with CUDA into the temporary folder.
 define install_requirements
 @: > .venv/install.log
 @.venv/bin/python tools/install_plan.py
-$(call pip_install,Installing torch,-c requirements.txt setuptools wheel torch torchvision)
-$(call pip_install,Installing the rest,--no-build-isolation -r $(1))
+$(call logged,Installing torch,.venv/bin/python tools/install_torch.py)
+$(call logged,Installing the rest,$(PIP_INSTALL) --no-build-isolation -r $(1),$(STEPS))
 endef
 
 # UV: the tool that makes the lock files. It is installed aside, as nothing else needs it.

@@ -31,6 +31,10 @@ def test_defaults_and_values():
         ({"allow_open": "yes"}, "--conf allow_open 'yes' cannot be used: give true or false"),
         ({"cors_origins": "*"}, "give addresses such as https://"),
         ({"cors_origins": "https://a.example/path"}, "without a path"),
+        (
+            {"labels": "liver,bone", "label_codes": "liver=10200004,spleen=78961009"},
+            "'spleen' is not among the labels liver, bone; add it with --conf labels",
+        ),
         ({"label_versions": "-1"}, "it is not a whole number of 0 and more"),
         ({"max_upload_mb": "0"}, "must be positive"),
         ({"max_waiting_clicks": "33"}, "'33' cannot be used: give a whole number of 1 to 32"),
@@ -130,3 +134,8 @@ def test_the_limits_of_a_site():
     assert options.cors_origins == ("https://a.example", "http://b:81")
     assert (options.journal_mb, options.allow_open) == (0, True)
     assert Options.from_conf({}).max_upload_mb >= 512
+
+
+def test_codes_of_labels():
+    options = Options.from_conf({"labels": "liver,bone", "label_codes": "liver=10200004"})
+    assert options.label_codes == (("liver", "10200004"),)

@@ -415,6 +415,7 @@ def test_leaving_and_entering_again(
     voxel = voxel_at(series, PLACES["mpr-axial"])
     with open_prompt_viewer(browser, server.url, study_uid) as viewer:
         viewer.press("mpr-axial", series.to_lps(voxel))
+        viewer.page.once("dialog", lambda dialog: dialog.accept())  # unsaved work is asked about
         viewer.page.locator('[data-cy="return-to-work-list"]').click()
         viewer.page.get_by_text(patient_of(server, study_uid)).first.wait_for()
         viewer.page.go_back()

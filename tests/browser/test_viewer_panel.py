@@ -9,8 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 import requests
-from ohif_page import PLANES, TIMEOUT_MS
-from playwright.sync_api import Browser, Route
+from ohif_page import DRAWN, MOVE_PLANE, PLANES, TIMEOUT_MS
+from playwright.sync_api import Browser, Dialog, Locator, Route
 from series import SampleSeries
 from viewer_checks import PLACES, beside, on_stored_grid, voxel_at
 from viewer_page import PromptViewer, open_prompt_viewer
@@ -52,6 +52,41 @@ def study_uid(ball_server: RunningServer, tmp_path_factory: pytest.TempPathFacto
     return uid
 
 
+# CHANGE_SEGMENTS: rename a structure to its own name, after which the panel is drawn again
+CHANGE_SEGMENTS = """() => {
+    const service = services.segmentationService;
+    const id = services.viewportGridService.getActiveViewportId();
+    const {segmentationId, segments} = service.getActiveSegmentation(id);
+    service.setSegmentLabel(segmentationId, 1, segments[1].label);
+}"""
+
+# MARKS: the bright pixels of the marks within 8 pixels of a point of a plane, as "red" or "green"
+MARKS = """([id, point]) => {
+    const viewport = services.cornerstoneViewportService.getCornerstoneViewport(id);
+    const canvas = viewport.element.querySelector('canvas.fs-marks');
+    if (!canvas) return [];
+    const [x, y] = viewport.worldToCanvas(point);
+    const {data} = canvas.getContext('2d').getImageData(x - 8, y - 8, 16, 16);
+    const seen = new Set();
+    for (let at = 0; at < data.length; at += 4)
+        if (data[at + 3] === 255 && Math.max(...data.slice(at, at + 3)) > 200)
+            seen.add(data[at] > data[at + 1] ? 'red' : 'green');
+    return [...seen];
+}"""
+GREEN, RED = "green", "red"
+
+
+def marks_at(viewer: PromptViewer, plane: str, point_lps: list[float]) -> set[str]:
+    return set(viewer.page.evaluate(MARKS, [plane, point_lps]))
+
+
+def wait_for_focus(viewer: PromptViewer, field: Locator) -> None:
+    field.wait_for()
+    viewer.wait_until(
+        lambda: field.evaluate("field => field === document.activeElement"), "the field is ready"
+    )
+
+
 @pytest.fixture
 def viewer(browser: Browser, ball_server: RunningServer, study_uid: str) -> Iterator[PromptViewer]:
     with open_prompt_viewer(browser, ball_server.url, study_uid) as viewer:
@@ -85,18 +120,91 @@ def test_a_locked_structure_stays_as_it_is(viewer: PromptViewer) -> None:
 
 
 def test_a_new_structure_has_the_name_that_was_typed(viewer: PromptViewer) -> None:
-    viewer.page.once("dialog", lambda dialog: dialog.accept("left kidney"))
+    """The field has the keys meanwhile, also when the panel draws itself again."""
     viewer.button("New structure")
+    field = viewer.page.get_by_label("Name of the structure")
+    wait_for_focus(viewer, field)
+    viewer.page.keyboard.type("left ")
+    viewer.page.evaluate(CHANGE_SEGMENTS)
+    viewer.page.evaluate(DRAWN)
+    viewer.page.keyboard.type("kidney")
+    viewer.page.keyboard.press("Enter")
     row = viewer.page.locator(".fs li[data-segment]", has_text="left kidney")
     row.wait_for()
     number = int(row.get_attribute("data-segment") or 0)
-    viewer.choose("left kidney")
+    viewer.page.locator(".fs li[aria-current=true]", has_text="left kidney").wait_for()
+    assert viewer.page.locator("[data-kind=point]").get_attribute("aria-pressed") == "true"
     viewer.press("mpr-axial", FILE.to_lps(FIRST))
     assert set(np.unique(on_stored_grid(viewer, FILE))) == {0, number}
     colours = viewer.page.locator(".fs li[data-segment] .dot").evaluate_all(
         "dots => dots.map(dot => dot.style.background)"
     )
     assert len(set(colours)) == len(colours) == number
+
+
+def test_a_name_that_is_there_is_chosen_and_escape_adds_nothing(viewer: PromptViewer) -> None:
+    rows = viewer.page.locator(".fs li[data-segment]")
+    count = rows.count()
+    field = viewer.page.get_by_label("Name of the structure")
+    for key in ("Enter", "Escape"):
+        viewer.page.keyboard.press("a")
+        wait_for_focus(viewer, field)
+        viewer.page.keyboard.type("bone" if key == "Enter" else "something else")
+        viewer.page.keyboard.press(key)
+        field.wait_for(state="detached")
+        viewer.page.locator(".fs li[aria-current=true]", has_text="bone").wait_for()
+    assert rows.count() == count
+
+
+def test_keys_work_after_the_switch_was_used(viewer: PromptViewer) -> None:
+    """A checkbox that has the focus takes neither the keys of prompts nor undo and redo."""
+    viewer.press("mpr-axial", FILE.to_lps(FIRST))
+    viewer.page.get_by_label("may take voxels").uncheck()
+    viewer.page.get_by_label("may take voxels").click()
+    assert viewer.page.evaluate("document.activeElement.type") == "checkbox"
+    with viewer.waiting_for_mask():
+        viewer.page.keyboard.press("]")
+    for keys, prompts in (("z", ["1. + Point"]), ("z", []), ("y", ["1. + Point"])):
+        viewer.page.get_by_label("may take voxels").focus()
+        viewer.page.keyboard.press(f"Control+{keys}")
+        viewer.wait_until(lambda expected=prompts: viewer.prompts() == expected, f"{keys} acts")
+
+
+def test_prompts_are_marked_where_they_were_made(viewer: PromptViewer) -> None:
+    """In planes through them; included ones are green, excluded ones red; undo takes them away."""
+    viewer.press("mpr-axial", FILE.to_lps(FIRST))
+    viewer.press("mpr-axial", FILE.to_lps(SECOND), how="ctrl")
+    for voxel, colour in ((FIRST, GREEN), (SECOND, RED)):
+        viewer.show(FILE.to_lps(voxel))
+        viewer.page.evaluate(DRAWN)
+        for plane in PLANES:
+            assert marks_at(viewer, plane, FILE.to_lps(voxel)) == {colour}, plane
+    off = beside(FILE, FIRST, 20.0)
+    for plane in PLANES:
+        viewer.page.evaluate(MOVE_PLANE, [plane, FILE.to_lps((off[0], off[1] + 9, off[2] + 5))])
+    viewer.page.evaluate(DRAWN)
+    assert marks_at(viewer, "mpr-axial", FILE.to_lps(FIRST)) == set()
+    for _ in range(2):
+        viewer.page.keyboard.press("Control+z")
+    viewer.show(FILE.to_lps(FIRST))
+    viewer.wait_until(
+        lambda: viewer.page.locator(".fs-marks").count() == 0, "the marks are taken away"
+    )
+
+
+def test_the_list_of_keys_is_in_sight(viewer: PromptViewer) -> None:
+    viewer.page.set_viewport_size({"width": 1280, "height": 720})
+    viewer.page.keyboard.press("?")
+    keys = viewer.page.get_by_role("dialog", name="Keys")
+    keys.wait_for()
+    box = keys.bounding_box()
+    assert box is not None
+    assert box["x"] > 0
+    assert box["x"] + box["width"] < 1280
+    assert box["y"] + box["height"] < 720
+    assert keys.evaluate("element => element.scrollHeight <= element.clientHeight")
+    viewer.page.keyboard.press("Escape")
+    keys.wait_for(state="detached")
 
 
 def test_a_sign_while_the_server_computes(viewer: PromptViewer) -> None:
@@ -143,3 +251,29 @@ def test_unsaved_work_is_asked_about_on_leaving(viewer: PromptViewer) -> None:
     viewer.page.evaluate("setTimeout(() => location.assign('/viewer/'), 0)")
     viewer.page.wait_for_url("**/viewer/")
     assert asked == ["beforeunload"]
+
+
+def test_the_way_back_to_the_list_asks_about_unsaved_work(viewer: PromptViewer) -> None:
+    """OHIF's arrow stays on the page, whose beforeunload does not come then."""
+    arrow = viewer.page.locator('[data-cy="return-to-work-list"]')
+    asked: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.dismiss()
+
+    viewer.page.once("dialog", stay)
+    viewer.press("mpr-axial", FILE.to_lps(FIRST))
+    arrow.click()
+    assert len(asked) == 1
+    assert "Leave without saving?" in asked[0]
+    assert viewer.prompts() == ["1. + Point"]
+    viewer.page.once("dialog", lambda dialog: dialog.accept())
+    arrow.click()
+    viewer.page.get_by_text(FILE.name).first.wait_for()
+
+
+def test_the_way_back_does_not_ask_if_all_is_saved(viewer: PromptViewer) -> None:
+    viewer.page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+    viewer.page.locator('[data-cy="return-to-work-list"]').click()
+    viewer.page.get_by_text(FILE.name).first.wait_for()

@@ -132,6 +132,7 @@ def test_an_answer_after_leaving_is_there_on_coming_back(
     held = Held(viewer)
     viewer.press_only("mpr-axial", SERIES_0.to_lps(FIRST))
     held.wait()
+    viewer.page.once("dialog", lambda dialog: dialog.accept())  # unsaved work is asked about
     viewer.page.locator('[data-cy="return-to-work-list"]').click()
     viewer.page.get_by_text(patient_of(server, study_uid)).first.wait_for()
     held.let_go()

@@ -226,3 +226,30 @@ def versions(server: RunningServer) -> int:
     query = {"image": FILE.name, "tag": "final"}
     reply = requests.get(f"{server.url}/datastore/label/versions", query, timeout=30).json()
     return reply["current"]["version"]
+
+
+def test_a_save_leaves_the_work_of_another_page_of_the_browser(
+    browser: Browser, server: RunningServer
+) -> None:
+    """Two windows of one user: what the second one drew is no part of the first one's label."""
+    with open_prompt_viewer(browser, server.url, study_of(server)) as first:
+        first.press("mpr-axial", FILE.to_lps(FIRST))
+        second = PromptViewer(first.page.context.new_page())
+        second.open(server.url, study_of(server))
+        second.wait_until(lambda: second.prompts() == ["1. + Point"], "the work is drawn")
+        second.choose_by_key(2)
+        second.press("mpr-axial", FILE.to_lps(THIRD))
+        first.button("Save •")
+        first.wait_for_popup("The label is saved")
+        reload(second)
+        check_becomes_labels(second, {1, 2})
+        second.choose_by_key(2)
+        second.wait_until(lambda: second.prompts() == ["1. + Point"], "the prompt is there")
+        assert first.errors == second.errors == []
+
+
+def check_becomes_labels(viewer: PromptViewer, numbers: set[int]) -> None:
+    viewer.wait_until(
+        lambda: set(np.unique(on_stored_grid(viewer, FILE))) - {0} == numbers,
+        f"the structures {numbers} are drawn",
+    )

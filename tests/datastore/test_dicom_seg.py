@@ -68,6 +68,26 @@ def test_label_values_come_back(image, values):
     assert labels.dtype == (np.uint8 if max(values) < 256 else np.uint16)
 
 
+def test_frames_keep_the_places_of_their_source_slices(image):
+    """highdicom indexes frames by source slices only if the object says so (PS3.3 C.7.6.16.2.6)."""
+    slices = {
+        str(each.SOPInstanceUID): each.ImagePositionPatient
+        for each in map(pydicom.dcmread, Path(image.removesuffix(".nii.gz")).glob("*.dcm"))
+    }
+    path = write_segmentation(image, save_label(image, parts([1, 2, 70])), [])
+    frames = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
+    os.unlink(path)
+    assert len(frames) > 3
+    for frame in frames:
+        (source,) = frame.DerivationImageSequence[0].SourceImageSequence
+        assert source.SpatialLocationsPreserved == "YES"
+        np.testing.assert_allclose(
+            frame.PlanePositionSequence[0].ImagePositionPatient,
+            slices[source.ReferencedSOPInstanceUID],
+            atol=1e-3,
+        )
+
+
 def test_values_that_a_scale_put_off_are_those_that_were_meant(image):
     array = parts([3, 6])
     off = np.where(array == 3, 3.0000458, np.where(array == 6, 5.99995, 0)).astype(np.float32)

@@ -295,6 +295,41 @@ def test_a_mask_can_be_asked_for_as_dicom_seg(server, series):
     assert segmentation.pixel_array.sum() == mask.sum()
 
 
+@pytest.mark.parametrize("name", ["sagittal", "oblique MR"])
+def test_prompts_on_two_structures_become_a_dicom_seg_in_their_place(server, series, name):
+    """Each structure is a segment with its name, on the grid of the mask file."""
+    places = zip(CLICKS, (1, 5), strict=True)
+    prompts = [
+        {
+            "type": "spatial",
+            "subtype": "point",
+            "prompt": place,
+            "semantic_id_key": {"semantic_id": number},
+        }
+        for place, number in places
+    ]
+    label_info = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 5}]
+    params = {"prompts": prompts, "label_info": label_info}
+    reply = server.infer("fastsam3d", series[name], params, output="dicom_seg")
+    assert reply.status_code == 200, reply.text
+    segmentation = pydicom.dcmread(io.BytesIO(reply.content))
+    segments = {item.SegmentNumber: item.SegmentLabel for item in segmentation.SegmentSequence}
+    assert segments == {1: "liver", 2: "spleen"}
+    assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == series[name]
+    mask = server.mask("fastsam3d", series[name], {"prompts": prompts})
+    stored = np.zeros_like(voxels(mask))
+    for frame, groups in zip(
+        segmentation.pixel_array, segmentation.PerFrameFunctionalGroupsSequence, strict=True
+    ):
+        position = [float(v) for v in groups.PlanePositionSequence[0].ImagePositionPatient]
+        *corner, k = mask.TransformPhysicalPointToIndex(position)
+        assert corner == [0, 0]
+        value = {1: 1, 2: 5}[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber]
+        stored[:, :, k][frame.transpose() > 0] = value
+    assert set(np.unique(stored)) == {0, 1, 5}
+    np.testing.assert_array_equal(stored, voxels(mask))
+
+
 @pytest.mark.usefixtures("remove_labels")
 def test_highdicom_reads_the_same(server, pacs, series):
     highdicom = pytest.importorskip("highdicom")

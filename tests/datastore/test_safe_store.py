@@ -1,5 +1,7 @@
 """A folder of studies: a saved label is never lost, and never replaced by a bad one."""
 
+import errno
+import gzip
 import json
 import os
 import random
@@ -17,9 +19,10 @@ import SimpleITK as sitk
 from nibabel.affines import from_matvec
 
 from lib.atomic_file import SUFFIX, is_full
-from lib.datastore import listed_files
+from lib.datastore import label_history, listed_files
 from lib.datastore.safe_store import FolderDatastore
 from lib.errors import ConflictError, InputError, NotFoundError, ReadOnlyError
+from lib.imaging import nifti_file
 
 SHAPE_IJK = (21, 17, 13)
 AFFINE_MM = from_matvec(np.diag([-1.5, -0.9, 2.5]), [20, -30, 40])
@@ -269,6 +272,17 @@ def test_a_broken_list_is_made_anew_with_the_names(store, studies, label, conten
     assert [file.read_bytes() for file in aside] == ([] if content is None else [content])
 
 
+def test_a_label_behind_whose_voxels_much_follows(store, studies, label, tmp_path, monkeypatch):
+    """A few kilobytes can unpack to terabytes; the server does not unpack them."""
+    save(store, label)
+    monkeypatch.setattr(nifti_file, "MAX_EXTRA_BYTES", 2**22)
+    plain = nib.Nifti1Image(label_array(2), AFFINE_MM).to_bytes()
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(plain + bytes(2**23)))
+    with pytest.raises(InputError, match="the label cannot be read"):
+        save(store, tmp_path / "bomb.nii.gz")
+    np.testing.assert_array_equal(read(final(studies)), label_array())
+
+
 def test_names_of_monai_labels_own_list_are_kept_beside_the_label(studies, label):
     from monailabel.datastore.local import LocalDatastore
 
@@ -298,6 +312,14 @@ def test_pipes_devices_and_links_to_nothing_are_no_studies(studies, tmp_path):
         (studies / f"{name}.nii").symlink_to(target)
     (studies / "folder.nii").mkdir()
     assert set(opened(studies).list_images()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", [b"back\\slash", b"new\nline", b"tab\t", b"not-utf-8-\xff"])
+def test_a_name_that_no_request_can_send_is_left_out_and_named(studies, caplog, name):
+    shutil.copy(studies / "a.nii.gz", os.fsdecode(os.fsencode(studies) + b"/" + name + b".nii.gz"))
+    store = opened(studies)
+    assert set(store.list_images()) == {"a", "b"}
+    assert "is left out: rename it without backslash and control codes" in caplog.text
 
 
 def test_hidden_files_are_no_studies_and_names_keep_their_dots(studies):
@@ -409,6 +431,37 @@ def test_a_full_disk_keeps_every_label(studies, tmp_path):
         again = opened(disk)
         for image, array in kept.items():
             np.testing.assert_array_equal(read(again.get_label_uri(image, "final")), array)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_failed_save_changes_no_fact(studies, label, tmp_path, monkeypatch, is_new):
+    """Neither the version nor the user, also if the same voxels are saved again."""
+    store = opened(studies)
+    save(store, label, user="Anna")
+    before, _ = store.label_versions("a", "final")
+    path = write(tmp_path / "new.nii.gz", label_array(2)) if is_new else label
+
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(shutil, "copyfile", no_space)
+    with pytest.raises(OSError):
+        save(store, path, user="Ben")
+    assert store.label_versions("a", "final")[0] == before
+    assert opened(studies).label_versions("a", "final")[0] == before
+
+
+def test_a_failed_description_changes_none(studies, label, monkeypatch):
+    store = opened(studies)
+    save(store, label)
+
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(label_history, "write_text_atomically", no_space)
+    with pytest.raises(OSError):
+        store.update_label_info("a", "final", {"label_info": [{"name": "spleen", "idx": 1}]})
+    assert store.get_label_info("a", "final")["label_info"] == NAMES
 
 
 def child_saves_forever(folder, path, pipe):

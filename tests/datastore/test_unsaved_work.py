@@ -52,6 +52,21 @@ def test_only_ones_own_save_ends_ones_own_work() -> None:
     assert labels(own_work(entries, [version(6, "Anna", last=5)], "Anna")) == []
 
 
+def test_a_save_ends_the_work_on_the_structures_of_its_page() -> None:
+    """A second page of the same user, on another structure, loses nothing."""
+    entries = [entry(1), entry(2, "spleen"), entry(4)]
+    saved = version(5, "Anna", last=4)
+    saved.info["structures_of_page"] = ["liver", "colon"]
+    assert labels(own_work(entries, [saved], "Anna")) == [("spleen", [1])]
+    assert labels(own_work([*entries, entry(6)], [saved], "Anna")) == [
+        ("spleen", [1]),
+        ("liver", [1]),
+    ]
+    both = version(7, "Anna", last=6)
+    both.info["structures_of_page"] = ["spleen", "liver"]
+    assert labels(own_work([*entries, entry(6)], [saved, both], "Anna")) == []
+
+
 def test_work_of_others_is_apart() -> None:
     entries = [entry(1, user="Ben"), entry(2), entry(3, user="Carl"), entry(4, user="")]
     assert [work.user for work in work_of_others(entries, None, "Anna")] == ["", "Carl", "Ben"]

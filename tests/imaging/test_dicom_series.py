@@ -195,6 +195,11 @@ def invert(dataset):
     dataset.PixelData = (~dataset.pixel_array).tobytes()
 
 
+def shorten(dataset):
+    """Leave half of the voxels; ITK would take what it finds for the others."""
+    dataset.PixelData = dataset.PixelData[: len(dataset.PixelData) // 4 * 2]
+
+
 def rename_transfer_syntax(path):
     content = path.read_bytes()
     path.write_bytes(content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.8\0"))
@@ -220,7 +225,13 @@ ERRORS = {
     "multi-frame": (each(at("NumberOfFrames", 5)), "several slices in one file"),
     "skew": (each(at("ImageOrientationPatient", [1, 0, 0, 0.5, 0.8, 0])), "not two unit vectors"),
     "text": (fourth(at("ImagePositionPatient", [1, 2])), "ImagePositionPatient that is not 3"),
-    "cut off": (lambda paths: cut_off(paths[3]), "cannot be decoded"),
+    "cut off": (lambda paths: cut_off(paths[3]), r"lacks 300 bytes of voxels in slice-0003\.dcm"),
+    "short": (fourth(shorten), r"lacks \d+ bytes of voxels in slice-0003\.dcm"),
+    "inverted": (
+        fourth(at("PhotometricInterpretation", "MONOCHROME1")),
+        r"stores 1 of 9 slices as MONOCHROME1 \(low is bright\) and the others not",
+    ),
+    "shifted bits": (fourth(at("BitsStored", 10)), "a HighBit of 11 for 10 BitsStored"),
     "MPEG-4": (
         each(encapsulated_as(MPEG4)),
         r"MPEG-4 AVC.* \(1\.2.*102\), which cannot be decoded",

@@ -87,6 +87,15 @@ def test_units_of_length(tmp_path, codes, unit, scale):
     )
 
 
+@pytest.mark.parametrize("code", [4, 5, 6, 7, 10, 255])
+def test_units_that_nobody_knows_are_millimetres(tmp_path, code):
+    path = write(tmp_path / "scan.nii")
+    content = bytearray(path.read_bytes())
+    content[123] = code
+    path.write_bytes(content)
+    assert_mask_lies_on(path, tmp_path)
+
+
 @pytest.mark.parametrize("codes", [(1, 1), (2, 1), (4, 2)])
 def test_a_sheared_sform_beside_an_upright_qform(tmp_path, codes):
     assert_mask_lies_on(write(tmp_path / "scan.nii.gz", SHEARED, codes=codes), tmp_path)

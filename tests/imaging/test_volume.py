@@ -414,6 +414,56 @@ def test_nan_around_the_patient_is_0_and_a_warning_says_so(tmp_path):
     assert "is empty: every voxel is 0" in refusal(write_nifti(tmp_path / "scan.nii.gz", array))
 
 
+@pytest.mark.parametrize("dtype", [np.uint32, np.int64, np.uint64, np.float64])
+def test_a_warning_says_that_numbers_are_rounded(tmp_path, dtype):
+    """Masks are computed in float32, which counts in steps of 256 at three thousand millions."""
+    offset = 3_000_000_000
+    array = random_array(dtype) + dtype(offset)
+    (warning,) = read_volume(write_nifti(tmp_path / "scan.nii.gz", array)).warnings
+    assert (
+        'the values of image "scan.nii.gz", 3e+09 to 3e+09, are rounded to steps of 256' in warning
+    )
+    assert read_volume(write_nifti(tmp_path / "scan.nii", array - dtype(offset))).warnings == ()
+
+
+def test_a_warning_says_that_a_scale_rounds(tmp_path):
+    path = write_nifti(tmp_path / "scan.nii", random_array())
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([1, 3e9], "<f4").tobytes()
+    path.write_bytes(content)
+    assert "are rounded to steps of 256" in read_volume(path).warnings[0]
+
+
+@pytest.mark.parametrize(("scale", "is_said"), [(1, False), (1e-4, True), (1e3, True)])
+def test_voxels_of_an_unlikely_size(tmp_path, scale, is_said):
+    affine_mm = AFFINE_MM @ np.diag([scale, scale, scale, 1])
+    volume = read_volume(write_nifti(tmp_path / "scan.nii.gz", random_array(), affine_mm))
+    assert bool(volume.warnings) is is_said
+    if is_said:
+        sizes = " × ".join(f"{scale * mm:.3g}" for mm in (0.7, 1.25, 2.5))
+        assert f'the voxels of image "scan.nii.gz" are {sizes} mm; if they are not' in str(volume)
+
+
+@pytest.mark.parametrize(
+    ("units", "shown"),
+    [
+        ('space units: "mm" "mm" "mm"', ""),
+        ('space units: "" "Millimeter" "mm"', ""),
+        ('space units: "cm" "cm" "cm"', "cm"),
+        ('Space Units: "m" "m" "mm"', "m"),
+        ('space units: "um" "m" "microns"', "m, microns, um"),
+        ('units:="cm" is a comment', ""),
+    ],
+)
+def test_lengths_of_a_nrrd_in_another_unit(tmp_path, units, shown):
+    path = write_sitk(tmp_path / "scan.nrrd", random_array(), AFFINE_MM)
+    header, _, voxels = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(header + b"\n" + units.encode() + b"\n\n" + voxels)
+    warnings = read_volume(path).warnings
+    said = f'the header of image "scan.nrrd" gives lengths in {shown}; they are taken as mm, as 3D'
+    assert [warning.startswith(said) for warning in warnings] == [True] * bool(shown)
+
+
 def test_padding_does_not_make_an_mr_a_ct(tmp_path):
     array = random_array(low=1)
     array[:3, :3] = -2000

@@ -64,9 +64,14 @@ def test_scaled_integers_are_rounded(write):
 @pytest.mark.parametrize(
     ("values", "affine_mm", "message"),
     [
-        (MASK[:-1], AFFINE_MM, "on another grid than the image"),
-        (MASK, np.diag([1.2, 0.9, 2.5, 1]), "on another grid than the image"),
-        (MASK.astype(np.int16) * 2, AFFINE_MM, "holds values from 0 to 400; send numbers of str"),
+        (MASK[:-1], AFFINE_MM, "on another grid than the image: it has .* voxels, the image"),
+        (MASK, np.diag([1.2, 0.9, 2.5, 1]), r"another grid .*: it lies up to [0-9.]+ mm away"),
+        (MASK.astype(np.int16) - 1, AFFINE_MM, "from -1 to 199; save it with .* 0 to 255"),
+        (
+            MASK.astype(np.int16) * 2,
+            AFFINE_MM,
+            "from 0 to 400; save it with values from 0 to 255",
+        ),
         (
             MASK.astype(np.float32) / 4,
             AFFINE_MM,

@@ -1,5 +1,7 @@
 """A request names existing options, a form of the reply and a device, or gets an error message."""
 
+import json
+
 import pytest
 import torch
 from monailabel.tasks.infer.basic_infer import BasicInferTask
@@ -8,10 +10,13 @@ from lib.cache import ByteCache, array_nbytes
 from lib.errors import InputError
 from lib.infers import Caches, FastSAM3DInfer
 from lib.infers.device_queue import DeviceQueue
+from lib.infers.interactions import describe_interactions
 from lib.infers.request import (
+    OUTPUTS,
     check_options,
     check_reply_form,
     requested_device,
+    requested_outputs,
     requested_size,
     shown_box_corners,
 )
@@ -111,6 +116,8 @@ def test_an_unknown_size_is_named(size):
 def test_the_shown_box_is_given_by_its_corners():
     box = {"offset_ijk": [1, 2, 3], "size_ijk": [4, 1, 2], "affine_lps": []}
     assert shown_box_corners({"shown_box": box}, (5, 9, 9)).tolist() == [[1, 2, 3], [4, 2, 4]]
+    header = {"shown_box": json.dumps(box)}
+    assert shown_box_corners(header, (5, 9, 9)).tolist() == [[1, 2, 3], [4, 2, 4]]
     empty = {**box, "size_ijk": [0, 0, 0]}
     for request in ({}, {"shown_box": None}, {"shown_box": empty}):
         assert shown_box_corners(request, (5, 9, 9)).shape == (0, 3)
@@ -119,6 +126,8 @@ def test_the_shown_box_is_given_by_its_corners():
 @pytest.mark.parametrize(
     "box",
     [
+        "[" * 100_000,
+        "null",
         {"offset_ijk": [1, 2, 3], "size_ijk": [5, 1, 2]},  # ends outside of the image
         {"offset_ijk": [-1, 2, 3], "size_ijk": [4, 1, 2]},
         {"offset_ijk": [1, 2], "size_ijk": [4, 1]},
@@ -138,3 +147,9 @@ def test_another_box_is_an_error(box):
 def test_a_shown_box_is_checked_before_any_work():
     with pytest.raises(InputError, match="shown_box is 'x'"):
         check_reply_form({"shown_box": "x"})
+
+
+def test_what_info_offers_may_be_asked_for():
+    offered = describe_interactions(["organ"], {})["outputs"]
+    assert requested_outputs({"outputs": offered}) == OUTPUTS
+    assert requested_outputs({"outputs": ["mask"]}) == ()

@@ -199,6 +199,20 @@ def test_a_warning_says_that_the_network_found_nothing():
     assert "nothing was found at this click" in warning and "remove background" in warning
 
 
+def test_a_warning_says_that_another_structure_holds_all_that_was_found():
+    where = [20, 15, 12]
+    data = {
+        "structures": [structure(1, where, 9), structure(2, where, 9)],
+        "prompts": parsed([spatial("point", where), spatial("point", where, 2)]),
+        "volume": VOLUME,
+        "initial": None,
+    }
+    data = PasteStructuresd()(data)
+    assert (data["pred"].whole() == 2).sum() == 1
+    (warning,) = data["warnings"]
+    assert "structure 2 belongs to other structures; move its prompts" in warning
+
+
 def test_a_part_that_was_not_found_is_a_warning_once():
     initial = np.zeros(SHAPE_IJK, np.uint8)
     initial[4:12, 8:22, 6:18] = 1

@@ -25,9 +25,9 @@ def parsed(*prompts):
     return parse_prompts({"prompts": list(prompts)}, SHAPE_IJK)
 
 
-def placer(size=32, spacing_mm=1.5):
+def placer(size=32, spacing_mm=1.5, step=0):
     scale = RoiScale(size, spacing_mm, False, ByteCache(1, nbytes=lambda _: 1))
-    return RoiPlacer(scale, VOLUME, "volume", 0)
+    return RoiPlacer(scale, VOLUME, "volume", step)
 
 
 def place(*prompts):
@@ -79,3 +79,26 @@ def test_prompts_of_the_background_are_about_the_given_structures_they_lie_in():
         structures_of(background, None)
     with pytest.raises(InputError, match="all prompts mark background"):
         structures_of(parsed(point([150, 45, 35], 0)), given())
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "step", "expected"),
+    [
+        (4.0, 1, "size 1 gives the mask of size 0: the voxel of the ROI stays 4 mm"),
+        (3.0, 2, "size 2 gives the mask of size 1: the voxel of the ROI stays 4 mm"),
+        (0.4, -2, "size -2 gives the mask of size -1: the voxel of the ROI stays 0.4 mm"),
+        (4.0, 0, None),
+        (4.0, -2, None),
+        (3.0, 1, None),
+    ],
+)
+def test_a_size_that_changes_nothing_is_a_warning(spacing_mm, step, expected):
+    rois = placer(64, spacing_mm, step)
+    rois.place(parsed(point([100, 80, 40])).items, None)
+    assert [text.split(";")[0] for text in rois.warnings] == ([expected] if expected else [])
+
+
+def test_prompts_far_apart_leave_no_smaller_answer():
+    rois = placer(32, 1.5, -1)
+    roi = rois.place(parsed(point([100, 80, 40]), point([190, 80, 40])).items, None)
+    assert f"stays {roi.spacing_mm:.3g} mm" in rois.warnings[0]

@@ -26,6 +26,8 @@ CASES = [
     (errors.ReadOnlyError("no right to write"), 403, "no right to write"),
     (OSError(errno.ENOSPC, "full"), 507, "the disk of the server is full .No space left on dev"),
     (OSError(errno.EDQUOT, "full"), 507, "the disk of the server is full .Disk quota exceeded"),
+    (OSError(errno.EROFS, "ro"), 403, r"may not write or read a file \(Read-only file system\)"),
+    (PermissionError(errno.EACCES, "no"), 403, r"check the rights of its account, and that the"),
     (OSError(errno.EIO, "broken"), 500, r"the server failed on this request \(OSError\)"),
     (errors.SavingError("kept in /labels"), 500, "kept in /labels"),
     (errors.WeightsError("no file a.pth"), 500, "no file a.pth"),

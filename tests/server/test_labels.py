@@ -149,7 +149,14 @@ def test_an_empty_label_on_request_and_raw_voxels(server, image):
     np.testing.assert_array_equal(values(load(server, image)), mask(4))
 
 
-@pytest.mark.parametrize("names", ["liver", 3, {"name": "liver"}, ["liver"], [[1]]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("liver", 3, {"name": "liver"}, ["liver"], [[1]]),
+        *([{"name": 5}], [{"name": ["liver"]}], [{"idx": "1"}], [{"idx": -1}], [{"idx": True}]),
+        *([{"idx": 1.5}], [{"idx": float("inf")}], [{"name": "liver", "color": [float("nan")]}]),
+    ],
+)
 def test_names_of_segments_of_another_type(server, image, names):
     save(server, image, nifti(mask()))
     body = json.dumps({"label_info": names})

@@ -156,6 +156,22 @@ def test_nan_is_refused(ball_server, name):
     assert reply.status_code == 400 and "prompt 1 (point): [1, 2, nan]" in reply.json()["detail"]
 
 
+def test_params_of_more_than_a_megabyte_are_refused_with_the_cure(ball_server, name):
+    body = json.dumps({"prompts": [point(CENTER)], "label": "x" * 2**20})
+    for fields in ({"data": {"params": body}}, {"files": {"params": (None, body)}}):
+        reply = requests.post(
+            f"{ball_server.url}/infer/fastsam3d", params={"image": name}, timeout=60, **fields
+        )
+        assert reply.status_code == 413
+        assert "larger than 1 MB; send fewer prompts" in reply.json()["detail"]
+
+
+def test_a_size_without_an_answer_of_its_own_is_a_warning(ball_server, name):
+    tiny = spatial("bounding_box", [CENTER, [32, 52, 20]])
+    reply = ask(ball_server, name, [tiny], size=-2)
+    assert "size -2 gives the mask of size -1" in reply.headers["X-Warning"]
+
+
 def parts_of(reply):
     """Return the parts of a multipart reply by name."""
     assert reply.status_code == 200, reply.text
@@ -230,7 +246,7 @@ def test_each_form_of_the_reply_holds_the_next_click(ball_server, name):
     assert "X-Next-Click" not in plain.headers
 
 
-@pytest.mark.parametrize("outputs", ["uncertainty", ["mask"], 7, [["uncertainty"]]])
+@pytest.mark.parametrize("outputs", ["uncertainty", ["logits"], 7, [["uncertainty"]]])
 def test_unknown_outputs_are_named(ball_server, name, outputs):
     reply = ask(ball_server, name, [point(CENTER)], output="all", outputs=outputs)
     assert reply.status_code == 400 and "outputs is" in reply.json()["detail"]

@@ -31,6 +31,9 @@ class FakeTrainer:
     def estimate_seconds(self, options):
         return None
 
+    def running(self):
+        return None
+
 
 @pytest.fixture
 def tasks(monkeypatch):
@@ -71,6 +74,13 @@ def test_of_trainings_asked_for_at_once_one_starts(client, tasks):
     assert len(tasks) == 1
     refused = next(reply for reply in replies if reply.status_code == 409)
     assert "a training is running; wait for its end" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("options", [5, "much", [1], None, True])
+def test_options_of_a_trainer_are_an_object(client, tasks, options):
+    reply = client.post("/train/", json={"fastsam3d": options})
+    assert reply.status_code == 400 and not tasks
+    assert f"fastsam3d is '{options}'; send an object of train options" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/train/", "/train/fastsam3d"])

@@ -6,6 +6,7 @@ import base64
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -79,6 +80,48 @@ def test_another_package_is_refused(archive: Path, tmp_path: Path) -> None:
         fetch_viewer(other)
     assert not cache_folder().exists()
     assert not list(cache_folder().parent.iterdir())
+
+
+@pytest.fixture
+def npm(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An npm that packs the archive, and writes a line into the returned file each time."""
+    calls = tmp_path / "calls"
+    calls.touch()
+    program = tmp_path / "npm"
+    program.write_text(f"#!/bin/sh\necho pack >> {calls}\ncp {archive} $4/ohif.tgz\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return calls
+
+
+def test_an_interrupted_fetch_goes_on_with_its_download(
+    npm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(viewer_package, "_unpack", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_viewer()
+    stray = cache_folder().parent / "fetching-killed"
+    stray.mkdir()
+    os.utime(stray, (0, 0))
+    running = cache_folder().parent / "fetching-now"
+    running.mkdir()
+    folder = fetch_viewer()
+    assert npm.read_text() == "pack\n"
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, "fetching-now"}
+
+
+def test_a_damaged_download_is_fetched_again(npm: Path) -> None:
+    cache_folder().parent.mkdir(parents=True)
+    damaged = cache_folder().with_name(f"{cache_folder().name}.tgz")
+    damaged.write_bytes(b"half")
+    with pytest.raises(ViewerError, match="sha512"):
+        fetch_viewer()
+    assert fetch_viewer().is_dir()
+    assert npm.read_text() == "pack\n"
 
 
 def test_without_a_network_the_message_says_so(

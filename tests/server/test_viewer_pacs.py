@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pydicom
@@ -154,6 +157,50 @@ def test_a_pacs_that_does_not_answer(client: TestClient, monkeypatch: pytest.Mon
     reply = client.get("/dicom-web/studies")
     assert reply.status_code == 502
     assert "the DICOM server does not answer" in reply.json()["detail"]
+
+
+@contextmanager
+def broken_pacs(monkeypatch: pytest.MonkeyPatch, start: bytes) -> Iterator[None]:
+    """Put a PACS in place of the other that sends ``start`` to the first request, and no more."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/dicom-web"
+        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", url)
+        monkeypatch.setattr(settings, "MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT", 0.1)
+        is_over = threading.Event()
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(start)
+                is_over.wait(0 if start else 60)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"", "ReadTimeout"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n[{", "RemoteProtocolError"),
+    ],
+)
+def test_a_search_that_breaks_off_is_an_error_with_a_reason(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, start: bytes, kind: str
+) -> None:
+    """A silent PACS is given up after four times the limit to connect."""
+    with broken_pacs(monkeypatch, start):
+        started = time.monotonic()
+        reply = client.get("/dicom-web/studies")
+    assert reply.status_code == 502
+    assert f"does not answer as it should ({kind})" in reply.json()["detail"]
+    assert time.monotonic() - started < 30
 
 
 def test_orthanc_through_the_server(

@@ -123,7 +123,18 @@ def test_what_is_drawn_without_a_request_is_recorded(studies: Path, tmp_path: Pa
         assert work(server, "Anna")["own"]["structures"][1]["mask"]
         for fields in (params("", [], "Anna"), {**params("liver", [], "Anna"), "prompts": [{}]}):
             assert record(fields).status_code == 400
+        for number, info in enumerate(
+            ([5], [{}], [{"idx": "x"}], [{"idx": None}], [[1]], [], None)
+        ):
+            fields = {**params(f"odd {number}", [], "Dora"), "label_info": info}
+            assert record(fields).status_code == 200
+        numbers = {each["number"] for each in work(server, "Dora")["own"]["structures"]}
+        assert numbers == {1}
+        assert record({**params("liver", [], "Dora"), "label_info": "abcde"}).status_code == 400
         broken = ("mask.nii.gz", io.BytesIO(b"no image"))
         assert record(params("bone", [], "Anna"), initial_mask=broken).status_code == 400
         gone = requests.get(f"{series(server)}/masks/{'0' * 64}", timeout=60)
         assert gone.status_code == 404 and "not kept" in gone.json()["detail"]
+        for name in ("x" * 5000, ".hidden", "a%00b"):
+            unknown = requests.get(f"{server.url}/viewer/series/{name}/work", timeout=60)
+            assert unknown.status_code == 400 and "send a name" in unknown.json()["detail"]

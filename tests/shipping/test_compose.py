@@ -1,6 +1,9 @@
 """compose.yaml has the form of the compose specification, and fits the files around it."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from compose_site import REPOSITORY, compose, servers
@@ -61,6 +64,36 @@ class Compose(Part):
 def parsed():
     content = {name: part for name, part in compose().items() if not name.startswith("x-")}
     return Compose.model_validate(content)
+
+
+@pytest.fixture(scope="module")
+def schema_check(tmp_path_factory):
+    """check-jsonschema, which has the schema of the compose specification, as a function.
+
+    It is installed aside: it needs a newer jsonschema than MONAI Label allows.
+    """
+    folder = tmp_path_factory.mktemp("check-jsonschema")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
+    if subprocess.run([*pip, "check-jsonschema>=0.33"], capture_output=True).returncode:
+        pytest.skip("check-jsonschema could not be installed; there is no network")
+
+    def faults(path):
+        command = [sys.executable, "-m", "check_jsonschema"]
+        command += ["--builtin-schema", "vendor.compose-spec", str(path)]
+        env = {**os.environ, "PYTHONPATH": str(folder)}
+        result = subprocess.run(command, capture_output=True, text=True, env=env)
+        return result.stdout + result.stderr if result.returncode else ""
+
+    return faults
+
+
+@pytest.mark.slow
+def test_compose_yaml_follows_the_compose_specification(schema_check, tmp_path):
+    assert schema_check(REPOSITORY / "compose.yaml") == ""
+    wrong = tmp_path / "compose.yaml"
+    text = (REPOSITORY / "compose.yaml").read_text()
+    wrong.write_text(text.replace("cap_drop:", "drop_capabilities:"))
+    assert "drop_capabilities" in schema_check(wrong)
 
 
 def test_the_parts_that_are_named_exist(parsed):

@@ -1,34 +1,93 @@
 """What make says before an installation, and about updates; checksums; one version everywhere."""
 
 import hashlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import check_updates
 import install_plan
+import install_torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WEIGHTS = REPOSITORY / "apps" / "fastsam3d" / "weights"
 
 
-def test_the_plan_is_made_from_the_rate_of_the_download_alone():
-    lines = [
-        (10.0, "Collecting numpy==1.26.4"),
-        (20.0, "Downloading numpy-1.26.4-cp311-cp311-manylinux.whl (18.3 MB)"),
-        (22.0, "Installing collected packages: numpy"),
-    ]
-    text = install_plan.plan(lines)
-    assert "3.7 GB" in text
+def fake_pip(*lines, pause=0.0):
+    """A process that writes the lines of pip, with a pause before the last one."""
+    code = f"import time\nfor line in {lines[:-1]!r}: print(line, flush=True)\n"
+    code += f"time.sleep({pause}); print({lines[-1]!r})"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+NUMPY = "  Downloading numpy-1.26.4-cp311-cp311-manylinux.whl (18.3 MB)"
+
+
+def test_the_plan_says_the_size_before_and_the_time_after_the_first_download():
+    assert "3.7 GB" in install_plan.size(80)
+    with fake_pip("Collecting numpy", NUMPY, "Installing collected", pause=0.5) as pip:
+        rate, lines = install_plan._read(pip)
+    assert 5 < rate < 37  # 18.3 MB in half a second, and what a busy machine adds
+    assert lines[0] == "Collecting numpy"
+    text = install_plan.duration(3700, 9.15)
     assert "about 7 min at 9.2 MB/s" in text  # 3700 / 9.15 / 60
 
 
-def test_the_plan_of_a_second_try_does_not_invent_a_rate():
-    lines = [(1.0, "Using cached numpy-1.26.4.whl (18.3 MB)"), (1.1, "Installing collected")]
-    text = install_plan.plan(lines)
-    assert "MB/s" not in text
-    assert "earlier try" in text
+def test_a_slow_download_gives_a_lower_bound_before_its_end(monkeypatch, capsys):
+    monkeypatch.setattr(install_plan, "SLOW_SECONDS", 0.1)
+    with fake_pip(NUMPY, "Installing collected", pause=1) as pip:
+        install_plan._read(pip)
+    assert "slow" in capsys.readouterr().out
+    assert "more than 67 min" in install_plan.at_least(18.3, 20)  # 3700 / 18.3 * 20 / 60
+
+
+def test_the_plan_of_a_second_try_counts_what_is_in_place():
+    text = install_plan.size(4500)
+    assert "goes on: 4.5 of about 9 GB are in place, about 1.9 GB are still to download" in text
+    assert "MB/s" not in install_plan.duration(1850, 0)
+
+
+def test_torch_is_installed_package_by_package_with_the_extras_of_each(monkeypatch):
+    """torch and one of its requirements are installed; the others come one by one."""
+    required = {
+        "torch": [
+            "numpy",
+            "cuda-toolkit[cublas]==13.0; platform_system == 'Linux'",
+            "nvidia-cudnn==9; platform_system == 'Windows'",
+            "triton==3",
+        ],
+        "cuda-toolkit": ["nvidia-cublas==13.1; extra == 'cublas'", "nvidia-nvtx; extra == 'nvtx'"],
+    }
+    there = {"setuptools", "wheel", "torch", "triton"}
+    asked = []
+
+    def install(command):
+        asked.append(command[-1])
+        assert "--no-deps" in command
+        there.add(Requirement(command[-1]).name)
+        return 0
+
+    monkeypatch.setattr(install_torch.subprocess, "call", install)
+    monkeypatch.setattr(install_torch, "is_installed", there.__contains__)
+    monkeypatch.setattr(install_torch.metadata, "requires", required.get)
+    assert install_torch.main() == 0
+    assert asked == ["torchvision", "cuda-toolkit[cublas]==13.0", "nvidia-cublas==13.1"]
+
+
+def test_a_package_without_its_record_is_not_complete(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    info = tmp_path / "halfdone-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halfdone\nVersion: 1.0\n")
+    assert not install_torch.is_installed("halfdone")
+    (info / "RECORD").write_text("")
+    assert install_torch.is_installed("halfdone")
 
 
 def test_a_release_that_our_own_range_refuses_has_the_reason_of_the_range():
@@ -67,3 +126,24 @@ def test_only_pyproject_has_the_version(name):
     version = re.search(r'^version = "(.+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.M)
     assert version is not None
     assert version[1] not in (REPOSITORY / name).read_text()
+
+
+def test_secrets_stay_and_a_certificate_for_another_host_is_named(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is missing")
+
+    def make(host):
+        return subprocess.run(
+            [REPOSITORY / "deploy" / "make-secrets.sh", host],
+            env={**os.environ, "SECRETS": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    assert "for a.example.org" in make("a.example.org").stdout
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"api_key", "tls.crt", "tls.key"}
+    assert make("a.example.org").stderr == ""
+    assert "is not for b.example.org; it stays" in make("b.example.org").stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

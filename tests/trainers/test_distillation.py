@@ -10,7 +10,7 @@ from small_site import MASKS, SHORT, STUDENT, TEACHER, FolderDatastore, Site, ju
 
 from lib.errors import InputError
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint, save_checkpoint
-from lib.trainers import DistillationTask, processes
+from lib.trainers import DistillationTask, run_lock
 from lib.trainers.updates import Updater
 from lib.trainers.validation import Validation
 from lib.weights.files import file_weights
@@ -287,8 +287,10 @@ def test_another_error_is_recorded_and_raised(site: Site, monkeypatch: pytest.Mo
 
 def test_one_run_at_a_time(site: Site) -> None:
     task = site.task("busy")
-    with processes.only_run(site.run_folder("busy")):
-        assert "another training of this model is running" in error_of(task, site.datastore)
+    with run_lock.only_run(site.run_folder("busy").parent, "fastsam3d_adapt"):
+        message = error_of(task, site.datastore)
+    assert "another training is running (fastsam3d_adapt on " in message
+    assert task.stats() == {}, "the statistics are those of the other run"
 
 
 def test_student_and_teacher_of_the_tests_are_as_deep_as_in_the_paper() -> None:

@@ -1,4 +1,4 @@
-"""A training does not outlive its server, and a folder has one training at a time."""
+"""A training does not outlive its server."""
 
 import subprocess
 import sys
@@ -41,15 +41,3 @@ def test_a_training_ends_with_the_process_that_started_it() -> None:
         assert child.is_running() and child.status() != psutil.STATUS_ZOMBIE
         parent.kill()
     child.wait(timeout=30)
-
-
-def test_only_one_run_in_a_folder(tmp_path: Path) -> None:
-    with processes.only_run(tmp_path):
-        code = (
-            "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        )
-        command = [sys.executable, "-c", code, str(tmp_path / "lock")]
-        assert subprocess.run(command, capture_output=True).returncode != 0
-    assert subprocess.run(command, capture_output=True).returncode == 0, (
-        "the lock ends with the run"
-    )

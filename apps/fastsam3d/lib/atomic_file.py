@@ -17,6 +17,10 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.EXDEV, errno.ENOSYS,
 """NO_LINKS: errors of file systems, or of their settings, that allow no hard link."""
 
 
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""FORBIDDEN: errors of a disk that is mounted to be read only, and of missing rights."""
+
+
 @contextmanager
 def temporary_file(folder: Path) -> Iterator[Path]:
     """Yield an unused path in ``folder``, which exists; remove the file afterwards if it is there.
@@ -97,6 +101,11 @@ def remove_leftovers(folder: Path) -> list[Path]:
 def is_full(error: BaseException) -> bool:
     """Return whether an error means that the disk, or the quota of the account, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Return whether an error means that this account may not write there, or nobody may."""
+    return isinstance(error, OSError) and error.errno in FORBIDDEN
 
 
 def _sync(path: Path) -> None:

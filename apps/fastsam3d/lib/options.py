@@ -6,7 +6,7 @@ The rule for the names of devices, `find_device`, holds for requests and trainin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -112,6 +112,7 @@ class Options:
         if unknown:
             raise OptionError(f"unknown --conf {', '.join(unknown)}; there are {', '.join(known)}")
         values = {name: _parse(name, conf[name]) for name in known if name in conf}
+        _check_coded_names(values.get("labels", LABELS), values.get("label_codes", ()))
         if isinstance(values.get("zoom"), float):
             values |= {"spacing_mm": values["zoom"], "zoom": "fixed"}
         memory_mb = _default_cache_mb()
@@ -185,6 +186,16 @@ def _codes(text: str) -> tuple[tuple[str, str], ...]:
             raise ValueError(f"{entry!r} is not a name, =, and an SCT code; write liver=10200004")
         codes.append((name, code))
     return tuple(codes)
+
+
+def _check_coded_names(labels: Sequence[str], codes: Sequence[tuple[str, str]]) -> None:
+    """Raise OptionError for a code of a name that is no label: it would be lost silently."""
+    unknown = [name for name, _ in codes if name not in labels]
+    if unknown:
+        raise OptionError(
+            f"--conf label_codes cannot be used: {', '.join(map(repr, unknown))} is not among the "
+            f"labels {', '.join(labels)}; add it with --conf labels"
+        )
 
 
 def find_device(name: str) -> str:

@@ -186,12 +186,14 @@ export class ServerClient {
 
   /** Save a label file of a series on the server; labels: [{name, idx, color}]. Return its version.
    *
+   * structures_of_page: names of all structures that this page has or had; their work is saved then.
    * base: the version that the user has seen, 0 for none; null replaces any. Throws ServerError with
    * the status 409 if there is a newer one. */
-  async save(seriesUid, file, labels, base) {
+  async save(seriesUid, file, labels, structures_of_page, base) {
     const form = new FormData();
     form.append('label', file, 'label.nrrd');
-    form.append('params', JSON.stringify({ label_info: labels, client_id: browserName() }));
+    const params = { label_info: labels, structures_of_page, client_id: browserName() };
+    form.append('params', JSON.stringify(params));
     const query = new URLSearchParams({ image: await this.image(seriesUid) });
     if (base !== null) query.set('base', base);
     const reply = await ask(`/datastore/label?${query}`, { method: 'PUT', body: form });

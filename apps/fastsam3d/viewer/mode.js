@@ -6,6 +6,7 @@ import { Hints } from './hints.js';
 import { Session } from './session.js';
 import { Learning } from './learning.js';
 import { LearningClient } from './learning_client.js';
+import { PromptMarks } from './marks.js';
 import { StoredLabels } from './stored.js';
 import { PromptTools } from './tools.js';
 
@@ -39,6 +40,7 @@ function start(context) {
   session.stored = new StoredLabels(viewer, client, session);
   session.learning = new Learning(viewer, new LearningClient(() => client.describe()));
   session.hints = new Hints(viewer, client, session);
+  session.marks = new PromptMarks(viewer, session);
   session.tools = new PromptTools(viewer, session);
   listeners.forEach(listener => listener(session));
   session.start();
@@ -46,6 +48,7 @@ function start(context) {
 
 function end() {
   session?.tools.stop();
+  session?.marks.stop();
   session?.hints.stop();
   session?.learning.stop();
   session?.stop();

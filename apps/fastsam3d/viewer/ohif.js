@@ -14,6 +14,7 @@ export const TOOL_NAME = 'FastSAM3DPrompt';
 
 const TOOL_GROUPS = ['default', 'mpr'];
 const [CONTEXT, STORE] = ['CORNERSTONE', 'storeSegmentation']; // a command of OHIF
+const BACK_ARROW = '[data-cy="return-to-work-list"]';
 const UNDO_STEPS = 1000; // OHIF's own history ends after 50
 
 /** Return OHIF's segmentation mode, from which ours is derived. */
@@ -127,6 +128,17 @@ export class Viewer extends Segments {
         : save();
     this.commands.registerCommand(CONTEXT, STORE, store);
     this.ends.push(() => this.commands.registerCommand(CONTEXT, STORE, stock));
+  }
+
+  /** Ask mayLeave() before OHIF's arrow leads back to the list of studies. */
+  onLeave(mayLeave) {
+    const handle = event => {
+      if (!event.target.closest?.(BACK_ARROW) || mayLeave()) return;
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    };
+    document.addEventListener('click', handle, { capture: true });
+    this.ends.push(() => document.removeEventListener('click', handle, { capture: true }));
   }
 
   // --- messages ----------------------------------------------------------------------------------

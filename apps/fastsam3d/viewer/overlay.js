@@ -2,6 +2,8 @@
 //
 // It is no segmentation of OHIF: it cannot be saved by mistake, and is no row in the segment table.
 
+import { Layer, dot, pixelOf } from './layer.js';
+
 const STEP_PX = 2; // the veil has a cell for so many pixels of the plane, in each direction
 const COLOUR = [255, 160, 0];
 const OPAQUE = 200; // opacity of 255 where a label is as uncertain as can be
@@ -23,11 +25,6 @@ export function toVoxels(affineLps) {
     const unit = row.map(part => part / volume);
     return [...unit, -dot(unit, column(3))];
   });
-}
-
-/** Return the product of two vectors; the second one may be longer. */
-function dot(first, second) {
-  return first.reduce((sum, part, n) => sum + part * second[n], 0);
 }
 
 /** Return the values of a map at the cells of a plane, Uint8Array, row after row; 0 beside the box.
@@ -59,7 +56,7 @@ export function sample({ values, place }, { origin, right, down }, columns, rows
 export class Overlay {
   constructor(viewer) {
     this.viewer = viewer;
-    this.canvases = new Map();
+    this.layer = new Layer('fs-overlay');
     this.map = null;
     this.marker = null;
     viewer.onRendered(viewportId => this.#draw(viewportId));
@@ -74,35 +71,19 @@ export class Overlay {
   }
 
   stop() {
-    this.canvases.forEach(canvas => canvas.remove());
-    this.canvases.clear();
+    this.layer.stop();
   }
 
   #draw(viewportId) {
     const isEmpty = !this.map && !this.marker;
     const plane = isEmpty ? null : this.viewer.planeOf(viewportId);
     if (!plane) {
-      this.canvases.get(viewportId)?.remove();
+      this.layer.remove(viewportId);
       return;
     }
-    const canvas = this.#canvas(viewportId, plane);
-    const context = canvas.getContext('2d');
-    context.clearRect(0, 0, canvas.width, canvas.height);
+    const context = this.layer.clear(viewportId, plane).getContext('2d');
     if (this.map) this.#drawMap(context, plane);
     if (this.marker) this.#drawMarker(context, plane);
-  }
-
-  #canvas(viewportId, { element, width, height }) {
-    if (!this.canvases.has(viewportId)) {
-      const canvas = document.createElement('canvas');
-      canvas.className = 'fs-overlay';
-      canvas.style.cssText = 'position:absolute;left:0;top:0;pointer-events:none';
-      this.canvases.set(viewportId, canvas);
-    }
-    const canvas = this.canvases.get(viewportId);
-    if (canvas.parentNode !== element) element.append(canvas);
-    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-    return canvas;
   }
 
   #drawMap(context, plane) {
@@ -118,11 +99,9 @@ export class Overlay {
     context.drawImage(small, 0, 0, columns * STEP_PX, rows * STEP_PX);
   }
 
-  #drawMarker(context, { origin, right, down }) {
-    const from = this.marker.map((mm, n) => mm - origin[n]);
-    const [x, y] = [right, down].map(step => dot(from, step) / dot(step, step));
-    const beside = from.map((mm, n) => mm - x * right[n] - y * down[n]);
-    context.globalAlpha = Math.sqrt(dot(beside, beside)) <= NEAR_MM ? 1 : 0.3;
+  #drawMarker(context, plane) {
+    const { x, y, offMm } = pixelOf(this.marker, plane);
+    context.globalAlpha = offMm <= NEAR_MM ? 1 : 0.3;
     context.strokeStyle = '#22d3ee';
     context.lineWidth = 2;
     context.beginPath();

@@ -1,9 +1,11 @@
 // The panel: tools, size, structures, and the prompts of the structure that the user works on.
 
 import { make } from './dom.js';
+import { KEY_LIST_STYLE, KeyList } from './key_list.js';
 import { LearningView } from './learning.js';
 import { SIZES } from './session.js';
-import { KEYS, KINDS } from './tools.js';
+import { StructuresView } from './structures_view.js';
+import { KINDS } from './tools.js';
 
 const STYLE = `
 .fs { color: #e5e7eb; font-size: 13px; padding: 8px; display: flex; flex-direction: column; gap: 8px }
@@ -21,8 +23,7 @@ const STYLE = `
 .fs .dot { width: 12px; height: 12px; border-radius: 6px; flex: none }
 .fs-alert { background: #7f1d1d; border-radius: 4px; padding: 6px }
 .fs h3 { color: #94a3b8 }
-.fs dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 8px }
-.fs dt { color: #7dd3fc }
+.fs input[type=text] { background: #1e293b; padding: 3px 6px; flex: 1; min-width: 0 }
 .fs input[type=number], .fs select { background: #1e293b; width: 6em; padding: 2px 4px }
 .fs img { width: 100% }
 .fs summary { color: #94a3b8; cursor: pointer }
@@ -30,13 +31,14 @@ const STYLE = `
 [data-sonner-toast] { pointer-events: none !important }
 [data-sonner-toast] button { pointer-events: auto !important }
 .fs-busy { position: fixed; top: 60px; left: 50%; transform: translateX(-50%); z-index: 1000;
-  background: #0369a1; color: white; padding: 4px 12px; border-radius: 12px; pointer-events: none }`;
+  background: #0369a1; color: white; padding: 4px 12px; border-radius: 12px; pointer-events: none }${KEY_LIST_STYLE}`;
 
 export class Panel {
   constructor(node) {
     this.root = make('div', { class: 'fs' });
     node.replaceChildren(make('style', {}, STYLE), this.root);
     this.busy = make('div', { class: 'fs-busy', role: 'status' }, 'Computing …');
+    this.keys = new KeyList();
     this.detach = () => {};
   }
 
@@ -45,25 +47,27 @@ export class Panel {
     this.detach();
     this.root.replaceChildren();
     this.busy.remove();
+    this.keys.hide();
     this.detach = () => {};
     this.session = session;
     if (!session) return;
     this.learning = new LearningView(session.learning);
+    this.structures = new StructuresView(session);
     const listeners = new AbortController();
     const redraw = () => this.#schedule();
     const options = { signal: listeners.signal };
     session.addEventListener('change', redraw, options);
     session.tools.addEventListener('change', redraw, options);
-    session.tools.addEventListener('help', () => this.#toggleHelp(), options);
+    session.tools.addEventListener('help', () => this.keys.toggle(), options);
+    session.tools.addEventListener('add', () => this.#addStructure(), options);
+    session.tools.addEventListener('escape', () => this.keys.hide(), options);
     this.detach = () => listeners.abort();
-    this.help = false;
     this.#schedule();
   }
 
-  #toggleHelp() {
-    this.help = !this.help;
+  #addStructure() {
     this.session.viewer.showPanel();
-    this.#schedule();
+    this.structures.askName();
   }
 
   #schedule() {
@@ -80,19 +84,20 @@ export class Panel {
     const structure = session.structure();
     if (session.busy) document.body.append(this.busy);
     else this.busy.remove();
+    const focusAgain = this.structures.keepFocus();
     this.root.replaceChildren(
       this.#tools(),
       this.#size(structure),
       this.#conflict(structure),
       this.#others(structure),
-      this.#structures(structure),
+      this.structures.draw(structure),
       this.#prompts(structure),
       this.#hints(),
       this.#stored(structure),
       this.learning.element,
-      this.help ? this.#keys() : '',
       this.#foot()
     );
+    focusAgain();
   }
 
   #tools() {
@@ -129,56 +134,6 @@ export class Panel {
       button('larger ]', 1, size === SIZES.largest),
       make('button', { title: 'Ctrl + Z', onclick: () => session.viewer.undo() }, 'Undo'),
       make('button', { title: 'Ctrl + Y', onclick: () => session.viewer.redo() }, 'Redo')
-    );
-  }
-
-  #structures(structure) {
-    const { viewer } = this.session;
-    const viewportId = viewer.activeViewportId();
-    const segmentationId = structure?.segment[0] ?? viewer.activeSegmentation(viewportId);
-    if (!segmentationId) return make('span', {}, 'The series is being opened …');
-    const rows = viewer.segments(segmentationId, viewportId).map(({ number, label, color }) =>
-      make(
-        'li',
-        { 'aria-current': structure?.segment[1] === number, 'data-segment': number },
-        make('i', { class: 'dot', style: `background: rgb(${color.join(',')})` }),
-        make(
-          'span',
-          { onclick: () => viewer.setActiveSegment([segmentationId, number]) },
-          label ?? `Segment ${number}`
-        )
-      )
-    );
-    const add = make(
-      'button',
-      {
-        onclick: () => {
-          const name = window.prompt('Name of the structure');
-          if (name) viewer.addSegment(segmentationId, name);
-        },
-      },
-      'New structure'
-    );
-    const { session } = this;
-    const isUnsaved = structure && session.unsaved.has(structure.seriesUid);
-    const overwrite = make('input', {
-      type: 'checkbox',
-      onchange: () => (session.overwrite = overwrite.checked),
-    });
-    overwrite.checked = session.overwrite;
-    const save = make(
-      'button',
-      { title: 'Save all structures on the server', onclick: () => session.stored.save() },
-      session.stored.isSaving ? 'Saving …' : isUnsaved ? 'Save •' : 'Save'
-    );
-    save.disabled = session.stored.isSaving;
-    return make(
-      'section',
-      {},
-      make('h3', {}, 'Structures'),
-      make('ul', {}, ...rows),
-      make('div', { class: 'fs-row' }, add, save),
-      make('label', {}, overwrite, ' A new mask may take voxels of other structures')
     );
   }
 
@@ -294,13 +249,8 @@ export class Panel {
     );
   }
 
-  #keys() {
-    const rows = KEYS.flatMap(([key, text]) => [make('dt', {}, key), make('dd', {}, text)]);
-    return make('section', {}, make('h3', {}, 'Keys'), make('dl', {}, ...rows));
-  }
-
   #foot() {
-    const keys = make('button', { onclick: () => this.#toggleHelp() }, '? Keys');
+    const keys = make('button', { onclick: () => this.keys.toggle() }, '? Keys');
     const licences = make('a', { href: '/viewer/licences.txt', target: '_blank' }, 'Licences');
     return make('div', { class: 'fs-row' }, keys, licences);
   }

@@ -7,6 +7,8 @@ import { Work } from './work.js';
 
 const BUSY_MS = 300; // a computation that takes longer is shown
 const ONLY_EXCLUDED = 'There are only excluding prompts: press on the structure without Ctrl, too.';
+const LEAVE =
+  'Leave without saving? Unsaved work is drawn again when you come back, if the server keeps a journal.';
 export const STILL_OPENING = 'The series is still being opened; try again in a moment.';
 export const SIZES = { smallest: -2, largest: 2 };
 
@@ -38,6 +40,7 @@ export class Session extends EventTarget {
     const isOurs = segmentationId => this.opening.seriesOf.has(segmentationId);
     this.viewer.onStore(isOurs, () => this.stored.save());
     this.viewer.onEdit((segmentationId, isCertain) => this.#noteEdit(segmentationId, isCertain));
+    this.viewer.onLeave(() => !this.unsaved.size || window.confirm(LEAVE));
     this.opening.start();
   }
 
@@ -190,6 +193,7 @@ export class Session extends EventTarget {
   async question(structure, { prompts, size, base }) {
     const { seriesUid, segment } = structure;
     const asked = { prompts, size, start: null, name: this.nameOf(structure), number: segment[1] };
+    this.work.touch(seriesUid, asked.name);
     if (!base) return asked;
     base.file ??= this.client
       .grid(seriesUid)

@@ -67,8 +67,10 @@ export class StoredLabels {
     if (!labels.length) throw new Error('There is nothing to save: every structure is empty.');
     const base = isForced ? null : (this.versions.get(seriesUid) ?? 0);
     const file = await nrrdFile(voxels, grid);
-    this.versions.set(seriesUid, await this.client.save(seriesUid, file, labels, base));
-    return labels.map(({ name }) => name);
+    const names = labels.map(({ name }) => name);
+    const known = [...new Set([...names, ...this.session.work.namesOf(seriesUid)])];
+    this.versions.set(seriesUid, await this.client.save(seriesUid, file, labels, known, base));
+    return names;
   }
 
   /** Draw the structures of the newer label that the user has not drawn, so that Save keeps both. */

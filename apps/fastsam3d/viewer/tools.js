@@ -21,6 +21,7 @@ export const KEYS = [
   ['u', 'show or hide the uncertainty of the mask'],
   ['n', 'go to the next place worth a click'],
   ['Ctrl + Z, Ctrl + Y', 'undo, redo'],
+  ['a', 'add a structure: type its name'],
   ['1 … 9 with Alt', 'work on segment 1 … 9'],
   ['Shift + press', 'crosshairs'],
   ['?', 'show or hide this list'],
@@ -31,6 +32,8 @@ const STEP_PX = 4; // distance of the points of a drawn path
 const MIN_PATH = 3;
 const MAX_PATH = 500; // the server takes 1000 places
 const [LEFT, RIGHT] = [0, 2];
+const CONTROLS = 'input, textarea, select, [contenteditable="true"]'; // the keys are theirs
+const SWITCHES = ['checkbox', 'radio', 'range']; // but not those of these
 
 export class PromptTools extends EventTarget {
   constructor(viewer, session) {
@@ -149,8 +152,10 @@ export class PromptTools extends EventTarget {
   // --- keys --------------------------------------------------------------------------------------
 
   #key(event) {
-    if (event.target.closest?.('input, textarea, select, [contenteditable="true"]')) return;
-    if (!this.#handleKey(event)) return;
+    const control = event.target.closest?.(CONTROLS);
+    if (control && !SWITCHES.includes(control.type)) return;
+    // OHIF's own undo and redo do not come from a switch that has the focus
+    if (!this.#handleKey(event) && !(control && this.#handleHistory(event))) return;
     event.preventDefault();
     event.stopImmediatePropagation(); // OHIF has other uses for some of these keys
   }
@@ -164,12 +169,30 @@ export class PromptTools extends EventTarget {
       return Boolean(digit);
     }
     if (key === '?') this.dispatchEvent(new Event('help'));
-    else if (key === 'Escape' && this.gesture) this.#cancel();
+    else if (key === 'Escape') return this.#escape();
     else if (!this.isActive && !this.#kindOf(key)) return false;
     else if (key === '[' || key === ']') this.session.resize(key === ']' ? 1 : -1);
     else if (key === 'u') this.session.hints.toggle();
     else if (key === 'n') this.session.hints.next();
+    else if (key === 'a') this.dispatchEvent(new Event('add')); // OHIF adds one without a name
     else if (this.#kindOf(key)) this.choose(this.#kindOf(key));
+    else return false;
+    return true;
+  }
+
+  /** Take back what is being drawn, or else hide the list of keys; return whether it was the former. */
+  #escape() {
+    const isDrawing = Boolean(this.gesture);
+    if (isDrawing) this.#cancel();
+    else this.dispatchEvent(new Event('escape'));
+    return isDrawing;
+  }
+
+  #handleHistory({ key, shiftKey, ctrlKey, metaKey }) {
+    if (!ctrlKey && !metaKey) return false;
+    const isRedo = key === 'y' || (shiftKey && key.toLowerCase() === 'z');
+    if (isRedo) this.viewer.redo();
+    else if (key === 'z') this.viewer.undo();
     else return false;
     return true;
   }

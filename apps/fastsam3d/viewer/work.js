@@ -22,8 +22,20 @@ export class Work {
     this.session = session;
     this.restored = new Map(); // series UID -> promise that ends when its work is drawn
     this.others = new Map(); // series UID -> unsaved work of other users, [{user, time, structures}]
+    this.names = new Map(); // series UID -> names of the structures that this page worked on
     this.waiting = new Map(); // what is to be recorded -> its timer
     this.sending = new Set();
+  }
+
+  /** Note that this page works on a structure of this name. */
+  touch(seriesUid, name) {
+    if (!this.names.has(seriesUid)) this.names.set(seriesUid, new Set());
+    if (name) this.names.get(seriesUid).add(name);
+  }
+
+  /** Return the names of the structures of a series that this page worked on. */
+  namesOf(seriesUid) {
+    return [...(this.names.get(seriesUid) ?? [])];
   }
 
   /** Draw the saved label and the own unsaved work of a series, once. */
@@ -81,6 +93,7 @@ export class Work {
     if (structure.prompts.length && !isUndoable) return; // a press of the user came first
     const base = mask ? await this.#keptMask(seriesUid, mask, number) : null;
     structure.recordedAs = name;
+    this.touch(seriesUid, name);
     session.startFrom([[structure, base]], { isUndoable });
     let isDone = !prompts.length;
     for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
@@ -145,6 +158,7 @@ export class Work {
   }
 
   #forget({ seriesUid, segment }, name) {
+    this.touch(seriesUid, name);
     const asked = { prompts: [], size: 0, start: null, name, number: segment[1] };
     return this.client.record(seriesUid, asked);
   }
@@ -162,6 +176,7 @@ export class Work {
       const { segment } = structure;
       const name = this.session.nameOf(structure);
       structure.recordedAs = name;
+      this.touch(seriesUid, name);
       const start = { file, number: segment[1], overwrite: false };
       await this.client.record(seriesUid, { prompts: [], size: 0, start, name, number: segment[1] });
     }

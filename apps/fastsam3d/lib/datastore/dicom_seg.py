@@ -47,7 +47,10 @@ def write_segmentation(image: str, label: str, label_info: Sequence[Any]) -> str
         segmentation: str = nifti_to_dicom_seg(folder, numbered, segments)
     if not os.path.exists(segmentation):
         raise InputError("itkimage2segimage failed to make a DICOM-SEG of the label; see the log")
-    _name_segments(segmentation, described)
+    dataset = pydicom.dcmread(segmentation)
+    _name_segments(dataset, described)
+    _mark_same_places(dataset)
+    dataset.save_as(segmentation)
     return segmentation
 
 
@@ -108,9 +111,8 @@ def _segment(value: int, info: Mapping[str, Any]) -> Segment:
     return Segment(value, name, colour) if len(colour) == 3 else Segment(value, name)
 
 
-def _name_segments(path: str, segments: Sequence[Segment]) -> None:
+def _name_segments(dataset: pydicom.Dataset, segments: Sequence[Segment]) -> None:
     """Write names and label values into a DICOM-SEG whose segments are in the order of values."""
-    dataset = pydicom.dcmread(path)
     dataset.SpecificCharacterSet = UTF_8
     if len(dataset.SegmentSequence) != len(segments):
         raise InputError(
@@ -121,7 +123,18 @@ def _name_segments(path: str, segments: Sequence[Segment]) -> None:
         stored.SegmentDescription = segment.name[:LONGEST_DESCRIPTION]
         block = stored.private_block(VALUE_GROUP, VALUE_CREATOR, create=True)
         block.add_new(VALUE_ELEMENT, "UL", segment.value)
-    dataset.save_as(path)
+
+
+def _mark_same_places(dataset: pydicom.Dataset) -> None:
+    """State that a pixel of a frame lies where the same pixel of its source slice lies.
+
+    dcmqi leaves that out, and highdicom then refuses to index frames by their source slices. It
+    holds because the label has the grid of the series. The attribute: PS3.3 C.7.6.16.2.6.
+    """
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.get("DerivationImageSequence", ()):
+            for source in derivation.get("SourceImageSequence", ()):
+                source.SpatialLocationsPreserved = "YES"
 
 
 def _shortened(name: str) -> str:

@@ -26,7 +26,7 @@ from lib.imaging.affine import RAS_TO_LPS, itk_affine
 from lib.imaging.dicom_series import read_series
 from lib.imaging.itk_file import check_self_contained
 from lib.imaging.mask_file import write_mask
-from lib.imaging.nifti_file import NIFTI_ERRORS
+from lib.imaging.nifti_file import NIFTI_ERRORS, read_to_end
 from lib.imaging.volume import read_volume
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -205,8 +205,7 @@ def _read_voxels(path: str | Path) -> np.ndarray:
     with open_file(path, "rb") as file:
         image = image_class.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
         voxels = np.asarray(image.dataobj)
-        while file.read(1 << 20):  # damage of gzip shows only at its end
-            pass
+        read_to_end(file)
     return voxels
 
 

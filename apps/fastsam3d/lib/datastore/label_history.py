@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lib.atomic_file import copy_atomically, keep_as, write_text_atomically
+from lib.atomic_file import keep_as, write_atomically, write_text_atomically
 from lib.errors import NotFoundError
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,9 @@ class LabelHistory:
         )
         time = datetime.now(UTC).isoformat(timespec="seconds")
         new = LabelVersion(number, time, user, file_sha256(source), extension, info)
-        self._write_sidecar(label_id, [new, *([replaced] if replaced else [])])
-        copy_atomically(source, self._folder / f"{label_id}{extension}")
+        with write_atomically(self._folder / f"{label_id}{extension}") as temporary:
+            shutil.copyfile(source, temporary)  # before the description: the disk may be full
+            self._write_sidecar(label_id, [new, *([replaced] if replaced else [])])
         if replaced and replaced.extension != extension:
             (self._folder / f"{label_id}{replaced.extension}").unlink(missing_ok=True)
         self._prune(label_id)

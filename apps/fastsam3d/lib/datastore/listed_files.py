@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -274,12 +275,15 @@ class ListedFiles(LocalDatastore):
         """Return the files of a folder that fit a pattern, in the order of the patterns.
 
         Upper and lower case do not matter. Hidden files, such as ``._scan.nii``, are left out, and
-        what is no file: a pipe would hold a reader forever.
+        what is no file: a pipe would hold a reader forever. A name that no request can send is left
+        out with a warning.
         """
         names = sorted(
             name
             for name in os.listdir(path)
-            if not name.startswith(".") and os.path.isfile(os.path.join(path, name))
+            if not name.startswith(".")
+            and os.path.isfile(os.path.join(path, name))
+            and _can_be_sent(name)
         )
         return {
             name: name
@@ -335,6 +339,15 @@ class ListedFiles(LocalDatastore):
         if lock is None:  # the base class sets the path in its constructor, and uses it there
             lock = self._process_lock = FileLock(self._lock_file, thread_local=False)
         return lock
+
+
+@lru_cache(maxsize=4096)
+def _can_be_sent(name: str) -> bool:
+    """Return whether a file name is an ID that requests can name; log once that it is none."""
+    if name.isprintable() and "\\" not in name:
+        return True
+    logger.warning("file %r is left out: rename it without backslash and control codes", name)
+    return False
 
 
 def list_entry(version: LabelVersion) -> DataModel:

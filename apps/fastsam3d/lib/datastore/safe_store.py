@@ -123,9 +123,10 @@ class SafeDatastore(ListedFiles):
             label = self._datastore.label(label_id, label_tag)
             if not label:
                 raise LabelNotFoundException(f"Label: {label_id} Tag: {label_tag} not found")
-            label.info = {**label.info, **info}
+            changed = {**label.info, **info}
             path = Path(self.get_label_uri(label_id, label_tag))
-            self._history(label_tag).describe(label_id, path, label.info)
+            self._history(label_tag).describe(label_id, path, changed)
+            label.info = changed  # only now: the disk may be full
             self._update_datastore_file()
 
     def remove_label(self, label_id: str, label_tag: str) -> None:

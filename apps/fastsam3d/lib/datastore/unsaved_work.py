@@ -17,6 +17,10 @@ LAST_INTERACTION = "last_interaction"
 """LAST_INTERACTION: key in the description of a label: time of the newest entry of the journal
 when the label was saved."""
 
+STRUCTURES_OF_PAGE = "structures_of_page"
+"""STRUCTURES_OF_PAGE: key in the description of a label: names of the structures of the page that
+saved it. Another page of the same user may work on others."""
+
 Entry = Mapping[str, Any]
 
 
@@ -34,12 +38,19 @@ class UnsavedWork:
 
 
 def own_work(entries: Sequence[Entry], versions: Sequence[LabelVersion], user: str) -> UnsavedWork:
-    """Return what a user did since that user saved a label last.
+    """Return what a user did to each structure since that user saved it last.
 
-    entries: the journal, oldest first. versions: of the final label, the current one included.
+    entries: the journal, oldest first. versions: of the final label, the current one included. A
+    save ends the work on the structures of the page that saved, or on all if it does not name them.
     """
-    saved = [_saved_until(version) for version in versions if version.user == user]
-    return _work(entries, user, max(saved, default=""))
+    saves = [version for version in versions if version.user == user]
+    return _work([each for each in entries if not any(_has(save, each) for save in saves)], user)
+
+
+def _has(version: LabelVersion, entry: Entry) -> bool:
+    names = version.info.get(STRUCTURES_OF_PAGE)
+    is_of_page = not isinstance(names, list) or entry.get("label") in names
+    return is_of_page and str(entry.get("time", "")) <= _saved_until(version)
 
 
 def work_of_others(
@@ -61,7 +72,7 @@ def has_mask(entry: Entry) -> bool:
     return bool(entry["prompts"] or entry.get("initial_mask_sha256"))
 
 
-def _work(entries: Sequence[Entry], user: str, since: str) -> UnsavedWork:
+def _work(entries: Sequence[Entry], user: str, since: str = "") -> UnsavedWork:
     newest: dict[str, Entry] = {}
     for entry in entries:
         is_ours = str(entry.get("user", "")) == user and str(entry.get("time", "")) > since

@@ -135,6 +135,12 @@ def _check_tags(headers: Sequence[Dataset]) -> None:
     for header in headers:
         if number(header, "SamplesPerPixel", 1) != 1:
             raise InputError("holds colour images; send the scan in shades of grey")
+        stored, high = number(header, "BitsStored", 16), number(header, "HighBit", 0)
+        if high >= stored:
+            raise InputError(
+                f"has a HighBit of {high:g} for {stored:g} BitsStored, which programs read "
+                "differently; export it again"
+            )
         number(header, "RescaleIntercept", 0)
         if number(header, "RescaleSlope", 1) == 0:
             raise InputError("has a RescaleSlope of 0, which makes all voxels one value; repair it")
@@ -156,6 +162,12 @@ def _check_one_stack(headers: Sequence[Dataset]) -> None:
     if len(uids) > 1:
         raise InputError(
             f"mixes {len(uids)} values of SeriesInstanceUID; give a folder with one series"
+        )
+    inverted = sum(is_inverted([header]) for header in headers)
+    if 0 < inverted < len(headers):
+        raise InputError(
+            f"stores {inverted} of {len(headers)} slices as MONOCHROME1 (low is bright) and the "
+            "others not; export them alike"
         )
     sizes = {(int(header.Columns), int(header.Rows)) for header in headers}
     if len(sizes) > 1:

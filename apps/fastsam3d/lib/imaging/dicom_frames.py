@@ -8,7 +8,7 @@ same for both kinds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from lib.errors import InputError
 from lib.imaging.image_checks import is_hidden
@@ -33,6 +34,8 @@ COMMON_TAGS = (
     "SamplesPerPixel",
     "Rows",
     "Columns",
+    "BitsStored",
+    "HighBit",
 )
 """COMMON_TAGS: what a multi-frame object stores once for all of its frames."""
 
@@ -50,6 +53,12 @@ FRAME_TAGS = {
 }
 """FRAME_TAGS: what each frame stores, in a functional group of its own or one for all frames."""
 
+PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+"""PLAIN: transfer syntaxes whose voxels are as long as the header says."""
+
+TAG_BYTES = (12, 8)
+"""TAG_BYTES: of tag and length before the voxels; the second without the type (implicit VR)."""
+
 SEVERAL_IN_ONE = (
     "has several slices in one file without the position of each; convert it to one file per slice"
 )
@@ -57,11 +66,16 @@ SEVERAL_IN_ONE = (
 
 @dataclass(frozen=True)
 class DicomFrame:
-    """A slice: its file, its header, and its number in the file; None if it is the only one."""
+    """A slice.
+
+    number: its number in the file ``path``; None if it is the only one. missing_bytes: how many
+    bytes of voxels its file lacks.
+    """
 
     path: Path
     header: Dataset
     number: int | None = None
+    missing_bytes: int = 0
 
 
 def read_frames(source: Path) -> tuple[list[DicomFrame], tuple[str, ...]]:
@@ -75,14 +89,15 @@ def read_frames(source: Path) -> tuple[list[DicomFrame], tuple[str, ...]]:
     for path in sorted(source.iterdir()) if source.is_dir() else [source]:
         if not path.is_file() or is_hidden(path):
             continue
-        header = _read_header(path)
+        header, rest_bytes = _read_header(path)
         if header is not None and "DirectoryRecordSequence" in header:
             continue  # a DICOMDIR, the table of contents of a disc
         if header is None or not any(value(header, tag) for tag in IMAGE_TAGS):
             if header is not None or path.suffix.lower() in (".dcm", ""):
                 left_out.append(path.name)
             continue
-        frames.extend(_frames(path, header))
+        missing = _missing_bytes(header, rest_bytes)
+        frames.extend(replace(frame, missing_bytes=missing) for frame in _frames(path, header))
     if not frames:
         kind = "folder" if source.is_dir() else "file"
         raise InputError(f'{kind} "{source.name}" holds no DICOM images; give one with a series')
@@ -135,14 +150,34 @@ def shortened(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _read_header(path: Path) -> Dataset | None:
-    """Return the header of a DICOM file without its voxels; None if the file is no DICOM."""
+def _read_header(path: Path) -> tuple[Dataset | None, int]:
+    """Return the header of a DICOM file and the number of bytes that follow it, the voxels.
+
+    The header is None if the file is no DICOM.
+    """
     # MONAI Label fetches frames one by one and stores them without the DICOM preamble
     force = path.suffix.lower() == ".dcm"
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, force=force)
+        with path.open("rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=force)
+            return header, path.stat().st_size - file.tell()
     except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, NotImplementedError):
-        return None
+        return None, 0
+
+
+def _missing_bytes(header: Dataset, rest_bytes: int) -> int:
+    """Return how many bytes of voxels a file lacks; ITK takes what it finds for them.
+
+    Voxels of another transfer syntax than PLAIN have no fixed length; their decoder notices.
+    """
+    meta: Any = getattr(header, "file_meta", None)
+    syntax = meta.get("TransferSyntaxUID") if meta is not None else None
+    if syntax not in PLAIN:
+        return 0
+    tags = (("Rows", 0), ("Columns", 0), ("SamplesPerPixel", 1), ("NumberOfFrames", 1))
+    bits = [number(header, tag, default) for tag, default in (*tags, ("BitsAllocated", 16))]
+    voxel_bytes = rest_bytes - TAG_BYTES[syntax == ImplicitVRLittleEndian]
+    return max(int(np.prod(bits)) // 8 - voxel_bytes, 0)
 
 
 def _frames(path: Path, header: Dataset) -> Iterator[DicomFrame]:

@@ -102,6 +102,11 @@ def _make(
     """Return the image of slices. most_holes: number of slices that may be missing."""
     headers = [frame.header for frame in frames]
     warnings = check_headers(headers)
+    for frame in frames:
+        if frame.missing_bytes:
+            raise InputError(
+                f"lacks {frame.missing_bytes} bytes of voxels in {frame.path.name}; send it again"
+            )
     shape = (int(headers[0].Columns), int(headers[0].Rows), len(frames))
     check_voxel_count(source.name, shape, max_voxels)
     frames, copies = _without_copies(frames)

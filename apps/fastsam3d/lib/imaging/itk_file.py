@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from lib.errors import InputError
 from lib.imaging.affine import RAS_TO_LPS, itk_affine
 from lib.imaging.image_checks import check_layout, check_voxel_count, unreadable
-from lib.imaging.nifti_file import StoredImage
+from lib.imaging.nifti_file import ImageMetadata, StoredImage
 
 HEADER_BYTES = 2**20
 """HEADER_BYTES: how far into a file its text is searched; headers are much shorter."""
@@ -26,6 +26,14 @@ NRRD_DATA_FILE = re.compile(rb"(?:^|[\r\n])\s*data\s*file\s*:(?!=)", re.IGNORECA
 
 It follows teem.sourceforge.net/nrrd/format.html; ``:=`` would be a comment of the user.
 """
+
+NRRD_UNITS = re.compile(rb"(?:^|[\r\n])\s*(?:space )?units\s*:(?!=)([^\r\n]*)", re.IGNORECASE)
+"""NRRD_UNITS: the fields of NRRD for the units of lengths, each in quotes."""
+
+QUOTED = re.compile(rb'"([^"]*)"')
+
+MILLIMETRES = ("", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
+"""MILLIMETRES: units that need no warning."""
 
 META_DATA_FILE = re.compile(rb"ElementDataFile\s*[=:]\s*([^\s]*)", re.IGNORECASE)
 """META_DATA_FILE: the field of MetaImage for the place of the voxels; LOCAL is the same file."""
@@ -49,7 +57,25 @@ def read_itk(path: Path, reader_name: str, max_voxels: int | None = None) -> Sto
         raise
     except (RuntimeError, MemoryError, OSError) as error:
         raise unreadable(path.name, error) from error
-    return from_itk(path.name, image)
+    metadata = ImageMetadata(warnings=_unit_warnings(path))
+    return from_itk(path.name, image)._replace(metadata=metadata)
+
+
+def _unit_warnings(path: Path) -> tuple[str, ...]:
+    """Return the warning about lengths that a NRRD header gives in another unit than mm."""
+    with path.open("rb") as file:
+        text = file.read(HEADER_BYTES)
+    if not text.startswith(b"NRRD"):
+        return ()
+    fields = NRRD_UNITS.findall(text.split(b"\n\n")[0].split(b"\r\n\r\n")[0])
+    units = [unit.decode("ascii", "replace") for field in fields for unit in QUOTED.findall(field)]
+    others = sorted({unit for unit in units if unit.strip().lower() not in MILLIMETRES})
+    if not others:
+        return ()
+    return (
+        f'the header of image "{path.name}" gives lengths in {", ".join(others)[:40]}; they are '
+        "taken as mm, as 3D Slicer does",
+    )
 
 
 def check_self_contained(path: Path) -> None:

@@ -68,8 +68,11 @@ LONGEST_QUATERNION = 1.001
 COMMENT = 6
 """COMMENT: the code of a header extension with plain text, which `write_scan` adds."""
 
-MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
-"""MM_PER_UNIT: lengths of a header's unit of space; all others are millimetres."""
+MM_PER_UNIT = {1: 1000.0, 3: 0.001}
+"""MM_PER_UNIT: metres and microns, by the code of a header's unit; all others are millimetres."""
+
+UNIT_OF_SPACE = 7
+"""UNIT_OF_SPACE: the bits of ``xyzt_units`` with that code; the others are the unit of time."""
 
 GEOMETRY_FIELDS = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code"),
@@ -172,12 +175,15 @@ def _read(path: Path, file: Any, max_voxels: int | None) -> StoredImage:
     stored = ArrayProxy(file, header, mmap=False)
     is_scaled = (stored.slope, stored.inter) != (1, 0)
     array = np.asarray(stored, np.float32) if is_scaled else stored.get_unscaled()
-    _read_to_end(file)
+    read_to_end(file)
     return StoredImage(array.reshape(shape_ijk, order="F"), affine_mm, _metadata(header))
 
 
-def _read_to_end(file: Any) -> None:
-    """Read what follows the last voxel: truncated or damaged gzip shows only at its end."""
+def read_to_end(file: Any) -> None:
+    """Read what follows the last voxel: truncated or damaged gzip shows only at its end.
+
+    Raises ImageFileError if that is more than MAX_EXTRA_BYTES.
+    """
     for _ in range(MAX_EXTRA_BYTES // CHUNK_BYTES):
         if not file.read(CHUNK_BYTES):
             return
@@ -277,7 +283,7 @@ def _log_other_frames(name: str, header: Any, affine_mm: np.ndarray) -> None:
     """Log if another frame of a header puts a voxel elsewhere, by more than a tenth of a voxel."""
     last_ijk = [int(length) - 1 for length in header.get_data_shape()[:3]]
     corners = np.array([[0, 0, 0, 1], [*last_ijk, 1]]).T
-    unit_mm = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    unit_mm = MM_PER_UNIT.get(int(header["xyzt_units"]) & UNIT_OF_SPACE, 1.0)
     for frame in ("qform", "sform"):
         try:
             other = getattr(header, f"get_{frame}")(coded=True)[0]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import apply_affine
+from nibabel.affines import apply_affine, voxel_sizes
 
 from lib.errors import InputError
 from lib.imaging.dicom_series import read_series
-from lib.imaging.image_checks import check_affine, unreadable
+from lib.imaging.image_checks import GEOMETRY_CURE, check_affine, unreadable
 from lib.imaging.intensity import looks_like_ct
 from lib.imaging.itk_file import from_itk, read_itk
 from lib.imaging.nifti_file import ImageMetadata, StoredImage, read_nifti
@@ -33,6 +33,13 @@ MAX_LABEL = 65535
 
 LABEL_TOLERANCE = 0.05
 """LABEL_TOLERANCE: how far a label value may be from an integer; writers store 3 as 3.0000458."""
+
+
+COARSE_STEP = 1e-3
+"""COARSE_STEP: steps between numbers of float32 that deserve a warning, as a part of the range."""
+
+PLAUSIBLE_MM = (0.005, 50.0)
+"""PLAUSIBLE_MM: lengths of voxels that need no warning; a header with another unit has others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,15 +87,23 @@ def read_volume(path: str | Path, max_voxels: int | None = None) -> Volume:
     array.setflags(write=False)
     modality = image.metadata.modality
     is_ct = modality == "CT" if modality else looks_like_ct(array, minimum)
-    return Volume(array, image.affine_mm, is_ct, (*image.metadata.warnings, *nan_warnings))
+    warnings = (
+        *image.metadata.warnings,
+        *nan_warnings,
+        *_size_warnings(path.name, voxel_sizes(image.affine_mm)),
+        *_rounding_warnings(path.name, array.dtype, minimum, maximum),
+    )
+    return Volume(array, image.affine_mm, is_ct, warnings)
 
 
-def read_label_map(path: str | Path, max_voxels: int | None = None) -> Volume:
+def read_label_map(
+    path: str | Path, max_voxels: int | None = None, max_label: int = MAX_LABEL
+) -> Volume:
     """Read a label map in any format of `read_volume`; its array is uint8 or uint16.
 
     Values that are not quite integers are rounded, and NaN is 0. A map without any label is one of
     a healthy case. Raises InputError if the file cannot be read, is not 3D, or holds fractions,
-    values outside of 0 to `MAX_LABEL`, or NaN and no label.
+    values outside of 0 to `max_label`, or NaN and no label.
     """
     path = Path(path)
     try:
@@ -97,10 +112,10 @@ def read_label_map(path: str | Path, max_voxels: int | None = None) -> Volume:
         minimum, maximum = _range(path.name, stored)
     except InputError as error:
         raise InputError(str(error).replace("image ", "label ", 1)) from error
-    if minimum < -LABEL_TOLERANCE or maximum > MAX_LABEL + LABEL_TOLERANCE:
+    if minimum < -LABEL_TOLERANCE or maximum > max_label + LABEL_TOLERANCE:
         raise InputError(
             f'label "{path.name}" holds values from {minimum:g} to {maximum:g}; '
-            f"save it with values from 0 to {MAX_LABEL}"
+            f"save it with values from 0 to {max_label}"
         )
     if nan_warnings and minimum == maximum == 0:
         raise InputError(
@@ -201,3 +216,25 @@ def _range(name: str, array: np.ndarray) -> tuple[float, float]:
             "replace them by the background value"
         )
     return minimum, maximum
+
+
+def _size_warnings(name: str, spacing_mm: np.ndarray) -> tuple[str, ...]:
+    """Return the warning about voxels (3,) that are hardly of the size that the header says."""
+    smallest, largest = PLAUSIBLE_MM
+    if spacing_mm.min() >= smallest and spacing_mm.max() <= largest:
+        return ()
+    values = " × ".join(f"{value:.3g}" for value in spacing_mm)
+    return (f'the voxels of image "{name}" are {values} mm; if they are not, {GEOMETRY_CURE}',)
+
+
+def _rounding_warnings(
+    name: str, dtype: np.dtype, minimum: float, maximum: float
+) -> tuple[str, ...]:
+    """Return the warning about values that float32, in which masks are computed, rounds."""
+    step = float(np.spacing(np.float32(max(abs(minimum), abs(maximum)))))
+    if dtype.itemsize < np.dtype(np.float32).itemsize or step <= COARSE_STEP * (maximum - minimum):
+        return ()
+    return (
+        f'the values of image "{name}", {minimum:g} to {maximum:g}, are rounded to steps of '
+        f"{step:g}; subtract an offset and export it again",
+    )

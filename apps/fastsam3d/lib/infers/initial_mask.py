@@ -35,18 +35,17 @@ def read_initial(path: str | Path, image: Volume) -> BoxMask:
     """
     path = Path(path)
     try:
-        mask = read_label_map(path)
+        mask = read_label_map(path, max_label=MAX_STRUCTURE)
     except InputError as error:
         raise InputError(str(error).replace(f'label "{path.name}"', "initial_mask")) from error
-    if grid_distance_mm(mask, image) > voxel_sizes(image.affine_mm).min() / 2:
+    distance_mm = grid_distance_mm(mask, image)
+    if distance_mm > voxel_sizes(image.affine_mm).min() / 2:
+        difference = f"it lies up to {distance_mm:.3g} mm away from it"
+        if mask.shape_ijk != image.shape_ijk:
+            difference = f"it has {mask.shape_ijk} voxels, the image {image.shape_ijk}"
         raise InputError(
-            f"initial_mask has {mask.shape_ijk} voxels on another grid than the image with "
-            f"{image.shape_ijk}; send it on the grid of the image"
-        )
-    if mask.array.max() > MAX_STRUCTURE:
-        raise InputError(
-            f"initial_mask holds values from {mask.array.min()} to {mask.array.max()}; "
-            f"send numbers of structures from 0 to {MAX_STRUCTURE}"
+            f"initial_mask is on another grid than the image: {difference}; "
+            "send it on the grid of the image"
         )
     return boxed(mask.array.astype(np.uint8, copy=False), image)
 

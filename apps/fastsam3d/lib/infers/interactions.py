@@ -8,7 +8,7 @@ from typing import Any
 from lib.infers.places import COORDINATES
 from lib.infers.prompt_list import MAX_PLACES, MAX_PROMPTS, SUBTYPES
 from lib.infers.prompts import MAX_STRUCTURE
-from lib.infers.request import OUTPUTS, SIZES
+from lib.infers.request import MASK, OUTPUTS, SIZES
 
 
 def describe_interactions(labels: Sequence[str], codes: Mapping[str, str]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def describe_interactions(labels: Sequence[str], codes: Mapping[str, str]) -> di
         "start": ["initial_mask", "start_from"],
         "overwrite": [False, True],
         "size": list(SIZES),
-        "outputs": ["mask", *OUTPUTS],
+        "outputs": [MASK, *OUTPUTS],
         "labels": [
             _describe_label(name, number, codes.get(name))
             for number, name in enumerate(labels, start=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,11 @@ def check_options(params: Mapping[str, Any]) -> None:
         raise InputError(
             f"unknown option {', '.join(map(repr, unknown))}; the options are {', '.join(OPTIONS)}"
         )
+    names = params.get("label_info")
+    if names is not None and not isinstance(names, list):
+        raise InputError(
+            f'label_info is {str(names)[:80]}; send a list such as [{{"name": "liver", "idx": 1}}]'
+        )
 
 
 def check_reply_form(request: Mapping[str, Any]) -> None:
@@ -104,10 +110,14 @@ def requested_overwrite(request: Mapping[str, Any]) -> bool:
 
 
 def requested_outputs(request: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the option ``outputs``, in the order of OUTPUTS; raise InputError for others."""
+    """Return the option ``outputs``, in the order of OUTPUTS; raise InputError for others.
+
+    The mask, which ``/info/`` lists too, may be named: each reply holds it.
+    """
     outputs = request.get("outputs")
     outputs = [] if outputs is None else outputs
-    if not isinstance(outputs, list | tuple) or not all(output in OUTPUTS for output in outputs):
+    known = (MASK, *OUTPUTS)
+    if not isinstance(outputs, list | tuple) or not all(output in known for output in outputs):
         raise InputError(f"outputs is {outputs!r}; send a list of {', '.join(OUTPUTS)}")
     return tuple(output for output in OUTPUTS if output in outputs)
 
@@ -115,9 +125,10 @@ def requested_outputs(request: Mapping[str, Any]) -> tuple[str, ...]:
 def shown_box_corners(request: Mapping[str, Any], shape_ijk: Sequence[int]) -> np.ndarray:
     """Return two corner voxels (2, 3) of the box that the client shows; (0, 3) if it shows none.
 
-    The option ``shown_box`` is the header X-Mask-Box of an earlier reply. The next reply covers
-    that box too, so that the client clears what is no longer part of the mask. Raises InputError
-    for anything else, and for a box outside the image of shape_ijk.
+    The option ``shown_box`` is the header X-Mask-Box of an earlier reply, as the text that it is or
+    as the object in it. The next reply covers that box too, so that the client clears what is no
+    longer part of the mask. Raises InputError for anything else, and for a box outside the image of
+    shape_ijk.
     """
     box = _parse_shown_box(request)
     if box is None:
@@ -136,6 +147,11 @@ def _parse_shown_box(request: Mapping[str, Any]) -> tuple[list[int], list[int]] 
     box = request.get("shown_box")
     if box is None:
         return None
+    if isinstance(box, str):
+        try:
+            box = json.loads(box)
+        except (ValueError, RecursionError) as error:
+            raise _shown_box_error(request) from error
     if not isinstance(box, Mapping):
         raise _shown_box_error(request)
     offset, size = (_parse_sizes(box.get(key)) for key in ("offset_ijk", "size_ijk"))

@@ -18,12 +18,14 @@ from lib.infers.structures import RoiStructure
 class MarkedMask:
     """The mask of a reply.
 
-    mask: structures' numbers. found: the structures of which the network marked each part. hidden:
-    number of marked voxels that belong to protected structures.
+    mask: structures' numbers. found: the structures of which the network marked each part. covered:
+    those of them whose every voxel, but for the marks, belongs to another structure. hidden: number
+    of marked voxels that belong to protected structures.
     """
 
     mask: BoxMask
     found: frozenset[int]
+    covered: frozenset[int]
     hidden: int
 
 
@@ -52,9 +54,10 @@ def compose(
         canvas.add(structure, values, own_box_ijk)
         if not values.any():
             found.discard(structure.number)
+    covered = frozenset(number for number in found if not (canvas.values == number).any())
     hidden = canvas.mark(prompts)
     mask = BoxMask(canvas.values, box_ijk, volume.shape_ijk, volume.affine_mm)
-    return MarkedMask(mask, frozenset(found), hidden)
+    return MarkedMask(mask, frozenset(found), covered, hidden)
 
 
 def _paste(structure: RoiStructure, within_ijk: Box | None) -> tuple[np.ndarray, Box]:

@@ -72,7 +72,11 @@ class RoiPlacer:
     """Places the ROI of one structure of a request after the other."""
 
     def __init__(self, scale: RoiScale, volume: Volume, volume_key: Hashable, step: int) -> None:
-        """step: one of SIZES, for the next smaller or larger answer to the same prompts."""
+        """step: one of SIZES, for the next smaller or larger answer to the same prompts.
+
+        `warnings` says where that answer does not exist.
+        """
+        self.warnings: list[str] = []
         self._scale = scale
         self._volume = volume
         self._volume_key = volume_key
@@ -86,27 +90,40 @@ class RoiPlacer:
         not change the ROI.
         """
         marked = [prompt for prompt in prompts if prompt.is_foreground] or list(prompts)
-        center_ijk, spacing_mm = self._center_and_spacing(marked, start_box_ijk)
+        center_ijk, own_mm = self._center_and_spacing(marked, start_box_ijk)
+        spacing_mm = self._scale.step_from(own_mm, self._step)
         points_ijk = np.concatenate([center_ijk[None], *(prompt.points_ijk for prompt in marked)])
         if start_box_ijk is not None:
             points_ijk = np.concatenate([points_ijk, _corners(start_box_ijk)])
         for roi in self._placed:
             if _is_shared(roi, points_ijk, spacing_mm):
                 return roi
-        roi = Roi.place(
+        roi = self._roi_around(points_ijk, spacing_mm)
+        self._placed.append(roi)
+        nearer = self._step - int(np.sign(self._step))
+        if self._step and roi == self._roi_around(
+            points_ijk, self._scale.step_from(own_mm, nearer)
+        ):
+            self.warnings.append(
+                f"size {self._step} gives the mask of size {nearer}: the voxel of the ROI stays "
+                f"{roi.spacing_mm:.3g} mm; choose a size nearer to 0"
+            )
+        return roi
+
+    def _roi_around(self, points_ijk: np.ndarray, spacing_mm: float) -> Roi:
+        """Return the ROI that holds places (N, 3); the first one is its centre."""
+        return Roi.place(
             self._volume.shape_ijk,
             self._volume.affine_mm,
             points_ijk,
             size=self._scale.roi_size,
             spacing_mm=spacing_mm,
         )
-        self._placed.append(roi)
-        return roi
 
     def _center_and_spacing(
         self, marked: Sequence[Prompt], start_box_ijk: Box | None
     ) -> tuple[np.ndarray, float]:
-        """Return the ROI's centre, (3,) stored index, and its voxel size in mm.
+        """Return the ROI's centre, (3,) stored index, and its voxel size in mm at size 0.
 
         A given mask or a drawing shows how large the structure is; points do not.
         """
@@ -118,11 +135,10 @@ class RoiPlacer:
         else:
             points_ijk = np.concatenate([prompt.points_ijk for prompt in marked])
             return points_ijk[0], self._scale.spacing_mm(
-                self._volume, self._volume_key, points_ijk[0], self._step, points_ijk
+                self._volume, self._volume_key, points_ijk[0], 0, points_ijk
             )
         voxel_mm = voxel_sizes(self._volume.affine_mm)
-        center_ijk, spacing_mm = roi_rule(*place, voxel_mm, self._scale.roi_size)
-        return center_ijk, self._scale.step_from(spacing_mm, self._step)
+        return roi_rule(*place, voxel_mm, self._scale.roi_size)
 
 
 def _corners(box_ijk: Box) -> np.ndarray:

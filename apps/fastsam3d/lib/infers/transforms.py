@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,8 @@ class PlaceRoisd:
             if far:
                 roi = placer.place(far, None)
                 data["structures"].append(RoiStructure(number, roi, far, None))
+        warnings = dict.fromkeys((*prompts.warnings, *placer.warnings))
+        data["prompts"] = replace(prompts, warnings=tuple(warnings))
         return data
 
 
@@ -136,6 +139,11 @@ class PasteStructuresd:
         for number in numbers:
             if number not in marked.found:
                 data["warnings"].append(_explain_nothing_found(prompts, number))
+            elif number in marked.covered:
+                data["warnings"].append(
+                    f"all that was found of structure {number} belongs to other structures; move "
+                    "its prompts, or send overwrite true to take voxels of a given mask"
+                )
         if marked.hidden:
             data["warnings"].append(
                 f"{marked.hidden} marked voxels belong to protected structures and stay as they "

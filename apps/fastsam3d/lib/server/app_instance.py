@@ -121,6 +121,14 @@ class ModelTrainer(Protocol):
         """Return how long a training with parsed options will take; None if that is unknown."""
         ...
 
+    def running(self) -> Mapping[str, str] | None:
+        """Return model, host and start of the training in its folder; None if none runs."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ask the training in its folder, of any process, to end."""
+        ...
+
 
 class Images(Protocol):
     """The images of the app: decoded once, and kept for the clicks on them."""

@@ -27,10 +27,11 @@ from monailabel.interfaces.exception import (
     MONAILabelException,
 )
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lib.atomic_file import is_full
+from lib.atomic_file import is_forbidden, is_full
 from lib.errors import (
     AppError,
     BusyError,
@@ -143,6 +144,17 @@ def _describe_full_disk(error: OSError) -> str:
     )
 
 
+class ForbiddenError(OSError):
+    """Stands in ERRORS for each OSError that means missing rights; it is never raised itself."""
+
+
+def _describe_forbidden(error: OSError) -> str:
+    return (
+        f"the server may not write or read a file ({os.strerror(error.errno or errno.EACCES)}); "
+        "check the rights of its account, and that the disk is mounted for writing"
+    )
+
+
 def _describe_unexpected(error: Exception) -> str:
     return f"the server failed on this request ({type(error).__name__}); see its log"
 
@@ -161,6 +173,7 @@ ERRORS: dict[type[Exception], tuple[int, Describe]] = {
     requests.RequestException: (502, _describe_dicom_error),
     httpx.HTTPError: (502, _describe_dicom_error),
     FullDiskError: (507, _describe_full_disk),
+    ForbiddenError: (403, _describe_forbidden),
     OSError: (500, _describe_unexpected),
     Exception: (500, _describe_unexpected),
 }
@@ -176,13 +189,23 @@ def _make_handler(
     async def handle(request: Request, error: Exception) -> JSONResponse:
         if is_full(error):
             return _reply(request, error, *ERRORS[FullDiskError])
+        if is_forbidden(error):
+            return _reply(request, error, *ERRORS[ForbiddenError])
         return _reply(request, error, status, describe)
 
     return handle
 
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
-    """Reply as FastAPI does; a body that does not fit on the disk is not the client's fault."""
+    """Reply as FastAPI does; a body that does not fit on the disk is not the client's fault.
+
+    The parser of forms names no cure for a field, as ``params``, that is too large.
+    """
+    if isinstance(error.__context__, MultiPartException) and "maximum size" in str(
+        error.__context__.message
+    ):
+        too_large = "a field of the form, as params, is larger than 1 MB; send fewer prompts"
+        return JSONResponse({"detail": too_large}, 413)
     if error.__cause__ is not None and is_full(error.__cause__):
         return _reply(request, error.__cause__, *ERRORS[FullDiskError])
     return await http_exception_handler(request, cast(HTTPException, error))

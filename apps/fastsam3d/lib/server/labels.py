@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,12 +134,24 @@ def _label_extension(file_name: str) -> str:
 def _check_label_info(info: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters; raises InputError if their ``label_info`` is no list of segments."""
     names = info.get("label_info") or []
-    is_list = isinstance(names, list) and all(isinstance(entry, dict) for entry in names)
-    if not is_list:
+    if not isinstance(names, list) or not all(_is_segment(entry) for entry in names):
         raise InputError(
             f'label_info is {str(names)[:80]}; send a list such as [{{"name": "liver", "idx": 1}}]'
         )
     return info
+
+
+def _is_segment(entry: Any) -> bool:
+    """Return whether an entry describes a segment: its name a text, its number an integer."""
+    if not isinstance(entry, dict):
+        return False
+    name, number = entry.get("name", ""), entry.get("idx", 0)
+    is_number = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    try:
+        json.dumps(entry, allow_nan=False)  # no viewer reads Python's NaN and Infinity
+    except ValueError:
+        return False
+    return isinstance(name, str) and is_number
 
 
 def _base(base: int | None, if_match: str) -> int | None:

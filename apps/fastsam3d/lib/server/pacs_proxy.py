@@ -32,8 +32,8 @@ router = APIRouter(tags=["Others"])
 CONNECTIONS = 32
 """CONNECTIONS: to the PACS at once; Orthanc answers 50 by default."""
 
-READ_SECONDS = 120.0
-"""READ_SECONDS: limit until the PACS sends the next bytes."""
+READ_TIMES = 4
+"""READ_TIMES: limit until the PACS sends the next bytes, in times of the limit to connect."""
 
 FORWARDED = ("accept", "accept-encoding", "content-type", "content-length", "if-none-match")
 """FORWARDED: headers of a request that the PACS gets; no cookie or key of this server does."""
@@ -102,7 +102,8 @@ def service_of(method: str, path: str) -> str:
 async def pass_on(request: Request, service: str, path: str) -> Response:
     """Send a request to the PACS and stream its reply.
 
-    Raises httpx.HTTPError if the PACS does not answer.
+    The reply of a search is read to its end first, so that a PACS that breaks off is an error with
+    a reason. Raises httpx.HTTPError if the PACS does not answer.
     """
     opened = OPENED.match(path)
     if opened and opened[1] not in _opened:  # each slice of a series comes here
@@ -122,6 +123,12 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
     )
     reply = await _client().send(sent, stream=True)
     returned = {name: reply.headers[name] for name in RETURNED if name in reply.headers}
+    if service == "qido":
+        try:
+            found = b"".join([piece async for piece in reply.aiter_raw()])
+        finally:
+            await reply.aclose()
+        return Response(found, reply.status_code, returned)
     close = BackgroundTasks()
     close.add_task(reply.aclose)
     return StreamingResponse(reply.aiter_raw(), reply.status_code, returned, background=close)
@@ -157,10 +164,11 @@ def _client() -> httpx.AsyncClient:
         settings.MONAI_LABEL_DICOMWEB_USERNAME,
         settings.MONAI_LABEL_DICOMWEB_PASSWORD,
     )
+    seconds = settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT
     return httpx.AsyncClient(
         auth=httpx.BasicAuth(user, password) if user and password else None,
         limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-        timeout=httpx.Timeout(settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT, read=READ_SECONDS),
+        timeout=httpx.Timeout(seconds, read=READ_TIMES * seconds),
         follow_redirects=False,
     )
 

@@ -26,6 +26,7 @@ from monailabel.utils.async_tasks.utils import processes, tasks
 from lib.errors import AppError, ConflictError, InputError, NotFoundError
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
+from lib.server.other_training import other_training, stop_other_training
 from lib.weights.versions import describe_versions
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = Fals
         by_name = params
     else:
         by_name = {name: params for name in trainers if name in app_instance().configs}
+    for name, options in by_name.items():
+        if not isinstance(options, dict):
+            raise InputError(f"{name} is {str(options)[:80]!r}; send an object of train options")
     return {
         name: {"result": _start(name, options), "detail": None} for name, options in by_name.items()
     }
@@ -87,10 +91,14 @@ def train_model(
 def train_status(user: UserRole, all: bool = False, check_if_running: bool = False) -> Any:
     """If a training failed, the last of its ``details`` is the reason.
 
-    With ``check_if_running``, a training that is about to start counts as running.
+    With ``check_if_running``, a training that is about to start counts as running. A training of
+    another server with the same ``model_dir`` is the status here, too.
     """
     if check_if_running and _active_tasks():
         return _active_tasks()[0]
+    elsewhere = None if _is_busy() else other_training()
+    if elsewhere:
+        return [*tasks("train"), elsewhere] if all and not check_if_running else elsewhere
     status = train.status(all, check_if_running)
     for task in status if isinstance(status, list) else [status]:
         if task["status"] == "ERROR":
@@ -104,9 +112,9 @@ def train_status(user: UserRole, all: bool = False, check_if_running: bool = Fal
 def train_stop(user: AdminRole) -> Any:
     """The training ends after the update under way and saves its state; the reply comes then.
 
-    The next training with the same options resumes it.
+    The next training with the same options resumes it. It may be one of another server.
     """
-    return _stop()
+    return _stop() if _is_busy() else stop_other_training(STOP_SECONDS)
 
 
 @router.get("/train/{model}/curves.png", summary="Curves of a training", tags=["Train"])
@@ -195,9 +203,12 @@ def _launch(model: str, options: dict[str, Any]) -> tuple[object, dict[str, Any]
         options = {key: value for key, value in options.items() if key != "device"}
     checked = _trainer(model).check(options, app_instance().datastore())
     with _start_lock:  # of two requests at once, the second one finds the task of the first
-        if _active_tasks() or _is_ending():
+        elsewhere = None if _is_busy() else other_training()
+        if _is_busy() or elsewhere:
+            where = f": {elsewhere['details'][0]}" if elsewhere else ""
             raise ConflictError(
                 "a training is running; wait for its end, or stop it first (it can be resumed)"
+                f"{where}"
             )
         # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -239,9 +250,10 @@ def _active_tasks() -> list[dict[str, Any]]:
     return [task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")]
 
 
-def _is_ending() -> bool:
-    """Return whether a training that was stopped still saves its state."""
-    return any(process.poll() is None for process in list(processes("train").values()))
+def _is_busy() -> bool:
+    """Return whether a training of this server is due, runs, or saves its state after a stop."""
+    is_alive = (process.poll() is None for process in list(processes("train").values()))
+    return bool(_active_tasks()) or any(is_alive)
 
 
 def _stop() -> dict[str, Any] | None:

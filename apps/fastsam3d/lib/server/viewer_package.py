@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,12 @@ FOLDER_OPTION = "FASTSAM3D_VIEWER_CACHE"
 """FOLDER_OPTION: environment variable with another place for the cache."""
 
 MANIFEST = "manifest.json"
+
+TEMPORARY = "fetching-"
+"""TEMPORARY: start of the name of the folder of a fetch under way."""
+
+INTERRUPTED_SECONDS = 3600.0
+"""INTERRUPTED_SECONDS: a folder of a fetch that is older was left by a killed process."""
 
 UNUSED = re.compile(
     r"(ort|dicom-microscopy-viewer|customizations)/"  # segmentation inside the browser; microscopy
@@ -103,16 +110,25 @@ def viewer_files() -> dict[str, ViewerFile]:
 def fetch_viewer(archive: Path | None = None) -> Path:
     """Put the viewer into its cache folder, unless it is there, and return that folder.
 
-    archive: the package's .tgz; without it, npm downloads it. Raises ViewerError.
+    archive: the package's .tgz; without it, npm downloads it. A download that is complete stays
+    until the viewer is in place, so that an interrupted fetch goes on. Raises ViewerError.
     """
     folder = cache_folder()
     if (folder / MANIFEST).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as temporary:
+    _remove_interrupted(folder.parent)
+    downloaded = folder.with_name(f"{folder.name}.tgz")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as temporary:
         if archive is None:
-            archive = _download(Path(temporary))
-        _check(archive)
+            if not downloaded.is_file():
+                _download(Path(temporary)).rename(downloaded)
+            archive = downloaded
+        try:
+            _check(archive)
+        except ViewerError:
+            downloaded.unlink(missing_ok=True)  # the next try downloads it again
+            raise
         made = Path(temporary, "made")
         _unpack(archive, made)
         try:
@@ -120,7 +136,15 @@ def fetch_viewer(archive: Path | None = None) -> Path:
         except OSError as error:  # another process fetched it meanwhile
             if not (folder / MANIFEST).is_file():
                 raise ViewerError(f"{folder} cannot be written: {error}") from error
+    downloaded.unlink(missing_ok=True)
     return folder
+
+
+def _remove_interrupted(parent: Path) -> None:
+    """Remove the temporary folders of killed fetches; one that still runs is younger."""
+    for folder in parent.glob(f"{TEMPORARY}*"):
+        if time.time() - folder.stat().st_mtime > INTERRUPTED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(temporary: Path) -> Path:

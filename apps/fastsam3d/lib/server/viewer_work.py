@@ -20,6 +20,7 @@ from lib.server.find_image import find_image
 from lib.server.folder_series import image_of_series
 from lib.server.form_json import parse_object
 from lib.server.interaction_entry import OPTIONS, PROMPT_KEYS
+from lib.server.names import check_name
 from lib.server.reply import box_reply
 from lib.server.uploads import received, split_name
 from lib.server.viewer_package import PREFIX
@@ -42,7 +43,7 @@ def unsaved_work(
     client_id: names the client where nobody signs in.
     """
     app = app_instance()
-    image = image_of_series(app.datastore(), series_uid) or series_uid
+    image = image_of_series(app.datastore(), series_uid) or check_name(series_uid, "the series")
     name = user_name(request, client_id)
     entries = app.journal.read(image)
     current, earlier = app.datastore().label_versions(image, DefaultLabelTag.FINAL.value)
@@ -67,7 +68,7 @@ def record_work(
     params: as of ``POST /infer/{model}``, with the name of the structure as ``label``.
     """
     app = app_instance()
-    image = image_of_series(app.datastore(), series_uid) or series_uid
+    image = image_of_series(app.datastore(), series_uid) or check_name(series_uid, "the series")
     find_image(app, image)
     fields = parse_object(params, "params")
     check_options(fields)
@@ -86,7 +87,7 @@ def record_work(
 def kept_mask(http: Request, series_uid: str, digest: str, user: UserRole) -> Response:
     """Return a mask that a request started from, as an infer request with output=box does."""
     app = app_instance()
-    image = image_of_series(app.datastore(), series_uid) or series_uid
+    image = image_of_series(app.datastore(), series_uid) or check_name(series_uid, "the series")
     volume = app.prefetch.read(find_image(app, image))
     path = app.journal.masks(image).find(digest)
     if path is None:
@@ -141,6 +142,11 @@ def _described(work: UnsavedWork) -> dict[str, Any]:
 
 
 def _number(entry: Any) -> int:
-    """Return the number of a structure in the mask that it starts from."""
-    info = entry["options"].get("label_info") or [{}]
-    return int(info[0].get("idx") or 1)
+    """Return the number of a structure in the mask that it starts from; 1 if the client says none.
+
+    The journal keeps what clients sent, whatever it was.
+    """
+    info = entry["options"].get("label_info")
+    first = info[0] if isinstance(info, list) and info else {}
+    number = first.get("idx") if isinstance(first, dict) else None
+    return number if isinstance(number, int) and number > 0 else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
@@ -12,15 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessException
 from torch.multiprocessing.spawn import spawn as spawn_processes
-
-from lib.errors import InputError
 
 TIMEOUT = timedelta(hours=2)
 """TIMEOUT: longest time that the other processes wait while the first one validates."""
@@ -137,23 +133,6 @@ def _worker(
         MASTER_PORT=str(port),
     )
     run(*arguments)
-
-
-@contextmanager
-def only_run(folder: Path) -> Iterator[None]:
-    """Lock a folder; raise InputError if another process holds the lock.
-
-    The lock ends with the process, however it ends.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                "another training of this model is running; wait for it, or stop it"
-            ) from error
-        yield
 
 
 def end_with_parent(interval: float = 2.0) -> None:

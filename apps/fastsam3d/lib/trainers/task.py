@@ -17,7 +17,7 @@ from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
-from . import processes
+from . import processes, run_lock
 from .data.studies import Datastore, ExaminedStudy, examine, find_studies
 from .loop import TrainingLoop
 from .request_options import RequestOptions
@@ -106,11 +106,28 @@ class PublishingTask(TrainTask):
         Raise InputError for faults that a user can correct; the statistics hold its message too.
         """
         options = self.check(request, datastore)
-        with self._record_errors(options):
-            lock = processes.only_run(self._folder.folder)
-            with lock if processes.is_launcher() else nullcontext():
-                studies, skipped = self._find_studies(options, datastore)
-                return self._train_on(options, studies, skipped)
+        is_launcher = processes.is_launcher()
+        lock = run_lock.only_run(self._shared_folder, self.name) if is_launcher else nullcontext()
+        # The lock comes first: the statistics are those of the run that has it.
+        with lock, self._record_errors(options):
+            studies, skipped = self._find_studies(options, datastore)
+            return self._train_on(options, studies, skipped)
+
+    def running(self) -> dict[str, Any] | None:
+        """Return trainer, host and start of the training in this folder of models, of any process.
+
+        None if none runs.
+        """
+        return run_lock.running(self._shared_folder)
+
+    def request_stop(self) -> None:
+        """Ask that training to end after the update under way."""
+        run_lock.request_stop(self._shared_folder)
+
+    @property
+    def _shared_folder(self) -> Path:
+        """The folder of the runs of all trainers of the model."""
+        return self._folder.folder.parent
 
     def _options(self, request: Mapping[str, Any], datastore: Datastore) -> Any:
         """Parse the options; raise InputError if they are invalid or there are no images."""

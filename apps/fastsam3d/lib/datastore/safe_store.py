@@ -161,6 +161,11 @@ class SafeDatastore(ListedFiles):
 
     # --- images -----------------------------------------------------------------------------------
 
+    def has_image(self, image_id: str) -> bool:
+        """Return whether there is such an image; nothing is fetched."""
+        self._refresh()
+        return image_id in self._datastore.objects
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image, or replace one of the same ID and format; return the ID."""
         self._check_writable()

@@ -14,7 +14,10 @@ from lib.options import find_device
 
 CLICK_LISTS = ("foreground", "background")
 PROMPTS = ("prompts", *CLICK_LISTS, "roi", "coordinates", "size")
-START = ("start_from", "overwrite")
+START_FROM = "start_from"
+"""START_FROM: key of the tag of a stored label that a request starts from."""
+
+START = (START_FROM, "overwrite")
 REPLY = (
     "result_extension",
     "result_dtype",

@@ -26,12 +26,12 @@ REPLY = (
     "shown_box",
     "outputs",
 )
-CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
+CLIENT = ("device", "label", "label_info", "client_id", "page", "reset_state")
 OPTIONS = (*PROMPTS, *START, *REPLY, *CLIENT)
 """OPTIONS: keys that a client may send.
 
 PROMPTS: the prompts, and the size of the answer. START: what is there already. REPLY: the form and
-content of the reply. CLIENT: what Slicer and OHIF add.
+content of the reply. CLIENT: what Slicer, OHIF and the viewer add.
 """
 
 OUTPUTS = ("probability", "uncertainty", "next_click")

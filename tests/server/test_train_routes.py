@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from lib.errors import StoppedError
-from lib.server import train
+from lib.server import other_training, train
 from lib.server.install import install
 
 CLIENTS = 8
@@ -59,7 +59,8 @@ def client(monkeypatch):
         options=SimpleNamespace(device=""),
         datastore=lambda: None,
     )
-    monkeypatch.setattr(train, "app_instance", lambda: served)
+    for module in (train, other_training):
+        monkeypatch.setattr(module, "app_instance", lambda: served)
     app = FastAPI()
     install(app)
     with TestClient(app) as client:

@@ -39,6 +39,10 @@ LOCK = """number => {
 }"""
 
 
+LEFT_OF_AXIAL = """() => services.cornerstoneViewportService
+    .getCornerstoneViewport('mpr-axial').element.getBoundingClientRect().left"""
+
+
 @pytest.fixture(scope="module")
 def study_uid(ball_server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Put a volume into the server's folder; return the StudyInstanceUID of its series."""
@@ -205,6 +209,16 @@ def test_the_list_of_keys_is_in_sight(viewer: PromptViewer) -> None:
     assert keys.evaluate("element => element.scrollHeight <= element.clientHeight")
     viewer.page.keyboard.press("Escape")
     keys.wait_for(state="detached")
+
+
+def test_the_list_of_one_series_is_closed(viewer: PromptViewer) -> None:
+    """The planes get its room; a click opens it."""
+    thumbnails = viewer.page.locator('[data-cy="study-browser-thumbnail"]')
+    viewer.page.set_viewport_size({"width": 1280, "height": 720})
+    thumbnails.wait_for(state="detached")
+    assert viewer.page.evaluate(LEFT_OF_AXIAL) < 80
+    viewer.page.locator('[data-cy="side-panel-header-left"]').click()
+    thumbnails.wait_for()
 
 
 def test_a_sign_while_the_server_computes(viewer: PromptViewer) -> None:

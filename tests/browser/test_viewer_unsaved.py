@@ -248,6 +248,30 @@ def test_a_save_leaves_the_work_of_another_page_of_the_browser(
         assert first.errors == second.errors == []
 
 
+def test_a_save_leaves_what_another_page_did_to_the_same_structure(
+    browser: Browser, server: RunningServer
+) -> None:
+    with open_prompt_viewer(browser, server.url, study_of(server)) as first:
+        first.press("mpr-axial", FILE.to_lps(FIRST))
+        second = PromptViewer(first.page.context.new_page())
+        second.open(server.url, study_of(server))
+        second.wait_until(lambda: second.prompts() == ["1. + Point"], "the work is drawn")
+        second.press("mpr-axial", FILE.to_lps(THIRD))
+        mask = on_stored_grid(second, FILE)
+        first.button("Save •")
+        first.wait_for_popup("The label is saved")
+        reload(second)
+        check_becomes(second, FILE, mask)
+        second.wait_until(lambda: len(second.prompts()) == 2, "both prompts are there")
+        second.button("Save •")
+        second.wait_for_popup("The label is saved")
+        reload(second)
+        check_becomes(second, FILE, mask)
+        second.page.get_by_role("button", name="Save", exact=True).wait_for()
+        assert second.prompts() == []
+        assert first.errors == second.errors == []
+
+
 def check_becomes_labels(viewer: PromptViewer, numbers: set[int]) -> None:
     viewer.wait_until(
         lambda: set(np.unique(on_stored_grid(viewer, FILE))) - {0} == numbers,

@@ -26,13 +26,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LABELS = REPOSITORY / "sample-data" / "build" / "labels"
 IMAGES = REPOSITORY / "docs" / "images"
 
-WINDOW = {"width": 1400, "height": 640}
+WINDOW = {"width": 1280, "height": 640}
 
 SCANS = ("ct_spine", "mr_spine")
 
 CLICKS = 4
 
-NAME = "vertebra"
+COLOURS = 128
+
+NAME = "vertebral bodies"
 
 
 def main(server_url: str, labels: Path = LABELS) -> None:
@@ -68,7 +70,9 @@ def take(browser: Browser, server_url: str, image: str, label: Path) -> None:
     viewer.show(to_lps(stored.affine, deepest(target, stored.header.get_zooms())))
     viewer.page.mouse.move(5, 5)
     viewer.page.wait_for_timeout(2500)  # messages and the pointer's traces go
-    picture = Image.open(io.BytesIO(viewer.page.screenshot())).convert("RGB").quantize(256)
+    picture = Image.open(io.BytesIO(viewer.page.screenshot())).convert("RGB")
+    # MAXCOVERAGE keeps the small areas' colours, which tell the structures apart
+    picture = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
     picture.save(IMAGES / f"viewer-{image.partition('_')[0]}.png", optimize=True)
     context.close()
 

@@ -507,3 +507,31 @@ def test_kills_while_saving_lose_no_acknowledged_label(studies, tmp_path):
         assert names == [{"name": f"n{number}", "idx": number}]
         assert not [p for p in Path(studies).rglob("*") if p.name.endswith(SUFFIX)]
         assert not list(studies.glob("*.broken-*"))
+
+
+def no_space(*arguments):
+    raise OSError(errno.ENOSPC, "no space")
+
+
+def test_an_image_info_that_could_not_be_written_is_not_kept(studies, monkeypatch):
+    """The list is the only file that holds it."""
+    store = opened(studies)
+    store.update_image_info("a", {"note": "old"})
+    monkeypatch.setattr(listed_files, "write_text_atomically", no_space)
+    with pytest.raises(OSError):
+        store.update_image_info("a", {"note": "new"})
+    monkeypatch.undo()
+    for each in (store, opened(studies)):
+        assert each.get_image_info("a")["note"] == "old"
+
+
+def test_an_image_whose_info_could_not_be_written_is_not_added(studies, tmp_path, monkeypatch):
+    store = opened(studies)
+    path = write(tmp_path / "new.nii.gz", label_array())
+    monkeypatch.setattr(listed_files, "write_text_atomically", no_space)
+    with pytest.raises(OSError):
+        store.add_new_image("new", path, {"user": "Anna"})
+    monkeypatch.undo()
+    assert store.get_image_uri("new") == "" and not (studies / "new.nii.gz").exists()
+    assert store.add_new_image("new", path, {"user": "Anna"}) == "new"
+    assert opened(studies).get_image_info("new")["user"] == "Anna"

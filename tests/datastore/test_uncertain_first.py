@@ -1,5 +1,7 @@
 """*Next Sample* offers the most uncertain unlabelled image, and keeps its scores."""
 
+import errno
+
 import pytest
 
 from lib.datastore import uncertain_first as module
@@ -88,3 +90,14 @@ def test_two_people_get_different_images(store):
 
 def test_nothing_is_offered_when_all_are_labelled():
     assert UncertainFirst(Scorer(), lambda: "w1")({}, Store([])) is None
+
+
+def test_a_full_disk_does_not_stop_next_sample(store, monkeypatch):
+    """The score counts for this request; the next one computes it again."""
+
+    def no_space(*arguments):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(store, "update_image_info", no_space)
+    strategy = UncertainFirst(Scorer(a=0.2, b=0.7, c=0.4), lambda: "w1")
+    assert strategy({}, store)["id"] == "b"

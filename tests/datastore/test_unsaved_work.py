@@ -24,6 +24,10 @@ def entry(
     }
 
 
+def of_page(entry: dict[str, Any], page: str) -> dict[str, Any]:
+    return entry | {"options": entry["options"] | {"page": page}}
+
+
 def version(minute: int, user: str, last: int | None = None) -> LabelVersion:
     info = {} if last is None else {"last_interaction": entry(last)["time"]}
     time = f"2026-11-26T10:{minute:02d}:00+00:00"
@@ -65,6 +69,23 @@ def test_a_save_ends_the_work_on_the_structures_of_its_page() -> None:
     both = version(7, "Anna", last=6)
     both.info["structures_of_page"] = ["spleen", "liver"]
     assert labels(own_work([*entries, entry(6)], [saved, both], "Anna")) == []
+
+
+def test_a_save_leaves_what_another_page_did_to_the_same_structure() -> None:
+    """What the page that saved had restored is part of its label; later entries are not."""
+    restored, first = of_page(entry(1), "old"), of_page(entry(3, prompts=(1, 2)), "A")
+    second = of_page(entry(2, prompts=(1, 3)), "B")
+    saved = version(5, "Anna", last=3)
+    saved.info.update(structures_of_page=["liver"], page="A", restored_until=restored["time"])
+    entries = [restored, second, first]
+    assert labels(own_work(entries, [saved], "Anna")) == [("liver", [1, 3])]
+    assert labels(own_work([restored, first], [saved], "Anna")) == []
+    assert labels(own_work([entry(2), first], [saved], "Anna")) == []  # of an older viewer
+    both = version(7, "Anna", last=3)
+    both.info.update(page="C", restored_until=second["time"])
+    assert labels(own_work(entries, [saved, both], "Anna")) == []
+    unnamed = version(7, "Anna", last=3)
+    assert labels(own_work(entries, [unnamed], "Anna")) == []
 
 
 def test_work_of_others_is_apart() -> None:

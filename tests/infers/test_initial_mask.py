@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lib.cache import ByteCache
 from lib.errors import InputError
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
@@ -14,6 +15,7 @@ from lib.infers.initial_mask import (
     structure_box,
     structures_at,
 )
+from lib.infers.transforms import ReadInitialMaskd
 
 SHAPE_IJK = (40, 30, 24)
 AFFINE_MM = np.diag([-1.2, 0.9, 2.5, 1])
@@ -121,3 +123,13 @@ def test_pooled_shares():
     mask[:3, :2, :2] = True
     share = pooled(mask, 4)
     assert share[0, 0, 0] == 1 and share[1, 0, 0] == 0.5 and share.sum() == 1.5
+
+
+@pytest.mark.parametrize(
+    ("request_keys", "name"), [({}, "initial_mask"), ({"start_from": "draft"}, "start_from")]
+)
+def test_an_error_names_the_key_that_the_client_sent(write, request_keys, name):
+    path = write(np.zeros((4, 5, 6), np.uint8))
+    data = {"initial_mask": path, "volume": IMAGE, "volume_key": "key", **request_keys}
+    with pytest.raises(InputError, match=f"^{name} is on another grid than the image"):
+        ReadInitialMaskd(ByteCache(1000, lambda mask: mask.values.nbytes))(data)

@@ -216,6 +216,19 @@ def test_ids_and_tags_are_names_on_every_route(server, image, name):
     assert files_of(server) == before
 
 
+@pytest.mark.parametrize("path", ["datastore/image/info", "datastore/label/versions"])
+def test_an_unknown_image_is_a_404(server, path):
+    reply = requests.get(f"{server.url}/{path}", {"image": "none", "tag": "final"}, timeout=60)
+    assert reply.status_code == 404
+    assert reply.json()["detail"].startswith("there is no image 'none' among the studies")
+
+
+def test_an_unknown_series_is_a_404(server):
+    reply = requests.get(f"{server.url}/viewer/series/1.2.3", timeout=60)
+    assert reply.status_code == 404
+    assert reply.json()["detail"].startswith("there is no image '1.2.3' among the studies")
+
+
 # --- images that come in --------------------------------------------------------------------------
 
 

@@ -13,7 +13,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from lib.server import train
+from lib.errors import StoppedError
+from lib.server import other_training, train
 from lib.server.install import install
 
 CLIENTS = 8
@@ -58,7 +59,8 @@ def client(monkeypatch):
         options=SimpleNamespace(device=""),
         datastore=lambda: None,
     )
-    monkeypatch.setattr(train, "app_instance", lambda: served)
+    for module in (train, other_training):
+        monkeypatch.setattr(module, "app_instance", lambda: served)
     app = FastAPI()
     install(app)
     with TestClient(app) as client:
@@ -88,6 +90,18 @@ def test_the_server_does_not_train_in_its_own_process(client, tasks, path):
     reply = client.post(path, params={"run_sync": True}, json={})
     assert reply.status_code == 400 and not tasks
     assert "run_sync=true would train inside of the server" in reply.json()["detail"]
+
+
+def test_a_training_that_another_server_stopped_is_no_error(client, monkeypatch):
+    """Its process ends with the error of a stop, whose last line the task has."""
+    line = f"lib.errors.StoppedError: {StoppedError()}"
+    task = {"status": "ERROR", "request": {"model": "fastsam3d"}, "details": [line]}
+    monkeypatch.setattr(train.train, "status", lambda *arguments: task)
+    monkeypatch.setattr(train, "other_training", lambda: None)
+    monkeypatch.setattr(train, "tasks", lambda method: [])
+    trainer = train.app_instance().trainers["fastsam3d"]
+    monkeypatch.setattr(trainer, "error", "", raising=False)
+    assert client.get("/train/").json()["status"] == "STOPPED"
 
 
 # --- stop -----------------------------------------------------------------------------------------

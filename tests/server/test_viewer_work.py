@@ -107,6 +107,35 @@ def test_work_outlives_the_server_and_ends_with_a_save(studies: Path, tmp_path: 
         assert len(work(server, "Ben")["own"]["structures"]) == 1
 
 
+def save(server: RunningServer, info: dict) -> None:
+    reply = requests.put(
+        f"{server.url}/datastore/label",
+        params={"image": "scan"},
+        files={"label": mask_file(1)},
+        data={"params": json.dumps(info)},
+        timeout=60,
+    )
+    assert reply.status_code == 200, reply.text
+
+
+def test_a_save_leaves_the_work_of_another_page(studies: Path, tmp_path: Path) -> None:
+    """Two pages of one user on one structure: each save ends what its page made or restored."""
+    first, second = prompt((25, 30, 15)), prompt((25, 34, 15))
+    with running_server(studies, tmp_path / "server.log", *BALL_WEIGHTS) as server:
+        press(server, {**params("liver", [first], "Anna"), "page": "A"})
+        opened = work(server, "Anna")["own"]
+        press(server, {**params("liver", [first, second], "Anna"), "page": "B"})
+        info = {"client_id": "Anna", "structures_of_page": ["liver"]}
+        save(server, {**info, "page": "A", "restored_until": ""})
+        (liver,) = work(server, "Anna")["own"]["structures"]
+        assert [each["prompt"] for each in liver["prompts"]] == [
+            first["prompt"],
+            second["prompt"],
+        ]
+        save(server, {**info, "page": "B", "restored_until": opened["time"]})
+        assert work(server, "Anna")["own"]["structures"] == []
+
+
 def test_what_is_drawn_without_a_request_is_recorded(studies: Path, tmp_path: Path) -> None:
     with running_server(studies, tmp_path / "server.log", *BALL_WEIGHTS) as server:
         press(server, params("liver", [prompt((25, 30, 15))], "Anna"))

@@ -84,7 +84,7 @@ def test_the_other_server_sees_and_stops_a_training(site, servers):
     assert "error" not in one.info()["train_stats"]["fastsam3d"]
     stopped = requests.delete(f"{other.url}/train/", timeout=SECONDS).json()
     assert stopped["status"] == "STOPPED"
-    wait(lambda: status(one)["status"] != "RUNNING")
+    assert wait(lambda: (now := status(one)["status"]) != "RUNNING" and now) == "STOPPED"
     assert "was stopped" in other.info()["train_stats"]["fastsam3d"]["reason"]
     assert requests.delete(f"{other.url}/train/", timeout=60).json() is None
 

@@ -17,6 +17,15 @@ class NotFoundError(InputError):
     """The requested model, image, session or trainer does not exist."""
 
 
+class StoppedError(InputError):
+    """A user stopped a training, which can be resumed."""
+
+    MESSAGE = "the training was stopped; train again to go on where it was"
+
+    def __init__(self) -> None:
+        super().__init__(self.MESSAGE)
+
+
 class ConflictError(InputError):
     """Another job that is running, or newer data, prevents the request."""
 

@@ -16,6 +16,7 @@ export function requestParams({ prompts, size, outputs = [], start = null, name 
   if (name && !outputs.length) {
     const label_info = [{ name, idx: start?.number ?? 1 }];
     Object.assign(params, { label: name, label_info, client_id: browserName() });
+    if (takesPrompts) params.page = PAGE;
   }
   if (takesPrompts) {
     if (outputs.length) params.outputs = outputs;
@@ -41,12 +42,16 @@ export function requestParams({ prompts, size, outputs = [], start = null, name 
 /** Return the name of this browser: the user's, where nobody signs in. */
 export function browserName() {
   try {
-    const made = [...crypto.getRandomValues(new Uint8Array(4))];
-    const digits = made.map(byte => byte.toString(16).padStart(2, '0')).join('');
-    return (localStorage[BROWSER] ??= `browser ${digits}`);
+    return (localStorage[BROWSER] ??= `browser ${randomDigits(4)}`);
   } catch {
     return ''; // the browser keeps nothing: all such browsers are one user
   }
+}
+
+/** Return random bytes as hexadecimal digits. */
+function randomDigits(count) {
+  const made = [...crypto.getRandomValues(new Uint8Array(count))];
+  return made.map(byte => byte.toString(16).padStart(2, '0')).join('');
 }
 
 /** Return a prompt of the journal as the viewer has it. */
@@ -57,6 +62,7 @@ function promptOf({ subtype, prompt, semantic_id_key }) {
 }
 
 const BROWSER = 'fastsam3d:browser'; // key in the browser's storage
+const PAGE = randomDigits(8); // name of this load of the page: a save ends the work of its page alone
 const SUBTYPES = { point: 'point', box: 'bounding_box', lasso: 'lasso', scribble: 'scribble' };
 
 const RECORD_PATIENCE_MS = 10000; // that a record waits for a request that the server computes
@@ -75,6 +81,7 @@ export class ServerClient {
   constructor() {
     this.images = new Map();
     this.grids = new Map();
+    this.restoredUntil = new Map(); // series UID -> time of the newest entry of its unsaved work
     this.info = null;
     this.sent = null; // the request for a mask that the server has not answered
   }
@@ -186,13 +193,20 @@ export class ServerClient {
 
   /** Save a label file of a series on the server; labels: [{name, idx, color}]. Return its version.
    *
-   * structures_of_page: names of all structures that this page has or had; their work is saved then.
+   * structures_of_page: names of all structures that this page has or had; their work is saved then,
+   * as far as this page made or restored it.
    * base: the version that the user has seen, 0 for none; null replaces any. Throws ServerError with
    * the status 409 if there is a newer one. */
   async save(seriesUid, file, labels, structures_of_page, base) {
     const form = new FormData();
     form.append('label', file, 'label.nrrd');
-    const params = { label_info: labels, structures_of_page, client_id: browserName() };
+    const params = {
+      label_info: labels,
+      structures_of_page,
+      page: PAGE,
+      restored_until: this.restoredUntil.get(seriesUid) ?? '',
+      client_id: browserName(),
+    };
     form.append('params', JSON.stringify(params));
     const query = new URLSearchParams({ image: await this.image(seriesUid) });
     if (base !== null) query.set('base', base);
@@ -209,6 +223,7 @@ export class ServerClient {
   async work(seriesUid) {
     const query = new URLSearchParams({ client_id: browserName() });
     const { own, others } = await (await ask(`/viewer/series/${seriesUid}/work?${query}`)).json();
+    this.restoredUntil.set(seriesUid, own.time);
     for (const { structures } of [own, ...others])
       for (const structure of structures) structure.prompts = structure.prompts.map(promptOf);
     return { own, others };

@@ -149,6 +149,16 @@ export class Viewer extends Segments {
     this.services.uiNotificationService.show({ title: 'FastSAM3D', message, type, duration });
   }
 
+  /** Close the list of series at the left if the study has one series: the planes get its room. */
+  closeListOfOne() {
+    const { displaySetService, panelService } = this.services;
+    const sets = displaySetService.getActiveDisplaySets();
+    const stored = sets.map(set => set.SeriesInstanceUID).filter(Boolean); // a new segmentation has none
+    if (new Set(stored).size !== 1) return;
+    const options = { leftPanelClosed: true };
+    panelService._broadcastEvent(panelService.EVENTS.PANELS_CHANGED, { options });
+  }
+
   /** Bring the panel of the prompts to the front. */
   showPanel() {
     this.services.panelService.activatePanel(PANEL_ID, true);

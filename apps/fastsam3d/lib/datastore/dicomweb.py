@@ -119,6 +119,11 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
                     self._lists[name] = found
             return found
 
+    def has_image(self, image_id: str) -> bool:
+        """Return whether there is such a series, here or on the DICOM server; fetch nothing."""
+        is_known = SafeDatastore.has_image(self, image_id) or image_id in self.list_images()
+        return is_known or self._pacs.find_series(image_id) is not None
+
     def get_image_uri(self, image_id: str) -> str:
         """Return the path of a series' file, or "" if there is no such series.
 

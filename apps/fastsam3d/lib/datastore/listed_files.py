@@ -176,6 +176,19 @@ class ListedFiles(LocalDatastore):
             os.replace(path, aside)
 
     def _update_datastore_file(self, lock: bool = True) -> None:
+        """Write the list; on a full disk it stays old.
+
+        The files, and the descriptions beside the labels, are complete without the list.
+        """
+        try:
+            self._write_list()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            logger.warning("the disk is full: the list of %s is old", self._datastore_path)
+
+    def _write_list(self) -> None:
+        """Write the list; raises OSError, also on a full disk. The list alone has images' infos."""
         if self.read_only:
             return
         with self._exclusive():
@@ -183,15 +196,8 @@ class ListedFiles(LocalDatastore):
             text = self._datastore.model_dump_json(
                 exclude={"base_path", "empty_folder"}, indent=2, fallback=str
             )
-            try:
-                write_text_atomically(path, text)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                # the files and the descriptions beside them are complete without the list
-                logger.warning("the disk is full: %s is old until space is free", path)
-            else:
-                self._config_ts = path.stat().st_mtime
+            write_text_atomically(path, text)
+            self._config_ts = path.stat().st_mtime
 
     def _reconcile_datastore(self) -> None:
         """Make the list that of the files in the folders."""

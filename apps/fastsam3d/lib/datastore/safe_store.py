@@ -161,6 +161,11 @@ class SafeDatastore(ListedFiles):
 
     # --- images -----------------------------------------------------------------------------------
 
+    def has_image(self, image_id: str) -> bool:
+        """Return whether there is such an image; nothing is fetched."""
+        self._refresh()
+        return image_id in self._datastore.objects
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image, or replace one of the same ID and format; return the ID."""
         self._check_writable()
@@ -169,12 +174,21 @@ class SafeDatastore(ListedFiles):
         name = f"{image_id}{extension}"
         info = {**(image_info or {}), "ts": int(time.time()), "name": name}
         with self._exclusive():
-            copy_atomically(Path(image_filename), self._image_file(image_id, extension))
-            known = self._datastore.objects.get(image_id)
+            path = self._image_file(image_id, extension)
+            is_new = not path.exists()
+            copy_atomically(Path(image_filename), path)
+            before = self._datastore.objects
+            known = before.get(image_id)
             entry = ImageLabelModel(image=DataModel(info=info, ext=extension))
             entry.labels = known.labels if known else {}
-            self._datastore.objects = {**self._datastore.objects, image_id: entry}
-            self._update_datastore_file()
+            self._datastore.objects = {**before, image_id: entry}
+            try:
+                self._write_list()
+            except OSError:
+                self._datastore.objects = before
+                if is_new:
+                    path.unlink(missing_ok=True)
+                raise
         return image_id
 
     def add_new_image(self, image_id: str, path: Path, info: dict[str, Any]) -> str:
@@ -208,8 +222,13 @@ class SafeDatastore(ListedFiles):
             image = self._datastore.objects.get(image_id)
             if image is None:
                 raise ImageNotFoundException(f"Image {image_id} not found")
-            image.image.info = {**image.image.info, **info}
-            self._update_datastore_file()
+            before = image.image.info
+            image.image.info = {**before, **info}
+            try:
+                self._write_list()
+            except OSError:
+                image.image.info = before
+                raise
 
 
 class FolderDatastore(SafeDatastore):

@@ -10,6 +10,7 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from lib.atomic_file import is_full
 from lib.errors import AppError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,12 @@ class UncertainFirst(Strategy):
         except AppError as error:
             logger.warning("%s has no score: %s", image, error)
             value = 0.0
-        datastore.update_image_info(image, {SCORE: {"value": value, "weights": weights}})
+        try:
+            datastore.update_image_info(image, {SCORE: {"value": value, "weights": weights}})
+        except OSError as error:
+            if not is_full(error):
+                raise
+            logger.warning("the disk is full: the score of %s is not kept", image)
         return value
 
 

@@ -21,6 +21,14 @@ STRUCTURES_OF_PAGE = "structures_of_page"
 """STRUCTURES_OF_PAGE: key in the description of a label: names of the structures of the page that
 saved it. Another page of the same user may work on others."""
 
+PAGE = "page"
+"""PAGE: key in the description of a label, and in the options of an entry: name of the page that
+saved or asked. Each load of a page has another one."""
+
+RESTORED_UNTIL = "restored_until"
+"""RESTORED_UNTIL: key in the description of a label: time of the newest entry that the page which
+saved it had restored when it was opened."""
+
 Entry = Mapping[str, Any]
 
 
@@ -41,7 +49,8 @@ def own_work(entries: Sequence[Entry], versions: Sequence[LabelVersion], user: s
     """Return what a user did to each structure since that user saved it last.
 
     entries: the journal, oldest first. versions: of the final label, the current one included. A
-    save ends the work on the structures of the page that saved, or on all if it does not name them.
+    save ends the work on the structures of the page that saved, or on all if it does not name them:
+    what this page made or restored. Entries of another page of the same user stay.
     """
     saves = [version for version in versions if version.user == user]
     return _work([each for each in entries if not any(_has(save, each) for save in saves)], user)
@@ -50,7 +59,21 @@ def own_work(entries: Sequence[Entry], versions: Sequence[LabelVersion], user: s
 def _has(version: LabelVersion, entry: Entry) -> bool:
     names = version.info.get(STRUCTURES_OF_PAGE)
     is_of_page = not isinstance(names, list) or entry.get("label") in names
-    return is_of_page and str(entry.get("time", "")) <= _saved_until(version)
+    time = str(entry.get("time", ""))
+    return is_of_page and time <= _saved_until(version) and _was_seen(version, entry, time)
+
+
+def _was_seen(version: LabelVersion, entry: Entry, time: str) -> bool:
+    """Return whether the page that saved had made or restored an entry.
+
+    A client that does not name its page counts as the only one.
+    """
+    options = entry.get("options")
+    made_by = options.get(PAGE) if isinstance(options, dict) else None
+    saved_by = version.info.get(PAGE)
+    if not made_by or not saved_by or made_by == saved_by:
+        return True
+    return time <= str(version.info.get(RESTORED_UNTIL) or "")
 
 
 def work_of_others(

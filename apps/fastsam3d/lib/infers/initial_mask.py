@@ -27,24 +27,24 @@ LEAST_NEAR_MM = 10.0
 a ball of the mask's volume."""
 
 
-def read_initial(path: str | Path, image: Volume) -> BoxMask:
+def read_initial(path: str | Path, image: Volume, name: str = "initial_mask") -> BoxMask:
     """Read a mask of structures; raises InputError if it does not lie on the grid of the image.
 
     The values are the numbers of the structures, from 0 to MAX_STRUCTURE. A mask of background only
-    has none. The result covers the box of all structures.
+    has none. The result covers the box of all structures. name: of the mask in messages.
     """
     path = Path(path)
     try:
         mask = read_label_map(path, max_label=MAX_STRUCTURE)
     except InputError as error:
-        raise InputError(str(error).replace(f'label "{path.name}"', "initial_mask")) from error
+        raise InputError(str(error).replace(f'label "{path.name}"', name)) from error
     distance_mm = grid_distance_mm(mask, image)
     if distance_mm > voxel_sizes(image.affine_mm).min() / 2:
         difference = f"it lies up to {distance_mm:.3g} mm away from it"
         if mask.shape_ijk != image.shape_ijk:
             difference = f"it has {mask.shape_ijk} voxels, the image {image.shape_ijk}"
         raise InputError(
-            f"initial_mask is on another grid than the image: {difference}; "
+            f"{name} is on another grid than the image: {difference}; "
             "send it on the grid of the image"
         )
     return boxed(mask.array.astype(np.uint8, copy=False), image)

@@ -14,7 +14,10 @@ from lib.options import find_device
 
 CLICK_LISTS = ("foreground", "background")
 PROMPTS = ("prompts", *CLICK_LISTS, "roi", "coordinates", "size")
-START = ("start_from", "overwrite")
+START_FROM = "start_from"
+"""START_FROM: key of the tag of a stored label that a request starts from."""
+
+START = (START_FROM, "overwrite")
 REPLY = (
     "result_extension",
     "result_dtype",
@@ -23,12 +26,12 @@ REPLY = (
     "shown_box",
     "outputs",
 )
-CLIENT = ("device", "label", "label_info", "client_id", "reset_state")
+CLIENT = ("device", "label", "label_info", "client_id", "page", "reset_state")
 OPTIONS = (*PROMPTS, *START, *REPLY, *CLIENT)
 """OPTIONS: keys that a client may send.
 
 PROMPTS: the prompts, and the size of the answer. START: what is there already. REPLY: the form and
-content of the reply. CLIENT: what Slicer and OHIF add.
+content of the reply. CLIENT: what Slicer, OHIF and the viewer add.
 """
 
 OUTPUTS = ("probability", "uncertainty", "next_click")

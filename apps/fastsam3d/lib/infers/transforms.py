@@ -21,7 +21,13 @@ from lib.infers.initial_mask import (
 from lib.infers.outputs import make_outputs
 from lib.infers.prompt_parser import parse_prompts
 from lib.infers.prompts import Prompt, Prompts
-from lib.infers.request import INITIAL_MASK, requested_outputs, requested_overwrite, requested_size
+from lib.infers.request import (
+    INITIAL_MASK,
+    START_FROM,
+    requested_outputs,
+    requested_overwrite,
+    requested_size,
+)
 from lib.infers.scale import RoiScale
 from lib.infers.semantic_mask import compose
 from lib.infers.structures import RoiPlacer, RoiStructure, structures_of
@@ -78,7 +84,8 @@ class ReadInitialMaskd:
         data["initial"] = None
         if path:
             key = (file_digest(path), data["volume_key"])
-            data["initial"] = self._masks.get_or_make(key, lambda: read_initial(path, volume))
+            name = INITIAL_MASK if data.get(START_FROM) is None else START_FROM
+            data["initial"] = self._masks.get_or_make(key, lambda: read_initial(path, volume, name))
         return data
 
 

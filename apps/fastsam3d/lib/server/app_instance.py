@@ -21,6 +21,10 @@ class Studies(Protocol):
 
     def list_images(self) -> list[str]: ...
 
+    def has_image(self, image_id: str) -> bool:
+        """Return whether there is such an image here or on the DICOM server; fetch nothing."""
+        ...
+
     def get_image_uri(self, image_id: str) -> str:
         """Return the path of an image, or "" if there is no such image."""
         ...

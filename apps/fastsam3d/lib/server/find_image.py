@@ -87,6 +87,13 @@ def find_session(app: ServedApp, session_id: str) -> str:
     return str(session.image)
 
 
+def check_exists(app: ServedApp, image: str) -> str:
+    """Return the ID of one of the studies, of which nothing is fetched; raises NotFoundError."""
+    if not is_name(image) or not app.datastore().has_image(image):
+        raise NotFoundError(f"there is no image {image!r} among the studies of this server")
+    return image
+
+
 def find_image(app: ServedApp, image: str) -> str:
     """Return the path of one of the studies; raises NotFoundError."""
     # An ID is never a path: MONAI Label would open any file of the server that the path leads to.

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import SimpleITK as sitk
+from cachetools import LRUCache
 from fastapi.responses import JSONResponse, Response
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import ExplicitVRLittleEndian
@@ -27,6 +28,7 @@ from lib.server.folder_series import (
     dataset,
     headers,
     instance_uid,
+    modality_of,
     pixel_scale,
     series_uids,
     study_uid,
@@ -41,6 +43,15 @@ SEARCH_KEYS = (
     "AccessionNumber",
 )
 """SEARCH_KEYS: attributes that a search may name, by keyword or by tag."""
+
+MODALITY_KEY = "0008|0060"
+"""MODALITY_KEY: ITK's name of DICOM's Modality in the header of a file."""
+
+OTHER = "OT"
+"""OTHER: DICOM's Modality of what is not known."""
+
+_modalities: LRUCache[tuple[str, int], str] = LRUCache(4096)
+"""_modalities: by path and time of change, of the files that were opened."""
 
 
 def answer(app: ServedApp, path: str, query: Mapping[str, str]) -> Response:
@@ -96,10 +107,19 @@ def _study(app: ServedApp, image: str, series_uid: str) -> Json:
 
 
 def _count(app: ServedApp, study: Json) -> Json:
-    """Return the numbers of instances, from the header of the file alone."""
+    """Return the numbers of instances and the modality, from the header of the file alone.
+
+    A file that does not store its modality is OTHER until its voxels have been read.
+    """
     path = app.datastore().get_image_uri(str(_value(study, "PatientID")))
-    count = _slices(path, os.stat(path).st_mtime_ns) if os.path.isfile(path) else 0
+    count, modality = 0, OTHER
+    if os.path.isfile(path):
+        mtime_ns = os.stat(path).st_mtime_ns
+        count, modality = _header_facts(path, mtime_ns)
+        modality = modality or _modalities.get((path, mtime_ns), OTHER)
     return dataset(
+        ModalitiesInStudy=[modality],
+        Modality=modality,
         NumberOfStudyRelatedSeries=1,
         NumberOfStudyRelatedInstances=count,
         NumberOfSeriesRelatedInstances=count,
@@ -107,15 +127,20 @@ def _count(app: ServedApp, study: Json) -> Json:
 
 
 @lru_cache(4096)
-def _slices(path: str, mtime_ns: int) -> int:
-    """Return the number of slices of a file, 0 if it cannot be read."""
+def _header_facts(path: str, mtime_ns: int) -> tuple[int, str]:
+    """Return a file's number of slices, 0 if it cannot be read, and its modality, "" if unknown.
+
+    mtime_ns: of the file; a changed file is read again.
+    """
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        return 0
-    return int(reader.GetSize()[2]) if reader.GetDimension() >= 3 else 0
+        return 0, ""
+    count = int(reader.GetSize()[2]) if reader.GetDimension() >= 3 else 0
+    has_modality = reader.HasMetaDataKey(MODALITY_KEY)
+    return count, reader.GetMetaData(MODALITY_KEY).strip() if has_modality else ""
 
 
 def _matches(study: Json, query: Mapping[str, str]) -> bool:
@@ -143,7 +168,9 @@ def _number(query: Mapping[str, str], name: str, default: int) -> int:
 
 def _metadata(app: ServedApp, place: Mapping[str, str], query: Mapping[str, str]) -> Response:
     series_uid, image = _find(app, place)
-    volume = app.prefetch.read(find_image(app, image))
+    path = find_image(app, image)
+    volume = app.prefetch.read(path)
+    _modalities[path, os.stat(path).st_mtime_ns] = modality_of(volume)
     return _json(headers(volume, image, app.datastore(), series_uid))
 
 

@@ -141,6 +141,11 @@ def instance_uid(series_uid: str, k: int) -> str:
     return make_uid(series_uid, str(k))
 
 
+def modality_of(volume: Volume) -> str:
+    """Return CT for values in Hounsfield units, else MR, as the viewer shows both."""
+    return "CT" if volume.is_ct else "MR"
+
+
 def headers(volume: Volume, image: str, studies: Studies, series_uid: str) -> list[Json]:
     """Return the headers of all slices, in the order of k.
 
@@ -164,7 +169,7 @@ def headers(volume: Volume, image: str, studies: Studies, series_uid: str) -> li
         StudyTime="",
         StudyID="",
         AccessionNumber="",
-        Modality="CT" if volume.is_ct else "MR",
+        Modality=modality_of(volume),
         SeriesNumber=1,
         ImageType=["DERIVED", "SECONDARY"],
         Rows=rows,

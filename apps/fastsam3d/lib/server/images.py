@@ -19,7 +19,7 @@ from lib.datastore.uncertain_first import SCORE
 from lib.errors import InputError, NotFoundError
 from lib.server.app_instance import UploadSession, UploadSessions, app_instance
 from lib.server.auth import AnnotatorRole, UserRole, user_name
-from lib.server.find_image import find_image
+from lib.server.find_image import check_exists, find_image
 from lib.server.form_json import parse_object
 from lib.server.names import check_name
 from lib.server.uploads import check_image, is_same_scan, received, received_session, split_name
@@ -108,7 +108,7 @@ def download_image(image: str, user: UserRole) -> FileResponse:
 
 @router.get("/datastore/image/info", summary="Describe an image", tags=["Datastore"])
 def image_info(image: str, user: UserRole) -> Any:
-    info = datastore.get_image_info(check_name(image, "image"))
+    info = datastore.get_image_info(check_exists(app_instance(), check_name(image, "image")))
     app_instance().prefetch(image, lambda: find_image(app_instance(), image))
     return info
 

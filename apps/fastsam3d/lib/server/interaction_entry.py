@@ -16,10 +16,12 @@ PROMPT_KEYS = ("type", "subtype", "prompt", "semantic_id_key")
 OPTIONS = (
     *(key for key in (*PROMPTS, *START) if key not in ("prompts", *CLICK_LISTS)),
     "label_info",
+    "page",
 )
 """OPTIONS: keys of a request that change the mask, beside the prompts.
 
-``label_info`` does not: it tells which number the structure has in a mask to start from.
+``label_info`` and ``page`` do not: the one tells which number the structure has in a mask to start
+from, the other which page of the viewer asked.
 """
 
 

@@ -17,7 +17,7 @@ from lib.datastore.unsaved_work import LAST_INTERACTION
 from lib.errors import InputError, NotFoundError
 from lib.server.app_instance import app_instance
 from lib.server.auth import AnnotatorRole, UserRole, user_name
-from lib.server.find_image import find_image
+from lib.server.find_image import check_exists, find_image
 from lib.server.form_json import parse_object
 from lib.server.names import check_name, check_tag
 from lib.server.train import adapt_if_due
@@ -101,6 +101,8 @@ def label_versions(image: str, user: UserRole, tag: str = "") -> dict[str, Any]:
     """``current`` is null if there is no label; ``versions`` is what was replaced, newest first."""
     tag = check_tag(tag)
     current, earlier = app_instance().datastore().label_versions(_label(image), tag)
+    if not current and not earlier:  # those of a removed image stay
+        check_exists(app_instance(), image)
     return {
         "image": image,
         "tag": tag,

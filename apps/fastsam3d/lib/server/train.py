@@ -23,7 +23,7 @@ from monailabel.endpoints import train
 from monailabel.utils.async_tasks.task import AsyncTask
 from monailabel.utils.async_tasks.utils import processes, tasks
 
-from lib.errors import AppError, ConflictError, InputError, NotFoundError
+from lib.errors import AppError, ConflictError, InputError, NotFoundError, StoppedError
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
 from lib.server.other_training import other_training, stop_other_training
@@ -101,6 +101,8 @@ def train_status(user: UserRole, all: bool = False, check_if_running: bool = Fal
         return [*tasks("train"), elsewhere] if all and not check_if_running else elsewhere
     status = train.status(all, check_if_running)
     for task in status if isinstance(status, list) else [status]:
+        if task["status"] == "ERROR" and any(StoppedError.MESSAGE in x for x in task["details"]):
+            task["status"] = "STOPPED"  # by another server
         if task["status"] == "ERROR":
             reason = _trainer(task["request"]["model"]).error
             if reason and not any(reason in line for line in task["details"]):

@@ -23,7 +23,7 @@ from lib.imaging.affine import RAS_TO_LPS
 from lib.server.app_instance import app_instance
 from lib.server.auth import UserRole
 from lib.server.cached_frames import SINGLE_PART
-from lib.server.find_image import find_image
+from lib.server.find_image import check_exists, find_image
 from lib.server.folder_series import image_of_series
 from lib.server.pacs_proxy import prefetch_series
 from lib.server.viewer_licences import licence_notices
@@ -95,7 +95,7 @@ def app_config(http: Request, user: UserRole) -> Response:
 def series(series_uid: str, user: UserRole) -> dict[str, str]:
     """Return the ID that requests name the image of a series with, and prefetch that image."""
     app = app_instance()
-    image = image_of_series(app.datastore(), series_uid) or series_uid
+    image = check_exists(app, image_of_series(app.datastore(), series_uid) or series_uid)
     prefetch_series(app, image)
     return {"image": image}
 

@@ -91,7 +91,7 @@ def stored_label(http: Request, series_uid: str, tag: str, user: UserRole) -> Re
         return box_reply(mask, {}, {"structures": structures}, http)
     current, _ = studies.label_versions(image, tag)
     with start_mask(app, image, tag, None) as label:
-        mask = read_initial(str(label), app.prefetch.read(path))
+        mask = read_initial(str(label), app.prefetch.read(path), f"label {tag!r}")
     structures = studies.get_label_info(image, tag).get("label_info") or []
     version = current.number if current else 0
     return box_reply(mask, {}, {"structures": structures, "version": version}, http)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lib.errors import InputError
+from lib.errors import InputError, StoppedError
 from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
@@ -20,7 +20,7 @@ from .adapt_run import AdaptRun
 from .data.studies import Datastore, ExaminedStudy
 from .duration import adaptation_seconds
 from .served_judge import MaskSource
-from .task import PublishingTask, StoppedError
+from .task import PublishingTask
 
 
 class AdaptationTask(PublishingTask):

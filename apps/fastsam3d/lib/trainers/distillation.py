@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lib.errors import InputError
+from lib.errors import InputError, StoppedError
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
@@ -20,7 +20,7 @@ from .run import Run, RunWeights
 from .schedule import layer_pairs
 from .served_judge import MaskSource
 from .student_start import check_compatible
-from .task import PublishingTask, StoppedError
+from .task import PublishingTask
 from .train_options import TrainOptions
 from .verdict import Verdict
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from monailabel.interfaces.tasks.train import TrainTask
 
-from lib.errors import InputError
+from lib.errors import InputError, StoppedError
 from lib.networks import FastSAM3D
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
@@ -26,13 +26,6 @@ from .served_judge import MaskSource, mean_dice
 from .verdict import Verdict, decide
 
 logger = logging.getLogger(__name__)
-
-
-class StoppedError(InputError):
-    """A user stopped the run, which can be resumed."""
-
-    def __init__(self) -> None:
-        super().__init__("the training was stopped; train again to go on where it was")
 
 
 class PublishingTask(TrainTask):

@@ -21,6 +21,8 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from training.publish import measured  # noqa: E402
+
 from benchmarks.accuracy_report import with_intervals  # noqa: E402
 from benchmarks.report_table import table  # noqa: E402
 from lib.networks import describe_checkpoint  # noqa: E402
@@ -59,7 +61,7 @@ def make_blocks(results: Path = RESULTS, weights: Path = WEIGHTS) -> dict[str, s
         "sources": _lines(group_table(random_clicks, "sources")),
         "modalities": _lines(group_table(random_clicks, "modalities")),
         "failures": _lines(failures_table(random_clicks)),
-        "weights": _lines(weights_table(weights)),
+        "weights": _lines(weights_table(weights, random_clicks)),
         "challenge-command": _command(challenge),
         "challenge": _lines(macro_table(challenge)),
         **{f"dice-{name}": dice_in_words(random_clicks, name) for name in random_clicks["weights"]},
@@ -108,10 +110,14 @@ def failures_table(report: Mapping[str, Any]) -> list[str]:
     return table(["model", "source", "case", "structure", "Dice at last"], rows)
 
 
-def weights_table(folder: Path) -> list[str]:
-    """Return the lines of a table with file, network and metadata of each default weights file."""
+def weights_table(folder: Path, report: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table with file, network, metadata and Dice of the default weights.
+
+    report: measured these weights. A file may still have the Dice of an earlier measurement.
+    """
     rows = []
     for path in sorted(folder.glob("*_default.safetensors")):
+        model = path.name.removesuffix("_default.safetensors")
         description, data = describe_checkpoint(path), path.read_bytes()
         config, metadata = description["config"], description["metadata"]
         network = (
@@ -123,9 +129,8 @@ def weights_table(folder: Path) -> list[str]:
             "network": f"{network}, {description['parameters'] / 1e6:.1f} M parameters",
             "licence": metadata.get("licence", "not stated"),
             "trained": metadata.get("description", "not stated"),
-            "measured Dice": metadata.get("dice", "not measured"),
+            "measured Dice": measured(report, model),
         }
-        model = path.name.removesuffix("_default.safetensors")
         rows += [[f"`{model}`", *fact] for fact in facts.items()]
     return table(["model", "", ""], rows)
 

@@ -4,7 +4,7 @@ python -m training.publish --weights FILE --description TEXT --out FILE
 python -m training.publish --weights FILE --report JSON --model fastsam3d --out FILE
 
 The first command writes the file to measure. The second adds the report of `benchmarks/accuracy.py`
-on it. The weights stay the same, so measuring the second file gives the same numbers.
+on it, and names the published file in the report. The weights stay the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from lib.errors import AppError, InputError
 from lib.networks.checkpoint import read_checkpoint, rebuild_network
 from lib.weights import save_weights
-from lib.weights.files import as_weights_errors
+from lib.weights.files import as_weights_errors, file_weights
 
 LICENCE = "Apache-2.0"
 
@@ -67,6 +67,22 @@ def publish(
     save_weights(network, out, metadata, dtype=torch.float16)
 
 
+def record_publication(report: Path, model: str, measured_file: Path, published: Path) -> None:
+    """Name the published file in the report that measured the same weights before.
+
+    Publishing changes the metadata of a file, and so its hash. Raises InputError if the report
+    measured other weights than `measured_file`.
+    """
+    content = read_report(report)
+    facts = content["weights"][model]
+    if facts["sha256"] != file_weights(measured_file).network_id:
+        raise InputError(
+            f"report {report} measured other weights: {facts['sha256']}; measure {measured_file}"
+        )
+    facts |= file_weights(published).info()
+    report.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """Return a report of `benchmarks/accuracy.py`; raises InputError if it cannot be read."""
     try:
@@ -87,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         report = read_report(options.report) if options.report else None
         publish(options.weights, options.out, options.description, report, options.model)
+        if options.report:
+            record_publication(options.report, options.model, options.weights, options.out)
     except AppError as error:
         sys.exit(f"publish: {error}")
 

@@ -1,5 +1,6 @@
 """Publishing adds a description to a file and changes no weight."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -37,6 +38,24 @@ def test_publishing_changes_no_weight(tiny_network: FastSAM3D, tmp_path: Path) -
     assert (metadata["description"], metadata["steps"]) == ("all CC0", "7")
     before, after = (load_checkpoint(path).state_dict() for path in (half, final))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_report_names_the_published_file(tiny_network: FastSAM3D, tmp_path: Path) -> None:
+    measured_file, final, other = (
+        tmp_path / f"{n}.safetensors" for n in ("half", "final", "other")
+    )
+    save_checkpoint(tiny_network, measured_file, {})
+    save_checkpoint(tiny_network, other, {"steps": "7"})
+    report = tmp_path / "report.json"
+    facts = {"fastsam3d": {"sha256": hashlib.sha256(measured_file.read_bytes()).hexdigest()}}
+    report.write_text(json.dumps({**REPORT, "weights": facts}))
+    options = ["--report", str(report), "--out", str(final), "--weights"]
+    with pytest.raises(SystemExit, match="measured other weights"):
+        main([*options, str(other)])
+    main([*options, str(measured_file)])
+    facts = json.loads(report.read_text())["weights"]["fastsam3d"]
+    assert facts["sha256"] == hashlib.sha256(final.read_bytes()).hexdigest()
+    assert facts["dice"] == measured(REPORT, "fastsam3d")
 
 
 @pytest.mark.parametrize(

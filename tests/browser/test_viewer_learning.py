@@ -9,7 +9,7 @@ import pytest
 import requests
 from ohif_page import TIMEOUT_MS
 from playwright.sync_api import Browser, Route
-from small_site import SHORT, SPACING_MM, Site
+from small_site import SHORT, Site
 from viewer_page import PromptViewer, open_prompt_viewer
 
 from conftest import ARTIFACTS
@@ -28,14 +28,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 @pytest.fixture(scope="module")
 def trained(site: Site) -> Iterator[RunningServer]:
     """A server on four small studies, of which two have a label."""
-    conf = {
-        "weights": site.student,
-        "teacher_weights": site.teacher,
-        "model_dir": site.folder / "model",
-        "spacing_mm": SPACING_MM,
-    }
-    arguments = [text for name, value in conf.items() for text in ("--conf", name, str(value))]
-    with running_server(site.folder / "studies", site.folder / "log", *arguments) as running:
+    with running_server(site.folder / "studies", site.folder / "log", *site.arguments) as running:
         yield running
 
 

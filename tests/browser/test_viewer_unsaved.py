@@ -234,9 +234,7 @@ def test_a_save_leaves_the_work_of_another_page_of_the_browser(
     """Two windows of one user: what the second one drew is no part of the first one's label."""
     with open_prompt_viewer(browser, server.url, study_of(server)) as first:
         first.press("mpr-axial", FILE.to_lps(FIRST))
-        second = PromptViewer(first.page.context.new_page())
-        second.open(server.url, study_of(server))
-        second.wait_until(lambda: second.prompts() == ["1. + Point"], "the work is drawn")
+        second = second_page(first, server)
         second.choose_by_key(2)
         second.press("mpr-axial", FILE.to_lps(THIRD))
         first.button("Save •")
@@ -253,9 +251,7 @@ def test_a_save_leaves_what_another_page_did_to_the_same_structure(
 ) -> None:
     with open_prompt_viewer(browser, server.url, study_of(server)) as first:
         first.press("mpr-axial", FILE.to_lps(FIRST))
-        second = PromptViewer(first.page.context.new_page())
-        second.open(server.url, study_of(server))
-        second.wait_until(lambda: second.prompts() == ["1. + Point"], "the work is drawn")
+        second = second_page(first, server)
         second.press("mpr-axial", FILE.to_lps(THIRD))
         mask = on_stored_grid(second, FILE)
         first.button("Save •")
@@ -270,6 +266,14 @@ def test_a_save_leaves_what_another_page_did_to_the_same_structure(
         second.page.get_by_role("button", name="Save", exact=True).wait_for()
         assert second.prompts() == []
         assert first.errors == second.errors == []
+
+
+def second_page(first: PromptViewer, server: RunningServer) -> PromptViewer:
+    """Open the study in another page of the same browser, and wait for the first page's press."""
+    second = PromptViewer(first.page.context.new_page())
+    second.open(server.url, study_of(server))
+    second.wait_until(lambda: second.prompts() == ["1. + Point"], "the work is drawn")
+    return second
 
 
 def check_becomes_labels(viewer: PromptViewer, numbers: set[int]) -> None:

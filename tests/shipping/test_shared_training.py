@@ -7,7 +7,7 @@ import time
 
 import pytest
 import requests
-from small_site import SHORT, SPACING_MM, Site
+from small_site import SHORT, Site
 
 from serving import running_server
 
@@ -25,17 +25,10 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def servers(site):
-    conf = {
-        "weights": site.student,
-        "teacher_weights": site.teacher,
-        "model_dir": site.folder / "model",
-        "spacing_mm": SPACING_MM,
-    }
-    arguments = [text for name, value in conf.items() for text in ("--conf", name, str(value))]
     studies = site.folder / "studies"
     with (
-        running_server(studies, site.folder / "one.log", *arguments) as one,
-        running_server(studies, site.folder / "other.log", *arguments) as other,
+        running_server(studies, site.folder / "one.log", *site.arguments) as one,
+        running_server(studies, site.folder / "other.log", *site.arguments) as other,
     ):
         yield one, other
 

@@ -112,6 +112,17 @@ class Site:
         self.datastore = write_studies(folder / "studies", **studies)
         self.student, self.teacher = write_networks(folder)
 
+    @property
+    def arguments(self) -> list[str]:
+        """Options of a server on this site."""
+        conf = {
+            "weights": self.student,
+            "teacher_weights": self.teacher,
+            "model_dir": self.folder / "model",
+            "spacing_mm": SPACING_MM,
+        }
+        return [text for name, value in conf.items() for text in ("--conf", name, str(value))]
+
     def task(self, model_dir: str = "model", student: Path | None = None) -> DistillationTask:
         folder = self.folder / model_dir / "fastsam3d"
         served, teacher = self.served(model_dir, student), file_weights(self.teacher)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 from monailabel.client.client import MONAILabelClientException
-from small_site import SHORT, SPACING_MM, Site
+from small_site import SHORT, Site
 
 from serving import RunningServer, running_server
 from slicer import SlicerPlugin
@@ -27,14 +27,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 @pytest.fixture(scope="module")
 def server(site: Site) -> Iterator[RunningServer]:
-    conf = {
-        "weights": site.student,
-        "teacher_weights": site.teacher,
-        "model_dir": site.folder / "model",
-        "spacing_mm": SPACING_MM,
-    }
-    arguments = [text for name, value in conf.items() for text in ("--conf", name, str(value))]
-    with running_server(site.folder / "studies", site.folder / "log", *arguments) as running:
+    with running_server(site.folder / "studies", site.folder / "log", *site.arguments) as running:
         yield running
 
 

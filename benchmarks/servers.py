@@ -83,8 +83,8 @@ class Servers:
         """Start all, and wait until they answer."""
         folder = self.folder
         self.processes += [self._start(port) for port in self.ports]
-        for port in self.ports:
-            wait_until_up(port)
+        for port, process in zip(self.ports, self.processes, strict=True):
+            wait_until_up(port, process, folder / f"server-{port}.log")
         lines = " ".join(
             f"server 127.0.0.1:{port} max_fails=1 fail_timeout=5s;" for port in self.ports
         )
@@ -94,7 +94,7 @@ class Servers:
         if program is None:
             raise SystemExit("nginx is missing; on Debian and Ubuntu: apt install nginx-light")
         self.proxy = subprocess.Popen([program, "-e", f"{folder}/nginx.log", "-c", str(config)])
-        wait_until_up(self.port)
+        wait_until_up(self.port, self.proxy, folder / "nginx.log")
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:
         cores = psutil.cpu_count(logical=False) or 1
@@ -147,10 +147,10 @@ def running(count: int) -> Iterator[Servers]:
             servers.stop()
 
 
-def wait_until_up(port: int) -> None:
-    """Wait until a server answers; raises SystemExit if it does not."""
+def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server answers; raises SystemExit with the end of its log if it does not."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
             connection.request("GET", "/healthz")
@@ -158,7 +158,8 @@ def wait_until_up(port: int) -> None:
                 return
         except OSError:
             time.sleep(0.3)
-    raise SystemExit(f"the server on port {port} did not start")
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    raise SystemExit("\n".join([f"the server on port {port} did not start; {log}:", *lines[-20:]]))
 
 
 class User(threading.Thread):

@@ -9,7 +9,12 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import EnhancedCTImageStorage, EnhancedMRImageStorage, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    RLELossless,
+)
 
 from ct_series import write_ct_series
 from lib.errors import InputError
@@ -563,6 +568,48 @@ def test_more_voxels_than_allowed_are_refused_before_any_is_decoded(tmp_path, mo
     monkeypatch.setattr("lib.imaging.dicom_series.sitk", None)
     with pytest.raises(InputError, match="22 × 17 × 9 voxels, 3,366 in all; .* up to 3,365"):
         read_volume(tmp_path / "series", max_voxels=3365)
+
+
+def deflate(path, behind=b""):
+    """Store a slice deflated, with bytes behind its voxels."""
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset[0xFFFCFFFC] = pydicom.DataElement(0xFFFCFFFC, "OB", behind)  # padding (PS3.10)
+    dataset.save_as(path)
+
+
+def test_a_deflated_file_is_measured_before_it_is_inflated(tmp_path, monkeypatch):
+    paths = write(tmp_path / "series")
+    for path in paths:
+        deflate(path)
+    np.testing.assert_array_equal(read_volume(tmp_path / "series").array, hounsfield())
+    deflate(paths[3], bytes(2 * 10**6))
+    assert paths[3].stat().st_size < 10**4
+    read_volume(tmp_path / "series")
+    monkeypatch.setattr("lib.imaging.dicom_frames.default_voxel_limit", lambda: 10**6)
+    monkeypatch.setattr("pydicom.dcmread", refuse_inflating)
+    with pytest.raises(InputError, match=r"more than 2,000,000 bytes in slice-0003\.dcm"):
+        read_volume(tmp_path / "series")
+
+
+def refuse_inflating(file, **options):
+    assert "slice-0003" not in file.name, "it is inflated"
+    return DCMREAD(file, **options)
+
+
+DCMREAD = pydicom.dcmread
+
+
+def test_sequences_nested_without_end_are_no_image(tmp_path):
+    paths = write(tmp_path / "series")
+    nested = bytes.fromhex("08004011 53510000 ffffffff feff00e0 ffffffff")
+    content = paths[0].read_bytes()
+    start = content[: content.index(b"\x08\0")]
+    (tmp_path / "series" / "nested.dcm").write_bytes(start + nested * 9000)
+    volume = read_volume(tmp_path / "series")
+    np.testing.assert_array_equal(volume.array, hounsfield())
+    assert "as no DICOM image: nested.dcm" in volume.warnings[0]
 
 
 def test_a_large_scale_overflows_no_type(tmp_path):

@@ -26,7 +26,7 @@ from lib.imaging.affine import RAS_TO_LPS, itk_affine
 from lib.imaging.dicom_series import read_series
 from lib.imaging.itk_file import check_self_contained
 from lib.imaging.mask_file import write_mask
-from lib.imaging.nifti_file import NIFTI_ERRORS, read_to_end
+from lib.imaging.nifti_file import NIFTI_ERRORS, read_to_end, voxels_begin_soon
 from lib.imaging.volume import read_volume
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
@@ -167,6 +167,8 @@ def check_header(path: str | Path) -> None:
     is_nifti = any(start[offset : offset + 4] in texts for offset, texts in NIFTI_MAGIC)
     if not is_nifti and not _is_analyze(start):
         raise InputError("the file is no NIfTI file in one piece; export it again as .nii.gz")
+    if not voxels_begin_soon(start):
+        raise InputError("the NIfTI header puts the voxels too far behind it; export it again")
 
 
 def _is_analyze(start: bytes) -> bool:

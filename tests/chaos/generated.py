@@ -50,6 +50,7 @@ ODD = (
     "1e999",
     "%s%n",
     "'\"",
+    "half a pair \ud800",
 )
 
 NAMES = (
@@ -182,7 +183,7 @@ def requests_to(
         elif place == "query" and draw(st.integers(0, 3)):
             query.append(f"{name}={_encoded(_parameter(draw, name, text, names))}")
         elif place == "header" and draw(st.booleans()):
-            headers[name] = quote(text, safe=" \"'*/")
+            headers[name] = quote(text.encode("utf-8", "surrogatepass"), safe=" \"'*/")
     if draw(st.integers(0, 9)) == 0:
         query.append(f"{_encoded(draw(TEXTS))}={_encoded(draw(TEXTS))}")
     body, kind = _body(draw, operation, files)
@@ -209,7 +210,7 @@ def _parameter(draw: st.DrawFn, name: str, text: str, names: Mapping[str, str]) 
 
 def _parameters_of_body(draw: st.DrawFn) -> str:
     if draw(st.integers(0, 9)) == 0:
-        return draw(TEXTS)
+        return draw(TEXTS).encode("utf-8", "replace").decode()
     keys = draw(PARAMS)
     values = {key: draw(VALUES.get(key, JSONS)) for key in keys}
     return json.dumps(values)

@@ -237,7 +237,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         """
         image_id = folder.name
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=FETCHING) as temporary:
-            slices = Path(temporary, "slices")
+            slices = Path(temporary, image_id)  # messages name the series
             study_uid = str(header.StudyInstanceUID)
             self._pacs.download(study_uid, image_id, slices, self._fetch_by_frame)
             expected = int(header.get("NumberOfSeriesRelatedInstances") or 0)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -76,13 +76,16 @@ INFLATED_BYTES = 2
 CHUNK_BYTES = 2**20
 
 UNREADABLE = (
+    BytesLengthException,
     InvalidDicomError,
     EOFError,
+    MemoryError,
     ValueError,
     TypeError,
     KeyError,
     AttributeError,
     NotImplementedError,
+    OverflowError,
     RecursionError,
     struct.error,
     zlib.error,
@@ -138,7 +141,7 @@ def value(header: Dataset, tag: str) -> Any:
     """Return the value of a tag; None if it is missing or not a value of the tag's type."""
     try:
         return header.get(tag)
-    except (ValueError, TypeError, OverflowError, NotImplementedError):
+    except UNREADABLE:
         return None
 
 

@@ -31,7 +31,15 @@ from lib.imaging.dicom_checks import (
     orientation,
     transfer_syntax,
 )
-from lib.imaging.dicom_frames import DicomFrame, number, numbers, read_frames, shortened, value
+from lib.imaging.dicom_frames import (
+    UNREADABLE,
+    DicomFrame,
+    number,
+    numbers,
+    read_frames,
+    shortened,
+    value,
+)
 from lib.imaging.dicom_holes import fill_holes, positions_with_holes, warning_of
 from lib.imaging.image_checks import check_voxel_count
 
@@ -78,7 +86,7 @@ def read_series(source: str | Path, max_voxels: int | None = None) -> DicomSerie
         if str(error).startswith(("folder", "file", "image")):  # these name the source already
             raise
         raise InputError(f'DICOM series "{source.name}" {error}') from error
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except UNREADABLE as error:
         logger.exception("the headers of a DICOM series cannot be used")
         raise InputError(
             f'DICOM series "{source.name}" has a header that contradicts the standard '

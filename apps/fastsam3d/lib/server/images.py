@@ -13,7 +13,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.endpoints import activelearning, datastore
 
-from lib.datastore.dicomweb import CHECKED
+from lib.datastore.fetched_series import CHECKED, INSTANCES
 from lib.datastore.label_files import EXTENSIONS, check_header
 from lib.datastore.uncertain_first import SCORE
 from lib.errors import InputError, NotFoundError
@@ -26,7 +26,7 @@ from lib.server.uploads import check_image, is_same_scan, received, received_ses
 
 router = APIRouter()
 
-OWN_KEYS = ("strategy", SCORE, CHECKED, "path")
+OWN_KEYS = ("strategy", SCORE, CHECKED, INSTANCES, "path")
 """OWN_KEYS: what the server itself notes on an image; Next Sample reads it."""
 
 

@@ -406,6 +406,21 @@ def test_a_folder_that_may_not_be_written(studies, label, monkeypatch, caplog):
 # --- faults ---------------------------------------------------------------------------------------
 
 
+def test_labels_are_read_from_a_disk_that_became_read_only(store, label, monkeypatch):
+    def refuse():
+        raise OSError(errno.EROFS, "read-only file system")
+
+    save(store, label)
+    monkeypatch.setattr(store, "_file_lock", refuse)
+    assert store.label_versions("a", "final")[0].number == 1
+    assert store.get_label_info("a", "final")["label_info"] == NAMES
+    with pytest.raises(OSError, match="read-only"):
+        save(store, label)
+    monkeypatch.setattr(store, "_file_lock", no_space)
+    with pytest.raises(OSError, match="no space"):
+        store.label_versions("a", "final")
+
+
 @contextmanager
 def small_disk(folder, size):
     """Mount a file system of ``size`` on ``folder``; skip the test without the right to."""

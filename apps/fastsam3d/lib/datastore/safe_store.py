@@ -99,7 +99,7 @@ class SafeDatastore(ListedFiles):
         self, image_id: str, tag: str
     ) -> tuple[LabelVersion | None, list[LabelVersion]]:
         """Return the version of a label, None if there is no label, and the earlier ones."""
-        with self._exclusive():
+        with self._reading():
             history = self._history(tag)
             path = history.find(image_id)
             current = history.current(image_id, path) if path else None

@@ -12,18 +12,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
+from watchdog.events import FileSystemEvent
 
-from lib.atomic_file import is_full, write_text_atomically
+from lib.atomic_file import SUFFIX, is_forbidden, is_full, write_text_atomically
 from lib.datastore.read_only import ReadOnlyModel, can_write
 from lib.errors import ReadOnlyError
 
 logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+"""RETRY_SECONDS: time after which a list that could not be renewed is tried again."""
 
 
 class StoredList(LocalDatastore):
@@ -39,6 +43,7 @@ class StoredList(LocalDatastore):
         self.read_only = os.path.isdir(datastore_path) and not can_write(datastore_path)
         self._mutex = threading.RLock()
         self._is_started = False
+        self._renewal: threading.Timer | None = None
         if self.read_only:
             logger.warning(
                 "the folder %s may not be written: clicks work, labels cannot be saved; give the "
@@ -47,6 +52,41 @@ class StoredList(LocalDatastore):
             )
         super().__init__(datastore_path, *args, **kwargs)
         self._is_started = True
+        if hasattr(self, "_handler"):  # the watcher of the base class, which misses new names
+            self._handler.on_moved = self._on_moved
+
+    # --- changes by others ------------------------------------------------------------------------
+
+    def _on_moved(self, event: FileSystemEvent) -> None:
+        """Follow a file that got another name; atomic writes end with such an event, too."""
+        if not os.fsdecode(event.src_path).endswith(SUFFIX):
+            self._on_any_event(event)
+
+    def _on_any_event(self, event: FileSystemEvent | None) -> None:
+        """Make the list anew after a change in the folder, and try again after an error.
+
+        An error would end the thread of the watcher, and no further change would be noticed.
+        """
+        try:
+            self._reconcile_datastore()
+        except Exception as error:
+            self._renew_later(error)
+
+    def _on_modify_event(self, event: FileSystemEvent) -> None:
+        try:
+            super()._on_modify_event(event)
+        except Exception as error:
+            self._renew_later(error)
+
+    def _renew_later(self, error: Exception) -> None:
+        logger.warning(
+            "the list of %s is not renewed (%s); again soon", self._datastore_path, error
+        )
+        waits = self._renewal is not None and not self._renewal.finished.is_set()
+        if not waits or self._renewal is threading.current_thread():
+            self._renewal = threading.Timer(RETRY_SECONDS, self._on_any_event, [None])
+            self._renewal.daemon = True
+            self._renewal.start()
 
     # --- reading and writing ----------------------------------------------------------------------
 
@@ -144,6 +184,17 @@ class StoredList(LocalDatastore):
                 if self._is_started:
                     self._load_list()  # another server may have saved a label meanwhile
                 yield
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Do as `_exclusive`, or without the lock on a disk that became read only meanwhile."""
+        with self._mutex, ExitStack() as stack:
+            try:
+                stack.enter_context(self._exclusive())
+            except OSError as error:
+                if not is_forbidden(error):
+                    raise
+            yield
 
     def _file_lock(self) -> FileLock:
         lock = getattr(self, "_process_lock", None)

@@ -174,6 +174,10 @@ BAD = {
         lambda path: write(path, label_array() * np.float32(0.4)),
         "no numbers of seg",
     ),
+    "large": (
+        lambda path: write(path, label_array() * np.int32(65536)),
+        "holds the value 65536; save values from 0 to 65535",
+    ),
     "negative": (lambda path: write(path, -label_array().astype(np.int16)), "no numbers of seg"),
 }
 

@@ -393,6 +393,39 @@ def test_monochrome1_is_no_hounsfield_scale(tmp_path):
     assert "stored as MONOCHROME1" in volume.warnings[0]
 
 
+@pytest.mark.parametrize("intercept", [0, -1024])
+def test_a_ct_without_a_scale_is_known_by_its_values(tmp_path, intercept):
+    """It may hold Hounsfield units all the same, if it has negative values."""
+
+    def change(dataset):
+        store_with(dataset, intercept)
+        del dataset.RescaleIntercept, dataset.RescaleSlope
+
+    each(change)(write(tmp_path / "series"))
+    volume = read_volume(tmp_path / "series")
+    np.testing.assert_array_equal(volume.array, hounsfield() - intercept)
+    assert volume.is_ct == (intercept == 0)
+    assert "the CT has no RescaleIntercept" in volume.warnings[0]
+
+
+def look_up(dataset):
+    """Store a table instead of slope and intercept (PS3.3, C.11.1)."""
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    table[0x00283006] = pydicom.DataElement(0x00283006, "OW", bytes(2 * 4096))
+    table.ModalityLUTType = "US"
+    dataset.ModalityLUTSequence = [table]
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+
+
+@pytest.mark.parametrize("which", [each, fourth])
+def test_a_table_of_values_is_no_hounsfield_scale(tmp_path, which):
+    which(look_up)(write(tmp_path / "series"))
+    volume = read_volume(tmp_path / "series")
+    assert not volume.is_ct
+    assert any("has a ModalityLUTSequence, which is not applied" in w for w in volume.warnings)
+
+
 @pytest.mark.parametrize(("modality", "is_ct"), [("CT", True), ("MR", False), ("PT", False)])
 @pytest.mark.parametrize("by", [0, 1024])
 def test_dicom_says_what_is_a_ct(tmp_path, modality, is_ct, by):

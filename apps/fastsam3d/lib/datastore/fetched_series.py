@@ -42,7 +42,7 @@ Images that MONAI Label's own datastore left in the cache lack it.
 INSTANCES = "series_instances"
 """INSTANCES: key in the stored information on an image, with the size of its series at the time."""
 
-CHECK_VERSION = 2
+CHECK_VERSION = 3
 """CHECK_VERSION: raise it when series are read in another way, so that they are fetched again."""
 
 FETCHING = "fetching-"

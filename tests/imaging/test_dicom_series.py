@@ -227,6 +227,7 @@ ERRORS = {
     "no spacing": (each(at("PixelSpacing", [0, 0])), r"PixelSpacing \[0\.0, 0\.0\] mm"),
     "sizes": (fourth(crop), "22 × 16, 22 × 17 pixels"),
     "series": (fourth(another("SeriesInstanceUID")), "2 values of SeriesInstanceUID"),
+    "modalities": (fourth(at("Modality", "MR")), "mixes slices of the Modality CT, MR; split"),
     "multi-frame": (each(at("NumberOfFrames", 5)), "several slices in one file"),
     "skew": (each(at("ImageOrientationPatient", [1, 0, 0, 0.5, 0.8, 0])), "not two unit vectors"),
     "text": (fourth(at("ImagePositionPatient", [1, 2])), "ImagePositionPatient that is not 3"),

@@ -18,7 +18,6 @@ from typing import Any
 
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
-from watchdog.events import FileSystemEvent
 
 from lib.atomic_file import SUFFIX, is_forbidden, is_full, write_text_atomically
 from lib.datastore.read_only import ReadOnlyModel, can_write
@@ -57,12 +56,12 @@ class StoredList(LocalDatastore):
 
     # --- changes by others ------------------------------------------------------------------------
 
-    def _on_moved(self, event: FileSystemEvent) -> None:
+    def _on_moved(self, event: Any) -> None:
         """Follow a file that got another name; atomic writes end with such an event, too."""
         if not os.fsdecode(event.src_path).endswith(SUFFIX):
             self._on_any_event(event)
 
-    def _on_any_event(self, event: FileSystemEvent | None) -> None:
+    def _on_any_event(self, event: Any) -> None:
         """Make the list anew after a change in the folder, and try again after an error.
 
         An error would end the thread of the watcher, and no further change would be noticed.
@@ -72,7 +71,7 @@ class StoredList(LocalDatastore):
         except Exception as error:
             self._renew_later(error)
 
-    def _on_modify_event(self, event: FileSystemEvent) -> None:
+    def _on_modify_event(self, event: Any) -> None:
         try:
             super()._on_modify_event(event)
         except Exception as error:

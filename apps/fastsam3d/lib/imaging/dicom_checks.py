@@ -164,6 +164,12 @@ def _check_one_stack(headers: Sequence[Dataset]) -> None:
         raise InputError(
             f"mixes {len(uids)} values of SeriesInstanceUID; give a folder with one series"
         )
+    modalities = {str(value(header, "Modality") or "") for header in headers} - {""}
+    if len(modalities) > 1:
+        raise InputError(
+            f"mixes slices of the Modality {', '.join(sorted(modalities))}; split it into one "
+            "series for each"
+        )
     inverted = sum(is_inverted([header]) for header in headers)
     if 0 < inverted < len(headers):
         raise InputError(

@@ -20,6 +20,7 @@ from chaos.common import Outcome
 
 PROGRAMS = {
     "random_requests": (random_requests.run, 10_000),
+    "random_requests_on_pacs": (random_requests.run_on_pacs, 1500),
     "kills": (kills.run, 50),
     "full_disk": (full_disk.run, 60),
     "broken_pacs": (broken_pacs.run, 30),

@@ -50,9 +50,13 @@ ODD = (
     "1e999",
     "%s%n",
     "'\"",
+    "half a pair \ud800",
 )
 
-NAMES = ("head", "chest", "final", "original", "fastsam3d", "sam_med3d", "random", "first")
+NAMES = (
+    *("head", "chest", "final", "original", "fastsam3d", "sam_med3d", "random", "first"),
+    *("studies", "series", "instances"),  # services of a DICOM server
+)
 
 TEXTS = st.one_of(
     st.sampled_from(NAMES),
@@ -158,19 +162,28 @@ def _is_file(schema: Mapping[str, Any]) -> bool:
 
 
 @st.composite
-def requests_to(draw: st.DrawFn, found: Sequence[Operation], files: Mapping[str, bytes]) -> Sent:
-    """Draw a request. files: name -> content of files that are sent."""
+def requests_to(
+    draw: st.DrawFn,
+    found: Sequence[Operation],
+    files: Mapping[str, bytes],
+    names: Mapping[str, str],
+) -> Sent:
+    """Draw a request.
+
+    files: name -> content of files that are sent. names: what stands for a drawn name.
+    """
     operation = draw(st.sampled_from(found))
     target, query, headers = operation.path, [], {}
     for name, place in operation.parameters.items():
         text = draw(TEXTS)
+        text = names.get(text, text)
         if place == "path":
             is_raw = draw(st.booleans())  # slashes as they are, or encoded
             target = target.replace(f"{{{name}}}", _encoded(text, "/" if is_raw else ""))
         elif place == "query" and draw(st.integers(0, 3)):
-            query.append(f"{name}={_encoded(_parameter(draw, name, text))}")
+            query.append(f"{name}={_encoded(_parameter(draw, name, text, names))}")
         elif place == "header" and draw(st.booleans()):
-            headers[name] = quote(text, safe=" \"'*/")
+            headers[name] = quote(text.encode("utf-8", "surrogatepass"), safe=" \"'*/")
     if draw(st.integers(0, 9)) == 0:
         query.append(f"{_encoded(draw(TEXTS))}={_encoded(draw(TEXTS))}")
     body, kind = _body(draw, operation, files)
@@ -183,20 +196,21 @@ def _encoded(text: str, safe: str = "") -> str:
     return quote(text.encode("utf-8", "surrogatepass"), safe=safe)
 
 
-def _parameter(draw: st.DrawFn, name: str, text: str) -> str:
+def _parameter(draw: st.DrawFn, name: str, text: str, names: Mapping[str, str]) -> str:
     if name in ("output", "strategy"):
         choices = ["image", "json", "all", "box", "dicom_seg", "stats", "train", "random", text]
         return draw(st.sampled_from(choices))
     if name in ("base", "version", "expiry"):
         return str(draw(NUMBERS))
     if name == "image":
-        return draw(st.sampled_from(["head", "chest", text, text]))
+        image = draw(st.sampled_from(["head", "chest", text, text]))
+        return names.get(image, image)
     return text
 
 
 def _parameters_of_body(draw: st.DrawFn) -> str:
     if draw(st.integers(0, 9)) == 0:
-        return draw(TEXTS)
+        return draw(TEXTS).encode("utf-8", "replace").decode()
     keys = draw(PARAMS)
     values = {key: draw(VALUES.get(key, JSONS)) for key in keys}
     return json.dumps(values)

@@ -20,6 +20,7 @@ from chaos.watch import FolderWatch
 
 SHORT: tuple[tuple[Callable[[int, int, Path], Outcome], int], ...] = (
     (random_requests.run, 250),
+    (random_requests.run_on_pacs, 60),
     (kills.run, 2),
     (full_disk.run, 5),
     (broken_pacs.run, 5),

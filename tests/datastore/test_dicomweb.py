@@ -452,6 +452,28 @@ def test_half_a_series_is_refused_and_not_kept(datastore, series, monkeypatch):
     assert sitk.ReadImage(datastore.get_image_uri(series["axial"])).GetSize() == SHAPE_IJK
 
 
+def test_a_series_that_still_arrives_is_fetched_again(datastore, pacs, tmp_path):
+    made = SCANS["axial"]
+    paths = write_ct_series(made.array_ijk, made.affine_mm, tmp_path / "all", seed=53)
+    uid = str(pydicom.dcmread(paths[0]).SeriesInstanceUID)
+    (tmp_path / "late").mkdir()
+    late = [path.rename(tmp_path / "late" / path.name) for path in paths[:14]]
+    pacs.upload(tmp_path / "all")
+    first = datastore.get_image_uri(uid)
+    np.testing.assert_array_equal(voxels(sitk.ReadImage(first)), made.array_ijk[:, :, len(late) :])
+    before = os.stat(first).st_mtime_ns
+    datastore._sizes._sizes.clear()  # a minute later
+    assert os.stat(datastore.get_image_uri(uid)).st_mtime_ns == before, "the size is the same"
+    pacs.upload(tmp_path / "late")
+    assert os.stat(datastore.get_image_uri(uid)).st_mtime_ns == before, "within the minute"
+    datastore._sizes._sizes.clear()
+    whole = sitk.ReadImage(datastore.get_image_uri(uid))
+    np.testing.assert_array_equal(voxels(whole), made.array_ijk)
+    delete_series(pacs, uid)
+    datastore._sizes._sizes.clear()
+    assert sitk.ReadImage(datastore.get_image_uri(uid)).GetSize() == SHAPE_IJK
+
+
 def test_what_an_unchecked_store_left_in_the_cache_is_made_again(datastore, series):
     path = Path(datastore.get_image_uri(series["axial"]))
     right = path.read_bytes()

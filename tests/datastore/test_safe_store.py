@@ -19,7 +19,7 @@ import SimpleITK as sitk
 from nibabel.affines import from_matvec
 
 from lib.atomic_file import SUFFIX, is_full
-from lib.datastore import label_history, listed_files
+from lib.datastore import label_history, stored_list
 from lib.datastore.safe_store import FolderDatastore
 from lib.errors import ConflictError, InputError, NotFoundError, ReadOnlyError
 from lib.imaging import nifti_file
@@ -99,6 +99,18 @@ def test_what_is_replaced_stays_with_time_and_user(store, studies, tmp_path):
         store.restore_label("a", "final", 9)
 
 
+def test_a_version_that_does_not_fit_its_image_any_more_is_not_restored(store, studies, tmp_path):
+    for number in (1, 2):
+        save(store, write(tmp_path / "label.nii.gz", label_array(number)))
+    write(studies / "a.nii.gz", np.ones((21, 17, 14), np.int16))
+    with pytest.raises(InputError, match="21 × 17 × 13 voxels, its image 21 × 17 × 14"):
+        store.restore_label("a", "final", 1)
+    np.testing.assert_array_equal(read(final(studies)), label_array(2))
+    assert store.label_versions("a", "final")[0].number == 2
+    with pytest.raises(NotFoundError, match="no image 'c'"):
+        store.restore_label("c", "final", 1)
+
+
 def test_versions_are_bounded(store, tmp_path):
     store.keep_versions = 2
     for number in range(1, 6):
@@ -161,6 +173,10 @@ BAD = {
     "fractions": (
         lambda path: write(path, label_array() * np.float32(0.4)),
         "no numbers of seg",
+    ),
+    "large": (
+        lambda path: write(path, label_array() * np.int32(65536)),
+        "holds the value 65536; save values from 0 to 65535",
     ),
     "negative": (lambda path: write(path, -label_array().astype(np.int16)), "no numbers of seg"),
 }
@@ -322,6 +338,13 @@ def test_a_name_that_no_request_can_send_is_left_out_and_named(studies, caplog, 
     assert "is left out: rename it without backslash and control codes" in caplog.text
 
 
+def test_a_name_that_is_too_long_is_left_out_and_named(studies, caplog):
+    for name in ("ü" * 120, "ü" * 120 + "x"):
+        shutil.copy(studies / "a.nii.gz", studies / f"{name}.nii.gz")
+    assert set(opened(studies).list_images()) == {"a", "b", "ü" * 120}
+    assert "is left out: shorten its name to 240 bytes" in caplog.text
+
+
 def test_hidden_files_are_no_studies_and_names_keep_their_dots(studies):
     scan = studies / "a.nii.gz"
     for name in ("._a.nii.gz", ".hidden.nii", "P.001.nii.gz", "P.002.nii.gz", "UP.NII.GZ"):
@@ -361,7 +384,7 @@ def test_a_removed_image_keeps_its_labels_as_versions(store, studies, label):
 def test_a_folder_that_may_not_be_written(studies, label, monkeypatch, caplog):
     save(opened(studies), label)
     before = {path: path.stat().st_mtime_ns for path in studies.rglob("*")}
-    monkeypatch.setattr(listed_files, "can_write", lambda folder: False)
+    monkeypatch.setattr(stored_list, "can_write", lambda folder: False)
     shutil.rmtree(studies / "labels" / "original")
     store = opened(studies)
     assert "may not be written: clicks work" in caplog.text
@@ -385,6 +408,21 @@ def test_a_folder_that_may_not_be_written(studies, label, monkeypatch, caplog):
 
 
 # --- faults ---------------------------------------------------------------------------------------
+
+
+def test_labels_are_read_from_a_disk_that_became_read_only(store, label, monkeypatch):
+    def refuse():
+        raise OSError(errno.EROFS, "read-only file system")
+
+    save(store, label)
+    monkeypatch.setattr(store, "_file_lock", refuse)
+    assert store.label_versions("a", "final")[0].number == 1
+    assert store.get_label_info("a", "final")["label_info"] == NAMES
+    with pytest.raises(OSError, match="read-only"):
+        save(store, label)
+    monkeypatch.setattr(store, "_file_lock", no_space)
+    with pytest.raises(OSError, match="no space"):
+        store.label_versions("a", "final")
 
 
 @contextmanager
@@ -517,7 +555,7 @@ def test_an_image_info_that_could_not_be_written_is_not_kept(studies, monkeypatc
     """The list is the only file that holds it."""
     store = opened(studies)
     store.update_image_info("a", {"note": "old"})
-    monkeypatch.setattr(listed_files, "write_text_atomically", no_space)
+    monkeypatch.setattr(stored_list, "write_text_atomically", no_space)
     with pytest.raises(OSError):
         store.update_image_info("a", {"note": "new"})
     monkeypatch.undo()
@@ -525,10 +563,18 @@ def test_an_image_info_that_could_not_be_written_is_not_kept(studies, monkeypatc
         assert each.get_image_info("a")["note"] == "old"
 
 
+def test_an_image_info_that_no_file_can_hold_is_not_kept(studies, label):
+    store = opened(studies)
+    with pytest.raises(ValueError):
+        store.update_image_info("a", {"note": "\ud800"})
+    assert "note" not in store.get_image_info("a")
+    save(store, label)  # writes the list
+
+
 def test_an_image_whose_info_could_not_be_written_is_not_added(studies, tmp_path, monkeypatch):
     store = opened(studies)
     path = write(tmp_path / "new.nii.gz", label_array())
-    monkeypatch.setattr(listed_files, "write_text_atomically", no_space)
+    monkeypatch.setattr(stored_list, "write_text_atomically", no_space)
     with pytest.raises(OSError):
         store.add_new_image("new", path, {"user": "Anna"})
     monkeypatch.undo()

@@ -9,7 +9,12 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import EnhancedCTImageStorage, EnhancedMRImageStorage, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    RLELossless,
+)
 
 from ct_series import write_ct_series
 from lib.errors import InputError
@@ -222,6 +227,7 @@ ERRORS = {
     "no spacing": (each(at("PixelSpacing", [0, 0])), r"PixelSpacing \[0\.0, 0\.0\] mm"),
     "sizes": (fourth(crop), "22 × 16, 22 × 17 pixels"),
     "series": (fourth(another("SeriesInstanceUID")), "2 values of SeriesInstanceUID"),
+    "modalities": (fourth(at("Modality", "MR")), "mixes slices of the Modality CT, MR; split"),
     "multi-frame": (each(at("NumberOfFrames", 5)), "several slices in one file"),
     "skew": (each(at("ImageOrientationPatient", [1, 0, 0, 0.5, 0.8, 0])), "not two unit vectors"),
     "text": (fourth(at("ImagePositionPatient", [1, 2])), "ImagePositionPatient that is not 3"),
@@ -386,6 +392,39 @@ def test_monochrome1_is_no_hounsfield_scale(tmp_path):
     volume = read_volume(tmp_path / "series")
     assert not volume.is_ct
     assert "stored as MONOCHROME1" in volume.warnings[0]
+
+
+@pytest.mark.parametrize("intercept", [0, -1024])
+def test_a_ct_without_a_scale_is_known_by_its_values(tmp_path, intercept):
+    """It may hold Hounsfield units all the same, if it has negative values."""
+
+    def change(dataset):
+        store_with(dataset, intercept)
+        del dataset.RescaleIntercept, dataset.RescaleSlope
+
+    each(change)(write(tmp_path / "series"))
+    volume = read_volume(tmp_path / "series")
+    np.testing.assert_array_equal(volume.array, hounsfield() - intercept)
+    assert volume.is_ct == (intercept == 0)
+    assert "the CT has no RescaleIntercept" in volume.warnings[0]
+
+
+def look_up(dataset):
+    """Store a table instead of slope and intercept (PS3.3, C.11.1)."""
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    table[0x00283006] = pydicom.DataElement(0x00283006, "OW", bytes(2 * 4096))
+    table.ModalityLUTType = "US"
+    dataset.ModalityLUTSequence = [table]
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+
+
+@pytest.mark.parametrize("which", [each, fourth])
+def test_a_table_of_values_is_no_hounsfield_scale(tmp_path, which):
+    which(look_up)(write(tmp_path / "series"))
+    volume = read_volume(tmp_path / "series")
+    assert not volume.is_ct
+    assert any("has a ModalityLUTSequence, which is not applied" in w for w in volume.warnings)
 
 
 @pytest.mark.parametrize(("modality", "is_ct"), [("CT", True), ("MR", False), ("PT", False)])
@@ -563,6 +602,48 @@ def test_more_voxels_than_allowed_are_refused_before_any_is_decoded(tmp_path, mo
     monkeypatch.setattr("lib.imaging.dicom_series.sitk", None)
     with pytest.raises(InputError, match="22 × 17 × 9 voxels, 3,366 in all; .* up to 3,365"):
         read_volume(tmp_path / "series", max_voxels=3365)
+
+
+def deflate(path, behind=b""):
+    """Store a slice deflated, with bytes behind its voxels."""
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset[0xFFFCFFFC] = pydicom.DataElement(0xFFFCFFFC, "OB", behind)  # padding (PS3.10)
+    dataset.save_as(path)
+
+
+def test_a_deflated_file_is_measured_before_it_is_inflated(tmp_path, monkeypatch):
+    paths = write(tmp_path / "series")
+    for path in paths:
+        deflate(path)
+    np.testing.assert_array_equal(read_volume(tmp_path / "series").array, hounsfield())
+    deflate(paths[3], bytes(2 * 10**6))
+    assert paths[3].stat().st_size < 10**4
+    read_volume(tmp_path / "series")
+    monkeypatch.setattr("lib.imaging.dicom_frames.default_voxel_limit", lambda: 10**6)
+    monkeypatch.setattr("pydicom.dcmread", refuse_inflating)
+    with pytest.raises(InputError, match=r"more than 2,000,000 bytes in slice-0003\.dcm"):
+        read_volume(tmp_path / "series")
+
+
+def refuse_inflating(file, **options):
+    assert "slice-0003" not in file.name, "it is inflated"
+    return DCMREAD(file, **options)
+
+
+DCMREAD = pydicom.dcmread
+
+
+def test_sequences_nested_without_end_are_no_image(tmp_path):
+    paths = write(tmp_path / "series")
+    nested = bytes.fromhex("08004011 53510000 ffffffff feff00e0 ffffffff")
+    content = paths[0].read_bytes()
+    start = content[: content.index(b"\x08\0")]
+    (tmp_path / "series" / "nested.dcm").write_bytes(start + nested * 9000)
+    volume = read_volume(tmp_path / "series")
+    np.testing.assert_array_equal(volume.array, hounsfield())
+    assert "as no DICOM image: nested.dcm" in volume.warnings[0]
 
 
 def test_a_large_scale_overflows_no_type(tmp_path):

@@ -434,6 +434,17 @@ def test_a_warning_says_that_a_scale_rounds(tmp_path):
     assert "are rounded to steps of 256" in read_volume(path).warnings[0]
 
 
+@pytest.mark.parametrize("background", [0, -1024, 7.5])
+@pytest.mark.parametrize(("count", "is_said"), [(1, True), (58, True), (59, False)])
+def test_a_warning_says_that_an_image_is_nearly_blank(tmp_path, background, count, is_said):
+    array = np.full((40, 47, 31), background, np.float32)
+    array.reshape(-1)[31::997][:count] = 1  # 0.1 % of the voxels are 58.3
+    array[0, 0, 0] = background
+    volume = read_volume(write_nifti(tmp_path / "scan.nii.gz", array))
+    said = f'only {count} of 58280 voxels of image "scan.nii.gz" have another value than'
+    assert [said in warning for warning in volume.warnings] == [True] * is_said
+
+
 @pytest.mark.parametrize(("scale", "is_said"), [(1, False), (1e-4, True), (1e3, True)])
 def test_voxels_of_an_unlikely_size(tmp_path, scale, is_said):
     affine_mm = AFFINE_MM @ np.diag([scale, scale, scale, 1])

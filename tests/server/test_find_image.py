@@ -38,7 +38,7 @@ def app(tmp_path):
 
 
 NRRD = b"NRRD0004\ntype: short\n\nvoxels"
-NIFTI = b"\0" * 344 + b"n+1\0voxels"
+NIFTI = b"\x5c\x01" + b"\0" * 342 + b"n+1\0voxels"
 
 
 def sent_file(name):

@@ -177,11 +177,15 @@ def test_names_of_segments_of_another_type(server, image, names):
 
 
 def files_of(server):
-    """Return all files but those that the list of studies is written with."""
-    return {path for path in server.folder.rglob("*") if path.suffix != ".partial"}
+    """Return all files but the list of studies, which is written when a study comes in."""
+    files = server.folder.rglob("*")
+    return {path for path in files if path.suffix != ".partial" and path.name != LIST}
 
 
-PATHS = ["../x", "/etc/passwd", "..", ".hidden", " ", "a\\b", "a/b", "a\0b", "x" * 300]
+LIST = "datastore_v2.json"
+
+
+PATHS = ["../x", "/etc/passwd", "..", ".hidden", " ", "a\\b", "a/b", "a\0b", "x" * 300, "𠀀" * 64]
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -216,17 +220,86 @@ def test_ids_and_tags_are_names_on_every_route(server, image, name):
     assert files_of(server) == before
 
 
-@pytest.mark.parametrize("path", ["datastore/image/info", "datastore/label/versions"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "datastore/image",
+        "datastore/image/info",
+        "datastore/label/info",
+        "datastore/label/versions",
+        "interactions/none",
+        "viewer/series/none",
+        "viewer/series/none/grid",
+        "viewer/series/none/labels",
+        "viewer/series/none/labels/final",
+        "viewer/series/none/masks/00",
+        "viewer/series/none/work",
+    ],
+)
 def test_an_unknown_image_is_a_404(server, path):
-    reply = requests.get(f"{server.url}/{path}", {"image": "none", "tag": "final"}, timeout=60)
+    query = {"image": "none", "label": "none", "tag": "final"}
+    reply = requests.get(f"{server.url}/{path}", query, timeout=60)
     assert reply.status_code == 404
     assert reply.json()["detail"].startswith("there is no image 'none' among the studies")
 
 
-def test_an_unknown_series_is_a_404(server):
-    reply = requests.get(f"{server.url}/viewer/series/1.2.3", timeout=60)
-    assert reply.status_code == 404
-    assert reply.json()["detail"].startswith("there is no image '1.2.3' among the studies")
+HALF_A_PAIR = {"client_id": "\ud800", "label_info": [{"name": "\udfff", "idx": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "field"),
+    [
+        ("POST", "activelearning/random", ""),
+        ("POST", "train/fastsam3d", ""),
+        ("POST", "train/", ""),
+        ("PUT", "datastore/label", "params"),
+        ("PUT", "datastore/label/info", "info"),
+        ("PUT", "datastore/image", "params"),
+        ("PUT", "datastore/image/info", "info"),
+        ("POST", "infer/fastsam3d", "params"),
+    ],
+)
+def test_text_that_no_file_can_hold_is_refused(server, image, method, path, field):
+    """JSON can name half of a pair of surrogates, and Python's text holds it; UTF-8 does not."""
+    save(server, image, nifti(mask()))
+    url, query = f"{server.url}/{path}", {"image": image, "label": image, "tag": "final"}
+    form = {"data": {field: json.dumps(HALF_A_PAIR)}} if field else {"json": HALF_A_PAIR}
+    if path in ("datastore/label", "datastore/image"):
+        form["files"] = {path.split("/")[1].replace("image", "file"): ("x.nii", nifti(mask()))}
+    reply = requests.request(method, url, params=query, timeout=60, **form)
+    assert reply.status_code == 400, reply.text
+    assert "text that is not Unicode" in reply.json()["detail"]
+    assert save(server, image, nifti(mask(2))).status_code == 200
+    assert requests.get(f"{server.url}/datastore/?output=all", timeout=60).ok
+
+
+def test_a_name_of_a_client_is_short(server, image):
+    for name in ("Anna" * 1000, {"a": ["long"] * 1000}):
+        url = f"{server.url}/activelearning/first"
+        reply = requests.post(url, json={"client_id": name}, timeout=60)
+        assert reply.status_code == 200
+        query = {"image": reply.json()["id"]}
+        info = requests.get(f"{server.url}/datastore/image/info", params=query, timeout=60).json()
+        assert len(json.dumps(info["strategy"])) < 200
+
+
+@pytest.mark.parametrize("key", ["version", "time", "sha256", "voxels"])
+@pytest.mark.parametrize("field", ["info", "params"])
+def test_what_the_server_notes_on_a_label_is_not_the_clients_to_write(server, image, key, field):
+    save(server, image, nifti(mask()))
+    path = {"info": "datastore/label/info", "params": "datastore/updatelabelinfo"}[field]
+    query = {"label": image, "tag": "final"}
+    url, data = f"{server.url}/{path}", {field: json.dumps({key: "0"})}
+    reply = requests.put(url, params=query, data=data, timeout=60)
+    assert reply.status_code == 400
+    assert f"{key} of a label is set by the server" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("text", ["x", "1" * 5000])
+def test_a_version_that_is_no_number(server, image, text):
+    reply = save(server, image, nifti(mask()), headers={"If-Match": f'"{text}"'})
+    assert reply.status_code == 400
+    assert "send the ETag of the label" in reply.json()["detail"]
 
 
 # --- images that come in --------------------------------------------------------------------------
@@ -336,6 +409,49 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def far_voxels():
+    """Return a header whose extensions claim gigabytes, which gzip stores in some kilobytes."""
+    content = bytearray(nifti(mask()))
+    content[108:112] = np.array(3e9, "<f4").tobytes()
+    content[348:352] = bytes([1, 0, 0, 0])
+    content[352:360] = np.array([2**31 - 16, 4], "<i4").tobytes()
+    return gzip.compress(bytes(content) + bytes(10**6))
+
+
+@pytest.mark.usefixtures("remove_uploads")
+def test_a_header_far_before_its_voxels_is_refused(server, image):
+    replies = [
+        upload(server, "up-far.nii.gz", far_voxels()),
+        save(server, image, far_voxels(), "label.nii.gz"),
+        requests.put(
+            f"{server.url}/session/", files={"files": ("up.nii.gz", far_voxels())}, timeout=60
+        ),
+        requests.post(
+            f"{server.url}/infer/fastsam3d",
+            files={"file": ("up.nii.gz", far_voxels())},
+            data={"params": '{"foreground": [[5, 5, 5]]}'},
+            timeout=60,
+        ),
+    ]
+    assert [reply.status_code for reply in replies] == [400] * 4
+    assert all("too far behind" in reply.json()["detail"] for reply in replies)
+
+
+def test_a_warning_from_a_file_adds_no_header(server, image, tmp_path):
+    scan_file = nib.Nifti1Image(scan(), AFFINE_MM)
+    warnings = ["one\r\nX-Added: yes\r\n\r\n", "\0\x0b\x7f肝" + "z" * 90000]
+    content = json.dumps({"modality": "CT", "warnings": warnings}).encode()
+    scan_file.header.extensions.append(nib.nifti1.Nifti1Extension(6, content))
+    nib.save(scan_file, tmp_path / "up-warns.nii.gz")
+    server.add_study(tmp_path / "up-warns.nii.gz", f"{image}-warns")
+    reply = server.infer("fastsam3d", f"{image}-warns", {"foreground": [[17, 14, 11]]})
+    assert reply.status_code == 200
+    assert "X-Added" not in reply.headers
+    assert reply.headers["X-Warning"].startswith("one X-Added: yes ;  ?zzz")
+    assert len(reply.headers["X-Warning"]) == 4000
+    assert values(reply)[17, 14, 11] == 1
 
 
 def test_sessions_take_images_and_dicom_files_only(server):

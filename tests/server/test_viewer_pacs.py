@@ -189,6 +189,7 @@ def broken_pacs(monkeypatch: pytest.MonkeyPatch, start: bytes) -> Iterator[None]
     [
         (b"", "ReadTimeout"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n[{", "RemoteProtocolError"),
+        (b"HTTP/1.1 500 Error\r\ncontent-length: 2\r\n\r\n[]", "HTTPStatusError"),
     ],
 )
 def test_a_search_that_breaks_off_is_an_error_with_a_reason(

@@ -123,6 +123,12 @@ def test_only_the_proxy_is_reached_from_other_machines(parsed):
         assert bool(open_ports) == (name == "proxy")
 
 
+def test_the_proxy_passes_headers_with_the_names_of_many_structures():
+    """With nginx's 4 KB, a label of a hundred structures is an HTTP 502."""
+    config = (REPOSITORY / "deploy" / "nginx.conf").read_text()
+    assert "proxy_buffer_size 64k;" in config and "proxy_buffers 8 64k;" in config
+
+
 def test_the_proxy_knows_all_servers(parsed):
     config = (REPOSITORY / "deploy" / "nginx.conf").read_text()
     assert re.findall(r"^ +server (server-\d+):8000 ", config, flags=re.M) == servers()

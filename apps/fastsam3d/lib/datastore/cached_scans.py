@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.datastore.dicomweb import ABANDONED_SECONDS, FETCHING
+from lib.datastore.fetched_series import ABANDONED_SECONDS, FETCHING
 
 PACS_FOLDER = re.compile(r"[0-9a-f]{32}")
 """PACS_FOLDER: name of the folder of a DICOM server in the cache, the MD5 of its address."""

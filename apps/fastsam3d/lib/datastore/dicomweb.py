@@ -4,92 +4,39 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 import SimpleITK as sitk
-from cachetools import TTLCache
-from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 from pydicom.dataset import Dataset
 
 from lib.datastore.dicom_seg import write_segmentation
 from lib.datastore.dicom_seg_reader import read_segmentation
-from lib.datastore.pacs_client import PacsClient, limit_waiting
+from lib.datastore.fetched_series import FetchedSeries, described
 from lib.datastore.pacs_segmentations import PacsSegmentations
 from lib.datastore.safe_store import SafeDatastore, SavedLabel
 from lib.errors import InputError, SavingError
 from lib.imaging.dicom_series import read_series
-from lib.imaging.nifti_file import ImageMetadata, write_scan
 
 logger = logging.getLogger(__name__)
 
-MODALITIES = ("CT", "MR", "PT")
-"""MODALITIES: series of these modalities are listed; MONAI Label lists CT only.
 
-A site changes this with MONAI_LABEL_DICOMWEB_SEARCH_FILTER.
-"""
-
-INFO_FIELDS = ("StudyDate", "StudyTime", "Modality", "RetrieveURL", "PatientID", "StudyInstanceUID")
-"""INFO_FIELDS: what is stored of a series, under the names of MONAI Label."""
-
-CHECKED = "series_checked"
-"""CHECKED: key in the stored information on an image, with the CHECK_VERSION that made it.
-
-Images that MONAI Label's own datastore left in the cache lack it.
-"""
-
-CHECK_VERSION = 2
-"""CHECK_VERSION: raise it when series are read in another way, so that they are fetched again."""
-
-FETCHING = "fetching-"
-"""FETCHING: start of the names of folders into which series are downloaded."""
-
-ABANDONED_SECONDS = 3600
-"""ABANDONED_SECONDS: after this time nobody downloads into such a folder any more."""
-
-
-class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
-    """Stores each series in the cache as a NIfTI file on exactly the grid of its slices.
+class CheckedDICOMWebDatastore(FetchedSeries):
+    """The series of a DICOM server and their labels, which are kept here and sent there.
 
     The methods raise InputError for a series that cannot be used, and requests' exceptions if the
     DICOM server does not answer.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._lists: TTLCache[str, list[str]] = TTLCache(
-            2, settings.MONAI_LABEL_DICOMWEB_CACHE_EXPIRY
-        )
-        self._lists_lock = threading.Lock()
-        self._list_locks = {name: threading.Lock() for name in ("images", "labeled")}
         self._label_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         super().__init__(*args, **kwargs)
-        limit_waiting(self._client)
-        if not self.read_only:
-            os.chmod(self._datastore_path, 0o700)  # scans of patients
-            self._remove_half_fetched()
-
-    def list_images(self) -> list[str]:
-        """Return the SeriesInstanceUIDs."""
-        return list(self._remembered("images", self._find_images))
-
-    def _find_images(self) -> list[str]:
-        if "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in settings.model_fields_set:
-            return [str(s.SeriesInstanceUID) for s in self._pacs.search(self._search_filter)]
-        series = (s for name in MODALITIES for s in self._pacs.search({"Modality": name}))
-        # some servers do not filter, and some do not tell the modality
-        is_image = (*MODALITIES, "")
-        uids = (str(s.SeriesInstanceUID) for s in series if (s.get("Modality") or "") in is_image)
-        return list(dict.fromkeys(uids))
 
     def get_labeled_images(
         self, label_tag: str | None = None, labels: list[str] | None = None
@@ -107,45 +54,6 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         """Return the series without a label, which *Next Sample* offers."""
         labeled = set(self.get_labeled_images(label_tag, labels))
         return [image_id for image_id in self.list_images() if image_id not in labeled]
-
-    def _remembered(self, name: str, find: Callable[[], list[str]]) -> list[str]:
-        """Return a list of the DICOM server that is searched again when it is old."""
-        with self._list_locks[name]:  # one thread searches, the others wait for its result
-            with self._lists_lock:
-                found: list[str] | None = self._lists.get(name)
-            if found is None:
-                found = find()
-                with self._lists_lock:
-                    self._lists[name] = found
-            return found
-
-    def has_image(self, image_id: str) -> bool:
-        """Return whether there is such a series, here or on the DICOM server; fetch nothing."""
-        is_known = SafeDatastore.has_image(self, image_id) or image_id in self.list_images()
-        return is_known or self._pacs.find_series(image_id) is not None
-
-    def get_image_uri(self, image_id: str) -> str:
-        """Return the path of a series' file, or "" if there is no such series.
-
-        The path is that of the folder of slices if the site configured MONAI Label without
-        conversion to NIfTI. A series is fetched once; a series that fails the checks is not kept,
-        because it may be repaired on the DICOM server. An image that a client uploaded is its own
-        file.
-        """
-        folder = self._series_folder(image_id)
-        with self._locks[image_id]:  # several clients may ask for the same series at once
-            image = SafeDatastore.get_image_uri(self, image_id)
-            is_checked = not folder.is_dir() or (
-                self.get_image_info(image_id).get(CHECKED) == CHECK_VERSION
-            )
-            if os.path.exists(image) and is_checked:
-                return image
-            if self._convert_to_nifti or not folder.is_dir():
-                header = self._pacs.find_series(image_id)
-                if header is None:
-                    return ""
-                self._fetch(header, folder)
-        return SafeDatastore.get_image_uri(self, image_id) or str(folder)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """Return the path of an image's label, or "" if there is none.
@@ -177,7 +85,7 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, f"{image_id}.nii.gz")
             sitk.WriteImage(label, str(file))
-            info = {**_described(header), "SeriesInstanceUID": label_id}
+            info = {**described(header), "SeriesInstanceUID": label_id}
             SafeDatastore.save_label(self, image_id, str(file), tag, info)
 
     def save_label(
@@ -212,52 +120,9 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
             ) from error
         self.update_label_info(image_id, tag, {"SeriesInstanceUID": uid})
 
-    def _remove_half_fetched(self) -> None:
-        """Remove what a killed server was fetching; a training may be fetching right now."""
-        for folder in Path(self._datastore.image_path()).glob(f"{FETCHING}*"):
-            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    @property
-    def _pacs(self) -> PacsClient:
-        return PacsClient(self._client)
-
     def segmentations(self) -> PacsSegmentations:
         """Return the DICOM-SEG series of the DICOM server, whether they are used here or not."""
         return PacsSegmentations(self._pacs)
-
-    def _series_folder(self, image_id: str) -> Path:
-        """Return the folder of a series' slices."""
-        return Path(self._datastore.image_path(), image_id).resolve()
-
-    def _fetch(self, header: Dataset, folder: Path) -> None:
-        """Download a series, check it, and put its slices and its NIfTI file into the cache.
-
-        header: the search result of the series. Nothing stays in the cache if a check fails.
-        """
-        image_id = folder.name
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=FETCHING) as temporary:
-            slices = Path(temporary, "slices")
-            study_uid = str(header.StudyInstanceUID)
-            self._pacs.download(study_uid, image_id, slices, self._fetch_by_frame)
-            expected = int(header.get("NumberOfSeriesRelatedInstances") or 0)
-            received = len(list(slices.iterdir()))
-            if expected > received:
-                raise InputError(
-                    f"the DICOM server sent {received} of the {expected} slices of series "
-                    f'"{image_id}"; try again'
-                )
-            series = read_series(slices)
-            image = Path(temporary, f"{image_id}.nii.gz")
-            if self._convert_to_nifti:
-                write_scan(series.image, image, ImageMetadata(series.modality, series.warnings))
-            with self._exclusive():  # another server may have fetched it, too
-                if folder.exists():
-                    folder.rename(Path(temporary, "earlier"))
-                slices.rename(folder)
-                if self._convert_to_nifti:
-                    info = {**_described(header), CHECKED: CHECK_VERSION}
-                    self.add_image(image_id, str(image), info)
 
     def _send_segmentation(
         self, image: str, label: str, label_info: Sequence[Mapping[str, Any]]
@@ -322,12 +187,6 @@ class CheckedDICOMWebDatastore(DICOMWebDatastore, SafeDatastore):
                     skipped[f"label {label_id}"] = reason
                     logger.warning("label %s is left out: %s", label_id, reason)
         return skipped
-
-
-def _described(header: Dataset) -> dict[str, str]:
-    """Return what MONAI Label stores of a series, from its search result."""
-    fields = {name: str(header.get(name) or "UNK") for name in INFO_FIELDS}
-    return {"SeriesInstanceUID": str(header.SeriesInstanceUID), **fields}
 
 
 def _age(header: Dataset) -> tuple[str, ...]:

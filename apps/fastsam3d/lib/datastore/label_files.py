@@ -26,8 +26,8 @@ from lib.imaging.affine import RAS_TO_LPS, itk_affine
 from lib.imaging.dicom_series import read_series
 from lib.imaging.itk_file import check_self_contained
 from lib.imaging.mask_file import write_mask
-from lib.imaging.nifti_file import NIFTI_ERRORS, read_to_end
-from lib.imaging.volume import read_volume
+from lib.imaging.nifti_file import NIFTI_ERRORS, read_to_end, voxels_begin_soon
+from lib.imaging.volume import MAX_LABEL, read_volume
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd")
 """EXTENSIONS: of the label files that are stored; in lower case."""
@@ -167,6 +167,8 @@ def check_header(path: str | Path) -> None:
     is_nifti = any(start[offset : offset + 4] in texts for offset, texts in NIFTI_MAGIC)
     if not is_nifti and not _is_analyze(start):
         raise InputError("the file is no NIfTI file in one piece; export it again as .nii.gz")
+    if not voxels_begin_soon(start):
+        raise InputError("the NIfTI header puts the voxels too far behind it; export it again")
 
 
 def _is_analyze(start: bytes) -> bool:
@@ -240,7 +242,7 @@ def _check_grid(label: Grid3D, image: Grid3D) -> None:
 
 
 def _facts(voxels: np.ndarray) -> LabelFacts:
-    """Return the values of a label; raises InputError if they are no integers of 0 and more."""
+    """Return what a label holds; raises InputError unless it is integers from 0 to MAX_LABEL."""
     found = _distinct(voxels)
     if not np.isfinite(found).all():
         raise InputError("the label holds NaN or infinity; save integers")
@@ -249,6 +251,10 @@ def _facts(voxels: np.ndarray) -> LabelFacts:
         raise InputError(
             f"the label holds values from {found.min():g} to {found.max():g} that are no numbers "
             "of segments; save integers of 0 and more"
+        )
+    if rounded.max() > MAX_LABEL:
+        raise InputError(
+            f"the label holds the value {rounded.max():g}; save values from 0 to {MAX_LABEL}"
         )
     values = tuple(sorted({int(value) for value in rounded if value}))
     return LabelFacts(values, int(np.count_nonzero(voxels > INTEGER_TOLERANCE)))

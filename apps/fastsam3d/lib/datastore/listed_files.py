@@ -1,8 +1,4 @@
-"""The files of a datastore: what lies in the folders, and the list that is made of them.
-
-MONAI Label keeps the names of segments in one list that it rewrites in place. Here the list is
-written aside, synced and swapped, and made anew from the files if it is broken.
-"""
+"""The files of a datastore: what lies in the folders, and the list that is made of them."""
 
 from __future__ import annotations
 
@@ -10,54 +6,32 @@ import copy
 import fnmatch
 import logging
 import os
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from monailabel.datastore.local import (
-    DataModel,
-    ImageLabelModel,
-    LocalDatastore,
-    LocalDatastoreModel,
-)
+from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 
-from lib.atomic_file import is_full, remove_leftovers, write_text_atomically
+from lib.atomic_file import remove_leftovers
 from lib.datastore.label_history import VERSIONS, LabelHistory, LabelVersion
-from lib.datastore.read_only import ReadOnlyModel, can_write
-from lib.errors import ReadOnlyError
+from lib.datastore.stored_list import StoredList
 
 logger = logging.getLogger(__name__)
 
 LABEL_VERSIONS = 20
 """LABEL_VERSIONS: default number of earlier versions of a label that stay."""
 
+LONGEST_ID_BYTES = 240
+"""LONGEST_ID_BYTES: of an ID, so that a file of that name can have any extension here."""
 
-class ListedFiles(LocalDatastore):
+
+class ListedFiles(StoredList):
     """The images and labels of a folder, and the list of them; the subclasses change them."""
 
     keep_versions = LABEL_VERSIONS
-    _datastore: LocalDatastoreModel
-    _config_ts: float
-
-    def __init__(self, datastore_path: str, *args: Any, **kwargs: Any) -> None:
-        self.read_only = os.path.isdir(datastore_path) and not can_write(datastore_path)
-        self._mutex = threading.RLock()
-        self._is_started = False
-        if self.read_only:
-            logger.warning(
-                "the folder %s may not be written: clicks work, labels cannot be saved; give the "
-                "account of the server the right to write there",
-                datastore_path,
-            )
-        super().__init__(datastore_path, *args, **kwargs)
-        self._is_started = True
 
     # --- paths ------------------------------------------------------------------------------------
 
@@ -123,81 +97,7 @@ class ListedFiles(LocalDatastore):
             if DefaultLabelTag.FINAL in entry.labels
         ]
 
-    # --- the list of images and labels ------------------------------------------------------------
-
-    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Read the list if it changed; put a broken one aside, so that it is made anew."""
-        with self._exclusive():
-            self._load_list()
-            if self.read_only and not isinstance(self._datastore, ReadOnlyModel):
-                self._datastore = ReadOnlyModel(
-                    **self._datastore.model_dump(),
-                    empty_folder=tempfile.mkdtemp(prefix="no-labels-"),
-                )
-
-    def _refresh(self) -> None:
-        """Read the list again if another server on the same folder has changed it."""
-        try:
-            changed = os.stat(self._datastore_config_path).st_mtime
-        except FileNotFoundError:
-            return
-        if self._is_started and changed != self._config_ts:
-            with self._exclusive():
-                pass  # entering it reads the list
-
-    def _load_list(self) -> None:
-        path = Path(self._datastore_config_path)
-        try:
-            changed = path.stat().st_mtime
-            if changed == self._config_ts:
-                return
-            loaded = type(self._datastore).model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return
-        except ValueError as error:
-            self._put_aside(path, error)
-            return
-        loaded.base_path = self._datastore_path
-        if isinstance(loaded, ReadOnlyModel):
-            loaded.empty_folder = getattr(self._datastore, "empty_folder", "")
-        self._datastore, self._config_ts = loaded, changed
-
-    def _put_aside(self, path: Path, error: ValueError) -> None:
-        aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
-        logger.warning(
-            "the list %s is broken (%s); it is made anew from the files, and kept as %s",
-            path,
-            str(error).splitlines()[0],
-            aside.name,
-        )
-        self._datastore.objects = {}
-        self._is_started = False  # the descriptions beside the labels count now
-        if not self.read_only:
-            os.replace(path, aside)
-
-    def _update_datastore_file(self, lock: bool = True) -> None:
-        """Write the list; on a full disk it stays old.
-
-        The files, and the descriptions beside the labels, are complete without the list.
-        """
-        try:
-            self._write_list()
-        except OSError as error:
-            if not is_full(error):
-                raise
-            logger.warning("the disk is full: the list of %s is old", self._datastore_path)
-
-    def _write_list(self) -> None:
-        """Write the list; raises OSError, also on a full disk. The list alone has images' infos."""
-        if self.read_only:
-            return
-        with self._exclusive():
-            path = Path(self._datastore_config_path)
-            text = self._datastore.model_dump_json(
-                exclude={"base_path", "empty_folder"}, indent=2, fallback=str
-            )
-            write_text_atomically(path, text)
-            self._config_ts = path.stat().st_mtime
+    # --- the list made of the files ---------------------------------------------------------------
 
     def _reconcile_datastore(self) -> None:
         """Make the list that of the files in the folders."""
@@ -289,7 +189,7 @@ class ListedFiles(LocalDatastore):
             for name in os.listdir(path)
             if not name.startswith(".")
             and os.path.isfile(os.path.join(path, name))
-            and _can_be_sent(name)
+            and _can_be_sent(self._to_id(name)[0])
         )
         return {
             name: name
@@ -319,41 +219,20 @@ class ListedFiles(LocalDatastore):
         if removed:
             logger.info("removed %d temporary files that a killed server left", len(removed))
 
-    # --- access -----------------------------------------------------------------------------------
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise ReadOnlyError(
-                "the folder of studies may not be written by the server, so nothing can be saved; "
-                "give its account the right to write there and start it again"
-            )
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Keep other threads, and other processes on the same folder, from changing it."""
-        with self._mutex:
-            if self.read_only:
-                yield
-                return
-            with self._file_lock():
-                if self._is_started:
-                    self._load_list()  # another server may have saved a label meanwhile
-                yield
-
-    def _file_lock(self) -> FileLock:
-        lock = getattr(self, "_process_lock", None)
-        if lock is None:  # the base class sets the path in its constructor, and uses it there
-            lock = self._process_lock = FileLock(self._lock_file, thread_local=False)
-        return lock
-
 
 @lru_cache(maxsize=4096)
 def _can_be_sent(name: str) -> bool:
-    """Return whether a file name is an ID that requests can name; log once that it is none."""
-    if name.isprintable() and "\\" not in name:
-        return True
-    logger.warning("file %r is left out: rename it without backslash and control codes", name)
-    return False
+    """Return whether a file name without its extension is an ID that requests can name.
+
+    The first time it is not, that is logged.
+    """
+    if not name.isprintable() or "\\" in name:
+        logger.warning("file %r is left out: rename it without backslash and control codes", name)
+        return False
+    if len(os.fsencode(name)) > LONGEST_ID_BYTES:
+        logger.warning("file %r is left out: shorten its name to %d bytes", name, LONGEST_ID_BYTES)
+        return False
+    return True
 
 
 def list_entry(version: LabelVersion) -> DataModel:

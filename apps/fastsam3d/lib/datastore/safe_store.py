@@ -99,7 +99,7 @@ class SafeDatastore(ListedFiles):
         self, image_id: str, tag: str
     ) -> tuple[LabelVersion | None, list[LabelVersion]]:
         """Return the version of a label, None if there is no label, and the earlier ones."""
-        with self._exclusive():
+        with self._reading():
             history = self._history(tag)
             path = history.find(image_id)
             current = history.current(image_id, path) if path else None
@@ -107,10 +107,18 @@ class SafeDatastore(ListedFiles):
         return current, [v for v in earlier if current is None or v.number != current.number]
 
     def restore_label(self, image_id: str, tag: str, number: int, user: str = "") -> SavedLabel:
-        """Make an earlier version the label again, as a new version; raises NotFoundError."""
+        """Make an earlier version the label again, as a new version.
+
+        Raises NotFoundError if there is no such image or version, and InputError if the label does
+        not fit its image any more.
+        """
         self._check_writable()
+        image = self.get_image_uri(image_id)
+        if not image:
+            raise NotFoundError(f"there is no image {image_id!r} among the studies of this server")
         with self._exclusive():
             version, path = self._history(tag).version_file(image_id, number)
+            check_label(path, image)  # the image may be another one now
             info = {**version.info, "restored_from": number}
             saved = self._replace_label(image_id, path, tag, info, user)
         self._label_was_saved(image_id, tag, saved)
@@ -226,7 +234,7 @@ class SafeDatastore(ListedFiles):
             image.image.info = {**before, **info}
             try:
                 self._write_list()
-            except OSError:
+            except Exception:  # whatever cannot be written must not stay in the list
                 image.image.info = before
                 raise
 

@@ -9,6 +9,7 @@ itk_file.py      a file of another format, after a look at its text
 dicom_series.py  the slices of a DICOM series as one image, checked
 dicom_frames.py  the slices of single-frame and multi-frame DICOM files
 dicom_checks.py  the checks of DICOM slices and of their stack
+dicom_warnings.py  what a user should know about a series that is read all the same
 intensity.py     the normalisation that the networks were trained with
 roi.py           the cube that a network sees: place it, crop it, paste it back
 interpolation.py the linear interpolation behind crop and paste

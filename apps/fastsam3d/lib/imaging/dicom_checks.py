@@ -6,7 +6,7 @@ The caller puts the name of the series before each message.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pydicom.uid import UID
 
 from lib.errors import InputError
 from lib.imaging.dicom_frames import number, numbers, value
+from lib.imaging.dicom_warnings import is_inverted, series_warnings
 
 TAGS = (
     "SOPInstanceUID",
@@ -89,7 +90,7 @@ def check_headers(headers: Sequence[Dataset]) -> tuple[str, ...]:
     """
     for check in (_check_tags, _check_transfer_syntax, _check_one_stack, _check_axes):
         check(headers)
-    return tuple(filter(None, (warn(headers) for warn in WARNINGS)))
+    return series_warnings(headers)
 
 
 def check_stack(headers: Sequence[Dataset], positions_mm: np.ndarray, normal: np.ndarray) -> None:
@@ -163,6 +164,12 @@ def _check_one_stack(headers: Sequence[Dataset]) -> None:
         raise InputError(
             f"mixes {len(uids)} values of SeriesInstanceUID; give a folder with one series"
         )
+    modalities = {str(value(header, "Modality") or "") for header in headers} - {""}
+    if len(modalities) > 1:
+        raise InputError(
+            f"mixes slices of the Modality {', '.join(sorted(modalities))}; split it into one "
+            "series for each"
+        )
     inverted = sum(is_inverted([header]) for header in headers)
     if 0 < inverted < len(headers):
         raise InputError(
@@ -190,51 +197,6 @@ def _check_axes(headers: Sequence[Dataset]) -> None:
     spacing_mm = numbers(headers[0], "PixelSpacing", 2)
     if np.any(spacing_mm <= 0):
         raise InputError(f"has PixelSpacing {spacing_mm.tolist()} mm; export the series again")
-
-
-# --- warnings -------------------------------------------------------------------------------------
-
-
-def _warn_of_frames_of_reference(headers: Sequence[Dataset]) -> str:
-    uids = {str(value(header, "FrameOfReferenceUID") or "") for header in headers}
-    if uids != {""} and len(uids) == 1:
-        return ""
-    return (
-        "the slices of the series have no common FrameOfReferenceUID; "
-        "they were put together by their positions"
-    )
-
-
-def _warn_of_rescaling(headers: Sequence[Dataset]) -> str:
-    for tag in ("RescaleIntercept", "RescaleSlope"):
-        lacking = sum(value(header, tag) in (None, "") for header in headers)
-        if 0 < lacking < len(headers):
-            return (
-                f"{lacking} of {len(headers)} slices have no {tag}, which the others have; "
-                "their values are used as stored"
-            )
-    return ""
-
-
-def _warn_of_inversion(headers: Sequence[Dataset]) -> str:
-    if not is_inverted(headers):
-        return ""
-    return (
-        "the series is stored as MONOCHROME1 (low is bright); its values are inverted, so they are "
-        "no Hounsfield units"
-    )
-
-
-def is_inverted(headers: Sequence[Dataset]) -> bool:
-    """Return whether any slice is stored inverted; ITK turns its values round."""
-    return any(value(header, "PhotometricInterpretation") == "MONOCHROME1" for header in headers)
-
-
-WARNINGS: tuple[Callable[[Sequence[Dataset]], str], ...] = (
-    _warn_of_frames_of_reference,
-    _warn_of_rescaling,
-    _warn_of_inversion,
-)
 
 
 # --- checks of the stack --------------------------------------------------------------------------

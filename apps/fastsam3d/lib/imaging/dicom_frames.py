@@ -7,19 +7,27 @@ same for both kinds.
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from lib.errors import InputError
-from lib.imaging.image_checks import is_hidden
+from lib.imaging.image_checks import default_voxel_limit, is_hidden
 
 IMAGE_TAGS = ("Rows", "Columns")
 """IMAGE_TAGS: what every image stores; a report, a structure set or rubbish has neither."""
@@ -58,6 +66,31 @@ PLAIN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 TAG_BYTES = (12, 8)
 """TAG_BYTES: of tag and length before the voxels; the second without the type (implicit VR)."""
+
+META_GROUP = 2
+"""META_GROUP: group of the tags before the data set, which are never deflated (PS3.10)."""
+
+INFLATED_BYTES = 2
+"""INFLATED_BYTES: bytes that a deflated file may have for each voxel that fits into memory."""
+
+CHUNK_BYTES = 2**20
+
+UNREADABLE = (
+    BytesLengthException,
+    InvalidDicomError,
+    EOFError,
+    MemoryError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+)
+"""UNREADABLE: what pydicom raises for files that are no DICOM, or damaged."""
 
 SEVERAL_IN_ONE = (
     "has several slices in one file without the position of each; convert it to one file per slice"
@@ -108,7 +141,7 @@ def value(header: Dataset, tag: str) -> Any:
     """Return the value of a tag; None if it is missing or not a value of the tag's type."""
     try:
         return header.get(tag)
-    except (ValueError, TypeError, OverflowError, NotImplementedError):
+    except UNREADABLE:
         return None
 
 
@@ -159,10 +192,37 @@ def _read_header(path: Path) -> tuple[Dataset | None, int]:
     force = path.suffix.lower() == ".dcm"
     try:
         with path.open("rb") as file:
+            _check_inflated_length(path.name, file)
             header = pydicom.dcmread(file, stop_before_pixels=True, force=force)
             return header, path.stat().st_size - file.tell()
-    except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, NotImplementedError):
+    except InputError:
+        raise
+    except UNREADABLE:
         return None, 0
+
+
+def _check_inflated_length(name: str, file: BinaryIO) -> None:
+    """Raise InputError if a deflated DICOM file does not fit into memory; rewind the file.
+
+    pydicom inflates such a file as a whole, whatever it needs of it.
+    """
+    read_preamble(file, force=True)
+    meta = read_dataset(
+        file,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag.group != META_GROUP,
+    )
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        limit, count = INFLATED_BYTES * default_voxel_limit(), 0
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        while (packed := file.read(CHUNK_BYTES)) and count <= limit:
+            while packed and count <= limit:
+                count += len(inflater.decompress(packed, CHUNK_BYTES))
+                packed = inflater.unconsumed_tail
+        if count > limit:
+            raise InputError(f"has more than {limit:,} bytes in {name}, which do not fit; crop it")
+    file.seek(0)
 
 
 def _missing_bytes(header: Dataset, rest_bytes: int) -> int:

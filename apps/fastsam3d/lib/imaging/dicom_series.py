@@ -27,12 +27,20 @@ from lib.imaging.dicom_checks import (
     SAME_PLACE_MM,
     check_headers,
     check_stack,
-    is_inverted,
     orientation,
     transfer_syntax,
 )
-from lib.imaging.dicom_frames import DicomFrame, number, numbers, read_frames, shortened, value
+from lib.imaging.dicom_frames import (
+    UNREADABLE,
+    DicomFrame,
+    number,
+    numbers,
+    read_frames,
+    shortened,
+    value,
+)
 from lib.imaging.dicom_holes import fill_holes, positions_with_holes, warning_of
+from lib.imaging.dicom_warnings import has_lookup_table, is_inverted, lacks_scale
 from lib.imaging.image_checks import check_voxel_count
 
 logger = logging.getLogger(__name__)
@@ -54,8 +62,8 @@ class Grid:
 class DicomSeries:
     """A series as an image: i along a row, j down the rows, k along the normal.
 
-    modality: DICOM's Modality, or "OT" (other) if the values are not on its scale. warnings: what
-    the user should know about the series.
+    modality: DICOM's Modality, "OT" (other) if the values are not on its scale, or "" if that is
+    unknown. warnings: what the user should know about the series.
     """
 
     image: sitk.Image
@@ -78,7 +86,7 @@ def read_series(source: str | Path, max_voxels: int | None = None) -> DicomSerie
         if str(error).startswith(("folder", "file", "image")):  # these name the source already
             raise
         raise InputError(f'DICOM series "{source.name}" {error}') from error
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+    except UNREADABLE as error:
         logger.exception("the headers of a DICOM series cannot be used")
         raise InputError(
             f'DICOM series "{source.name}" has a header that contradicts the standard '
@@ -116,10 +124,13 @@ def _make(
     image.SetOrigin(grid.origin_mm.tolist())
     image.SetDirection(grid.axes.flatten().tolist())
     image.SetSpacing(grid.spacing_mm.tolist())
-    modality = str(value(headers[0], "Modality") or "")
-    return DicomSeries(
-        image, "OT" if is_inverted(headers) else modality, warnings + copies + warning_of(holes)
-    )
+    return DicomSeries(image, _modality(headers), warnings + copies + warning_of(holes))
+
+
+def _modality(headers: Sequence[Dataset]) -> str:
+    if is_inverted(headers) or has_lookup_table(headers):
+        return "OT"
+    return "" if lacks_scale(headers) else str(value(headers[0], "Modality") or "")
 
 
 def arrange(headers: Sequence[Dataset], most_holes: int) -> tuple[np.ndarray, Grid, np.ndarray]:

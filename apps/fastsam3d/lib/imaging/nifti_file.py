@@ -190,6 +190,20 @@ def read_to_end(file: Any) -> None:
     raise ImageFileError("more data than the header says")
 
 
+def voxels_begin_soon(start: bytes) -> bool:
+    """Return whether a NIfTI file has no more than MAX_EXTRA_BYTES between header and voxels.
+
+    start: its first bytes, uncompressed. ITK takes memory for what the header claims there.
+    """
+    header_class = _header_class(start)
+    if header_class is None:
+        return False
+    if len(start) < header_class.template_dtype.itemsize:
+        return True  # nothing follows
+    header = header_class(start[: header_class.template_dtype.itemsize], check=False)
+    return bool(float(header["vox_offset"]) - header_class.single_vox_offset <= MAX_EXTRA_BYTES)
+
+
 def _header_class(start: bytes) -> Any:
     """Return the header class for the first four bytes of a header, in either byte order."""
     lengths = int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")

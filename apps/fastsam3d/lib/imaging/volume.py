@@ -34,6 +34,11 @@ MAX_LABEL = 65535
 LABEL_TOLERANCE = 0.05
 """LABEL_TOLERANCE: how far a label value may be from an integer; writers store 3 as 3.0000458."""
 
+BLANK_SHARE = 1e-3
+"""BLANK_SHARE: an image with a smaller share of voxels beside its usual value is nearly blank."""
+
+SAMPLES = 100_000
+"""SAMPLES: about how many voxels the usual value is taken from."""
 
 COARSE_STEP = 1e-3
 """COARSE_STEP: steps between numbers of float32 that deserve a warning, as a part of the range."""
@@ -90,6 +95,7 @@ def read_volume(path: str | Path, max_voxels: int | None = None) -> Volume:
     warnings = (
         *image.metadata.warnings,
         *nan_warnings,
+        *_blank_warnings(path.name, array),
         *_size_warnings(path.name, voxel_sizes(image.affine_mm)),
         *_rounding_warnings(path.name, array.dtype, minimum, maximum),
     )
@@ -216,6 +222,24 @@ def _range(name: str, array: np.ndarray) -> tuple[float, float]:
             "replace them by the background value"
         )
     return minimum, maximum
+
+
+def _blank_warnings(name: str, array: np.ndarray) -> tuple[str, ...]:
+    """Return the warning about an image that has one value nearly everywhere.
+
+    A network has not learned from such images, and may mark all of one.
+    """
+    some = array.reshape(-1, order="A")[:: max(1, array.size // SAMPLES)]
+    usual = np.percentile(some, 50, method="lower")
+    if np.count_nonzero(some != usual) > 2 * BLANK_SHARE * some.size:
+        return ()
+    others = int(np.count_nonzero(array != usual))
+    if others > BLANK_SHARE * array.size:
+        return ()
+    return (
+        f'only {others} of {array.size} voxels of image "{name}" have another value than '
+        f"{usual:g}; a mask there is hardly more than a guess",
+    )
 
 
 def _size_warnings(name: str, spacing_mm: np.ndarray) -> tuple[str, ...]:

@@ -22,11 +22,20 @@ def parse_object(text: str, field: str) -> dict[str, Any]:
         raise InputError(f"{field} is not JSON: {error}; send an object") from error
     if not isinstance(value, dict):
         raise InputError(f"{field} is {value!r}; send a JSON object")
+    check_text(value, field)
     if _is_deeper(value, DEEPEST):
         raise InputError(
             f"{field} is nested more than {DEEPEST} levels deep; send a flatter object"
         )
     return value
+
+
+def check_text(value: Any, field: str) -> None:
+    """Raise InputError if a JSON value holds half of a surrogate pair, which no file can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{field} holds text that is not Unicode: {error.reason}") from error
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -13,26 +13,29 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.endpoints import activelearning, datastore
 
-from lib.datastore.dicomweb import CHECKED
+from lib.datastore.fetched_series import CHECKED, INSTANCES
 from lib.datastore.label_files import EXTENSIONS, check_header
 from lib.datastore.uncertain_first import SCORE
 from lib.errors import InputError, NotFoundError
 from lib.server.app_instance import UploadSession, UploadSessions, app_instance
 from lib.server.auth import AnnotatorRole, UserRole, user_name
 from lib.server.find_image import check_exists, find_image
-from lib.server.form_json import parse_object
+from lib.server.form_json import check_text, parse_object
 from lib.server.names import check_name
 from lib.server.uploads import check_image, is_same_scan, received, received_session, split_name
 
 router = APIRouter()
 
-OWN_KEYS = ("strategy", SCORE, CHECKED, "path")
+OWN_KEYS = ("strategy", SCORE, CHECKED, INSTANCES, "path")
 """OWN_KEYS: what the server itself notes on an image; Next Sample reads it."""
 
 
 @router.post("/activelearning/{strategy}", summary="Next sample", tags=["ActiveLearning"])
-def next_sample(strategy: str, user: UserRole, params: dict | None = None) -> Any:
-    sample = activelearning.sample(strategy, params, user.username)
+def next_sample(request: Request, strategy: str, user: UserRole, params: dict | None = None) -> Any:
+    params = params or {}
+    check_text(params, "the body")
+    name = user_name(request, params.get("client_id")) or user.username
+    sample = activelearning.sample(strategy, {**params, "client_id": name}, user.username)
     if sample:
         app_instance().prefetch(sample["id"], lambda: str(sample["path"]))
     return sample

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,6 +43,9 @@ router = APIRouter()
 
 OutputKind = Literal["image", "json", "all", "dicom_seg", "box"]
 """OutputKind: what a reply holds; ``all``, the default, is the mask file and the facts."""
+
+LONGEST_WARNING = 4000
+"""LONGEST_WARNING: characters of the header X-Warning; clients and proxies limit all headers."""
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -178,7 +182,9 @@ def _add_next_click(reply: Response, result: Mapping[str, Any]) -> Response:
 def _add_warnings(reply: Response, warnings: Sequence[str]) -> Response:
     """Put the warnings into the header X-Warning, where the OHIF panel finds them."""
     if warnings:
-        text = "; ".join(warnings).encode("latin-1", "replace")  # the encoding of HTTP headers
+        # an image file may bring its own warnings; a line break would begin another header
+        printable = re.sub(r"[^ -~\u00a0-\uffff]+", " ", "; ".join(warnings))[:LONGEST_WARNING]
+        text = printable.encode("latin-1", "replace")  # the encoding of HTTP headers
         reply.headers["X-Warning"] = text.decode("latin-1")
     return reply
 

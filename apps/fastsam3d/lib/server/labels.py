@@ -28,6 +28,12 @@ router = APIRouter(tags=["Datastore"])
 LABEL_FILES = (*EXTENSIONS, RAW_EXTENSION)
 """LABEL_FILES: extensions of a saved label; .bin holds the image's voxels without a header."""
 
+LONGEST_NUMBER = 18
+"""LONGEST_NUMBER: digits of a version."""
+
+OWN_KEYS = ("version", "time", "sha256", "voxels")
+"""OWN_KEYS: what the server itself notes on a label."""
+
 
 @router.put("/datastore/label", summary="Save a label")
 def save_label(
@@ -77,6 +83,8 @@ def download_label(label: str, tag: str, user: UserRole) -> FileResponse:
 
 @router.get("/datastore/label/info", summary="Describe a label")
 def label_info(label: str, tag: str, user: UserRole) -> Any:
+    """Empty if the image has no such label."""
+    check_exists(app_instance(), _label(label))
     return datastore.get_label_info(_label(label), check_tag(tag))
 
 
@@ -84,7 +92,7 @@ def label_info(label: str, tag: str, user: UserRole) -> Any:
 def update_label_info(
     label: str, tag: str, user: AnnotatorRole, info: Annotated[str, Form()] = "{}"
 ) -> Any:
-    _check_label_info(parse_object(info, "info"))
+    _check_description(parse_object(info, "info"))
     return datastore.update_label_info(_label(label), check_tag(tag), info or "{}", user.username)
 
 
@@ -92,7 +100,7 @@ def update_label_info(
 def update_label_info_of_old_clients(
     label: str, tag: str, user: AnnotatorRole, params: Annotated[str, Form()] = "{}"
 ) -> Any:
-    _check_label_info(parse_object(params, "params"))
+    _check_description(parse_object(params, "params"))
     return datastore.update_label_info(_label(label), check_tag(tag), params or "{}", user.username)
 
 
@@ -143,6 +151,14 @@ def _check_label_info(info: dict[str, Any]) -> dict[str, Any]:
     return info
 
 
+def _check_description(info: dict[str, Any]) -> None:
+    """Raise InputError if a changed description of a label sets one of OWN_KEYS, or is none."""
+    own = [key for key in OWN_KEYS if key in info]
+    if own:
+        raise InputError(f"{', '.join(own)} of a label is set by the server; leave it out")
+    _check_label_info(info)
+
+
 def _is_segment(entry: Any) -> bool:
     """Return whether an entry describes a segment: its name a text, its number an integer."""
     if not isinstance(entry, dict):
@@ -161,7 +177,7 @@ def _base(base: int | None, if_match: str) -> int | None:
     text = if_match.strip().removeprefix("W/").strip('"')
     if base is not None or text in ("", "*"):
         return base
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > LONGEST_NUMBER:
         raise InputError(f'If-Match is {if_match[:80]!r}; send the ETag of the label, as "3"')
     return int(text)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import re
 
+from lib.datastore.listed_files import LONGEST_ID_BYTES
 from lib.errors import InputError
-
-LONGEST_BYTES = 240
-"""LONGEST_BYTES: of a name, so that a file of that name can have any extension here."""
 
 LONGEST_TAG = 64
 """LONGEST_TAG: characters of a tag, which is the name of a folder."""
@@ -22,7 +20,7 @@ def is_name(text: str) -> bool:
 
 def fits(text: str) -> bool:
     """Return whether a name is short enough, in the encoding of the file system."""
-    return len(text.encode("utf-8", "replace")) <= LONGEST_BYTES
+    return len(text.encode("utf-8", "replace")) <= LONGEST_ID_BYTES
 
 
 def check_name(text: str, what: str) -> str:
@@ -30,7 +28,7 @@ def check_name(text: str, what: str) -> str:
     if not is_name(text):
         raise InputError(
             f"{what} is {text[:80]!r}; send a name without slashes, control codes and a leading "
-            f"dot, of at most {LONGEST_BYTES} bytes"
+            f"dot, of at most {LONGEST_ID_BYTES} bytes"
         )
     return text
 
@@ -38,7 +36,7 @@ def check_name(text: str, what: str) -> str:
 def is_tag(tag: object) -> bool:
     """Return whether a value can be the tag of a label."""
     is_word = isinstance(tag, str) and re.fullmatch(r"[\w-]+", tag) is not None
-    return is_word and len(str(tag)) <= LONGEST_TAG
+    return is_word and len(str(tag)) <= LONGEST_TAG and fits(str(tag))
 
 
 def check_tag(tag: str, default: str = "final") -> str:

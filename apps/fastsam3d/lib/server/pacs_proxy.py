@@ -128,6 +128,8 @@ async def pass_on(request: Request, service: str, path: str) -> Response:
             found = b"".join([piece async for piece in reply.aiter_raw()])
         finally:
             await reply.aclose()
+        if reply.is_server_error:  # whatever its body is, the viewer gets a reason
+            reply.raise_for_status()
         return Response(found, reply.status_code, returned)
     close = BackgroundTasks()
     close.add_task(reply.aclose)

@@ -26,6 +26,7 @@ from monailabel.utils.async_tasks.utils import processes, tasks
 from lib.errors import AppError, ConflictError, InputError, NotFoundError, StoppedError
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
+from lib.server.form_json import check_text
 from lib.server.other_training import other_training, stop_other_training
 from lib.weights.versions import describe_versions
 
@@ -61,6 +62,7 @@ def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = Fals
     """
     _check_is_async(run_sync)
     params = params or {}
+    check_text(params, "the body")
     trainers = _trainers()
     if params and set(params) <= set(trainers):
         by_name = params
@@ -84,6 +86,7 @@ def train_model(
 ) -> Any:
     """Only one training runs at a time. ``enqueue`` of MONAI Label's clients has no effect."""
     _check_is_async(run_sync)
+    check_text(params, "the body")
     return _start(model, params or {})
 
 

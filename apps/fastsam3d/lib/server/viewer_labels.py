@@ -21,7 +21,7 @@ from lib.infers.initial_mask import boxed, read_initial
 from lib.infers.prompts import MAX_STRUCTURE
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import UserRole
-from lib.server.find_image import find_image, start_mask
+from lib.server.find_image import check_exists, find_image, start_mask
 from lib.server.folder_series import image_of_series
 from lib.server.reply import box_reply
 from lib.server.viewer_package import PREFIX
@@ -44,7 +44,7 @@ def stored_labels(series_uid: str, user: UserRole, pacs: bool = True) -> list[di
     """
     app = app_instance()
     studies = app.datastore()
-    image = image_of_series(studies, series_uid) or series_uid
+    image = check_exists(app, image_of_series(studies, series_uid) or series_uid)
     labels, own = [], set()
     for tag in studies.get_labels_by_image_id(image):
         info = studies.get_label_info(image, tag)

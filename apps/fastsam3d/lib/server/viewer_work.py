@@ -16,7 +16,7 @@ from lib.infers.initial_mask import file_digest, read_initial
 from lib.infers.request import check_options
 from lib.server.app_instance import ServedApp, app_instance
 from lib.server.auth import UserRole, user_name
-from lib.server.find_image import find_image
+from lib.server.find_image import check_exists, find_image
 from lib.server.folder_series import image_of_series
 from lib.server.form_json import parse_object
 from lib.server.interaction_entry import OPTIONS, PROMPT_KEYS
@@ -44,6 +44,7 @@ def unsaved_work(
     """
     app = app_instance()
     image = image_of_series(app.datastore(), series_uid) or check_name(series_uid, "the series")
+    check_exists(app, image)
     name = user_name(request, client_id)
     entries = app.journal.read(image)
     current, earlier = app.datastore().label_versions(image, DefaultLabelTag.FINAL.value)

@@ -126,6 +126,15 @@ def test_no_labels(tmp_path: Path) -> None:
         site.adaptation().check({}, FolderDatastore(tmp_path))
 
 
+def test_a_folder_of_models_that_cannot_be_written_is_refused_at_once(
+    labelled: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # file modes do not stop the superuser, who may run the tests
+    monkeypatch.setattr("lib.trainers.task.os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=r"cannot be written.*--conf model_dir"):
+        labelled.adaptation().check({}, labelled.datastore)
+
+
 def test_the_clients_table() -> None:
     config = AdaptOptions.config()
     assert list(config) == ["device", "min_gain", "accept", "resume", "max_epochs", "max_minutes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -128,6 +129,7 @@ class PublishingTask(TrainTask):
         options = self.options_class.from_request({**device, **request})
         if not datastore.list_images():
             raise InputError("there are no studies to train on; add images to the datastore")
+        check_writable(self._folder.folder)
         return options
 
     def _needs_labels(self, options: Any) -> bool:
@@ -269,3 +271,13 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         words in text for words in ("out of memory", "not enough memory", "can't allocate memory")
     )
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError if a folder cannot be written, or cannot be made where it is missing."""
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(
+            f"{existing} cannot be written, so no training can be kept; make it writable, or start "
+            "the server with another folder: --conf model_dir DIR"
+        )

@@ -99,13 +99,21 @@ export class Viewer extends Segments {
     return memo;
   }
 
-  /** Remove a step from OHIF's history if it is the last one. */
+  /** Remove a step from OHIF's history, whether it was taken back or not. */
   forget(memo) {
     const { history } = this;
-    if (!history.canUndo || history.ring[history.position] !== memo) return;
-    history.ring[history.position] = undefined;
-    history.position = (history.position - 1 + history.size) % history.size;
-    history.undoAvailable--;
+    const { ring, size, position, undoAvailable, redoAvailable } = history;
+    const place = n => (position + n + size) % size;
+    const steps = [];
+    for (let n = 1 - undoAvailable; n <= redoAvailable; n++) steps.push(ring[place(n)]);
+    const at = steps.indexOf(memo);
+    if (at < 0) return;
+    steps.splice(at, 1);
+    [...steps, undefined].forEach((step, n) => (ring[place(n + 1 - undoAvailable)] = step));
+    if (at < undoAvailable) {
+      history.undoAvailable--;
+      history.position = place(-1);
+    } else history.redoAvailable--;
   }
 
   undo() {

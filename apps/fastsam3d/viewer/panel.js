@@ -82,7 +82,7 @@ export class Panel {
   #draw() {
     const { session } = this;
     const structure = session.structure();
-    if (session.busy) document.body.append(this.busy);
+    if (session.masks.isBusy) document.body.append(this.busy);
     else this.busy.remove();
     const focusAgain = this.structures.keepFocus();
     this.root.replaceChildren(

@@ -8,6 +8,7 @@ import { StructuresView } from './structures_view.js';
 import { KINDS } from './tools.js';
 
 const STYLE = `
+.fastsam3d-panel { flex: 1 1 0; min-height: 0; overflow-y: auto }
 .fs { color: #e5e7eb; font-size: 13px; padding: 8px; display: flex; flex-direction: column; gap: 8px }
 .fs button { background: #1e293b; border-radius: 4px; padding: 3px 8px; color: inherit }
 .fs button:hover { background: #334155 }

@@ -160,6 +160,24 @@ def test_a_name_that_is_there_is_chosen_and_escape_adds_nothing(viewer: PromptVi
     assert rows.count() == count
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1024, 600)])
+def test_the_whole_panel_can_be_reached(viewer: PromptViewer, width: int, height: int) -> None:
+    """A window that is too low for the panel scrolls it: each button can be pressed."""
+    viewer.page.set_viewport_size({"width": width, "height": height})
+    for number in range(8):
+        viewer.press("mpr-axial", FILE.to_lps(beside(FILE, FIRST, 3.0 * number)))
+    viewer.page.locator(".fs summary").click()
+    panel = viewer.page.locator(".fastsam3d-panel")
+    heights = panel.evaluate("panel => [panel.clientHeight, panel.scrollHeight]")
+    assert heights[1] > heights[0] > 300
+    for name in ("Uncertainty", "Next place", "? Keys", "Train"):
+        button = viewer.page.locator(".fs").get_by_role("button", name=name, exact=True)
+        button.hover(timeout=5000)  # scrolls to it, and fails if something covers it
+        box = button.bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= height, name
+
+
 def test_keys_work_after_the_switch_was_used(viewer: PromptViewer) -> None:
     """A checkbox that has the focus takes neither the keys of prompts nor undo and redo."""
     viewer.press("mpr-axial", FILE.to_lps(FIRST))

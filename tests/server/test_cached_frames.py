@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -50,6 +52,26 @@ def test_each_slice_has_its_own_voxels(slices: list[Path]) -> None:
         part = cached_frame(app, place(header), MULTIPART)
         assert part is not None and part.headers["content-type"].startswith("multipart/related")
         assert part.body.partition(b"\r\n\r\n")[2].startswith(header.PixelData)
+
+
+def test_requests_at_once_read_the_headers_once(
+    slices: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = [pydicom.dcmread(path) for path in slices]
+    app = App(slices[0].parent, str(headers[0].SeriesInstanceUID))
+    read, listed = pydicom.dcmread, []
+
+    def note(path: Path, **options: object) -> pydicom.Dataset:
+        if "specific_tags" in options:
+            listed.append(path)
+            time.sleep(0.05)
+        return read(path, **options)
+
+    monkeypatch.setattr(pydicom, "dcmread", note)
+    with ThreadPoolExecutor(len(slices)) as pool:
+        replies = list(pool.map(lambda header: cached_frame(app, place(header), ""), headers))
+    assert all(replies)
+    assert sorted(listed) == sorted(slices)
 
 
 def test_a_compressed_slice_stays_compressed(slices: list[Path]) -> None:

@@ -1,6 +1,6 @@
 // The extension that OHIF loads at run time: it brings the panel of the prompts.
 
-import { EXTENSION_ID, PANEL_NAME, panelComponent } from './ohif.js';
+import { EXTENSION_ID, LoadingText, PANEL_NAME, panelComponent } from './ohif.js';
 import { Panel } from './panel.js';
 import { currentSession, onSession } from './mode.js';
 
@@ -17,6 +17,10 @@ function showPanel(node) {
 export default {
   id: EXTENSION_ID,
   version: '1.0.0',
+
+  getCustomizationModule() {
+    return [{ name: 'global', value: { 'ui.loadingIndicatorProgress': { $set: LoadingText } } }];
+  },
 
   getPanelModule() {
     return [

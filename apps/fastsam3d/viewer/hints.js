@@ -81,7 +81,7 @@ export class Hints {
 
   #update() {
     const hint = this.#current();
-    if (hint && this.isShown && !this.session.running) this.#ask(hint, 'uncertainty');
+    if (hint && this.isShown && !this.session.structure().run) this.#ask(hint, 'uncertainty');
     const map = this.isShown ? (hint?.map ?? null) : null;
     this.overlay.show(map, hint?.places[hint.number] ?? null);
   }

@@ -66,6 +66,7 @@ export default {
       ...route.layoutInstance,
       props: {
         ...route.layoutInstance.props,
+        leftPanelClosed: true, // opening.js opens it if there is something to choose
         rightPanels: [PANEL_ID, ...route.layoutInstance.props.rightPanels],
       },
     };

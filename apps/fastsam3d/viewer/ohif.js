@@ -48,25 +48,29 @@ export function addPromptTool({ toolGroupService }) {
   }
 }
 
-/** Return a React component that hands its DOM node to show(node), which returns a clean-up.
- *
- * OHIF does not share its React, so the element is written as React 18 reads it. */
+/** Return a React component that hands its DOM node to show(node), which returns a clean-up. */
 export function panelComponent(show) {
   let close = null;
   const ref = node => {
     close?.();
     close = node ? show(node) : null;
   };
-  const element = {
-    $$typeof: Symbol.for('react.element'),
-    type: 'div',
-    key: null,
-    ref,
-    props: { className: 'fastsam3d-panel' },
-    _owner: null,
-    _store: {},
-  };
+  const element = reactElement({ className: 'fastsam3d-panel' }, ref);
   return () => element;
+}
+
+/** What OHIF shows while a study is opened, in place of its moving bar.
+ *
+ * Without a GPU, 60 pictures of the whole window a second hold up what is being opened. */
+export function LoadingText({ className = '', textBlock = 'Loading …' }) {
+  const place = 'absolute top-0 left-0 z-50 flex items-center justify-center text-foreground';
+  return reactElement({ className: `${place} ${className}`, children: textBlock });
+}
+
+/** Return a <div> as React 18 reads it: OHIF does not share its React. */
+function reactElement(props, ref = null) {
+  const brand = Symbol.for('react.element');
+  return { $$typeof: brand, type: 'div', key: null, ref, props, _owner: null, _store: {} };
 }
 
 /** The open study, as the rest of the extension sees it. */
@@ -99,13 +103,21 @@ export class Viewer extends Segments {
     return memo;
   }
 
-  /** Remove a step from OHIF's history if it is the last one. */
+  /** Remove a step from OHIF's history, whether it was taken back or not. */
   forget(memo) {
     const { history } = this;
-    if (!history.canUndo || history.ring[history.position] !== memo) return;
-    history.ring[history.position] = undefined;
-    history.position = (history.position - 1 + history.size) % history.size;
-    history.undoAvailable--;
+    const { ring, size, position, undoAvailable, redoAvailable } = history;
+    const place = n => (position + n + size) % size;
+    const steps = [];
+    for (let n = 1 - undoAvailable; n <= redoAvailable; n++) steps.push(ring[place(n)]);
+    const at = steps.indexOf(memo);
+    if (at < 0) return;
+    steps.splice(at, 1);
+    [...steps, undefined].forEach((step, n) => (ring[place(n + 1 - undoAvailable)] = step));
+    if (at < undoAvailable) {
+      history.undoAvailable--;
+      history.position = place(-1);
+    } else history.redoAvailable--;
   }
 
   undo() {
@@ -149,13 +161,13 @@ export class Viewer extends Segments {
     this.services.uiNotificationService.show({ title: 'FastSAM3D', message, type, duration });
   }
 
-  /** Close the list of series at the left if the study has one series: the planes get its room. */
-  closeListOfOne() {
+  /** Open the list of series at the left if the study has several; for one it would take room. */
+  openListOfSeveral() {
     const { displaySetService, panelService } = this.services;
     const sets = displaySetService.getActiveDisplaySets();
     const stored = sets.map(set => set.SeriesInstanceUID).filter(Boolean); // a new segmentation has none
-    if (new Set(stored).size !== 1) return;
-    const options = { leftPanelClosed: true };
+    if (new Set(stored).size < 2) return;
+    const options = { leftPanelClosed: false };
     panelService._broadcastEvent(panelService.EVENTS.PANELS_CHANGED, { options });
   }
 

@@ -1,6 +1,8 @@
 // Calls into OHIF and cornerstone: viewports, the images that they show, and places in their planes.
 
-const RENDERS = 6;
+const DRAW_EVERY_MS = 1000; // while a volume is loaded
+const INPUT_MS = 500; // what is drawn so soon after an input is what the user waits for
+const INPUTS = ['pointerdown', 'pointermove', 'wheel', 'keydown'];
 
 /** The planes of the open study. */
 export class Planes {
@@ -40,13 +42,43 @@ export class Planes {
     return [...this.services.viewportGridService.getState().viewports.keys()];
   }
 
-  /** Draw a viewport RENDERS times while its volume is loaded; cornerstone would do it 50 times.
+  /** Draw the planes once a second while a volume is loaded, and at once after an input.
    *
-   * Without a GPU that takes longer than to load the slices. */
-  drawSeldom(viewportId) {
-    const volumeId = this.viewport(viewportId)?.getVolumeId?.();
-    const volume = volumeId && window.cornerstone.cache.getVolume(volumeId);
-    if (volume) volume.reRenderFraction = volume.imageIds.length / RENDERS;
+   * cornerstone and OHIF would draw them 60 times. Without a GPU that takes longer than to load the
+   * slices. */
+  drawSeldom() {
+    const engine = this.services.cornerstoneViewportService.getRenderingEngine();
+    if (Object.hasOwn(engine, '_render')) return;
+    const draw = engine._render.bind(engine); // draws what is marked for it, with the next frame
+    let [next, timer, input] = [performance.now() + DRAW_EVERY_MS, null, -INPUT_MS];
+    const drawNow = () => {
+      clearTimeout(timer);
+      timer = null;
+      next = performance.now() + DRAW_EVERY_MS;
+      if (!engine.hasBeenDestroyed) draw();
+    };
+    engine._render = () => {
+      const now = performance.now();
+      if (now >= next || now < input + INPUT_MS || !this.#isLoading(engine)) drawNow();
+      else timer ??= setTimeout(drawNow, next - now);
+    };
+    const noteInput = () => (input = performance.now());
+    const options = { capture: true, passive: true };
+    INPUTS.forEach(name => document.addEventListener(name, noteInput, options));
+    this.ends.push(() => {
+      clearTimeout(timer);
+      delete engine._render;
+      INPUTS.forEach(name => document.removeEventListener(name, noteInput, options));
+    });
+  }
+
+  /** Return whether a volume that is shown is not loaded yet. */
+  #isLoading(engine) {
+    return engine.getViewports().some(viewport => {
+      const volumeId = viewport.getVolumeId?.();
+      const { loadStatus } = (volumeId && window.cornerstone.cache.getVolume(volumeId)) || {};
+      return loadStatus && !loadStatus.loaded && !loadStatus.cancelled;
+    });
   }
 
   /** Return the ID of the viewport that a DOM node lies in, or null. */

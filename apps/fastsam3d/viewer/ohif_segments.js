@@ -4,9 +4,11 @@ import { Labelmap } from './labelmap.js';
 import { Planes } from './ohif_planes.js';
 
 const LABELMAP = 'Labelmap';
-const DRAW_WAITS_MS = [300, 600, 1200, 2400, 2400, 2400, 2400]; // until a segmentation that was added is drawn
+const DRAW_TRIES = 5; // to have a segmentation drawn that was added
+const DRAW_WAIT_MS = 2500; // that such a try takes at most
+const SETTLED_MS = 300; // after which what is drawn stays
 
-// COLOURS: of the segments; OHIF draws lots, and neighbours may get the same one
+// COLOURS: of the segments, from 1; OHIF draws lots, and neighbours may get the same one
 const COLOURS = [
   [230, 70, 70],
   [70, 200, 90],
@@ -52,48 +54,46 @@ export class Segments extends Planes {
   }
 
   /** Make an empty segmentation of an image, with segments of these names; return its ID. */
-  createSegmentation(image, names) {
+  async createSegmentation(image, names) {
     const { displaySetService, segmentationService } = this.services;
     const segments = {};
     names.forEach((label, index) => {
       segments[index + 1] = { segmentIndex: index + 1, label, active: index === 0, locked: false };
     });
     const displaySet = displaySetService.getDisplaySetByUID(image.id);
-    return segmentationService.createLabelmapForDisplaySet(displaySet, {
+    const id = await segmentationService.createLabelmapForDisplaySet(displaySet, {
       label: 'FastSAM3D',
       segments,
     });
+    this.#setColours(id);
+    return id;
+  }
+
+  /** Give the segments of a segmentation their colours, before it is drawn.
+   *
+   * To set the colour of a segment later draws all planes again, for each segment and viewport. */
+  #setColours(segmentationId) {
+    const { addColorLUT } = window.cornerstoneTools.segmentation.config.color;
+    const colours = Array.from({ length: 255 }, (_, n) => [...COLOURS[n % COLOURS.length], 255]);
+    const table = addColorLUT([[0, 0, 0, 0], ...colours]);
+    this.services.segmentationService._segmentationIdToColorLUTIndexMap.set(segmentationId, table);
   }
 
   /** Show a segmentation in a viewport, unless it is there. */
   async showSegmentation(viewportId, segmentationId) {
     const service = this.services.segmentationService;
     const { removeSegmentationRepresentations } = window.cornerstoneTools.segmentation;
-    for (const [count, wait] of DRAW_WAITS_MS.entries()) {
-      if (!service.getSegmentationRepresentations(viewportId, { segmentationId }).length)
+    const isShown = () =>
+      service.getSegmentationRepresentations(viewportId, { segmentationId }).length > 0;
+    for (let tries = 0; tries < DRAW_TRIES; tries++) {
+      if (!isShown())
         await service.addSegmentationRepresentation(viewportId, { segmentationId, type: LABELMAP });
-      await new Promise(done => setTimeout(done, wait));
-      const viewport = this.viewport(viewportId);
-      if (!viewport || this.#isDrawn(viewport, segmentationId)) break;
-      if (count === DRAW_WAITS_MS.length - 1) break;
+      if (await this.#becomesDrawn(viewportId, segmentationId)) break;
       // OHIF restores a series' segmentations too, and may then draw the image over them
       if (this.imageOf(viewportId)) removeSegmentationRepresentations(viewportId, { segmentationId });
     }
-    this.#colour(segmentationId, [viewportId]); // OHIF has drawn lots by now
     if (!this.activeSegmentation(viewportId))
       service.setActiveSegmentation(viewportId, segmentationId);
-  }
-
-  /** Give the segments of a segmentation their colours in viewports. */
-  #colour(segmentationId, viewportIds) {
-    const service = this.services.segmentationService;
-    for (const { segmentIndex: number } of this.#segmentsOf(segmentationId))
-      for (const viewportId of viewportIds) {
-        const colour = [...COLOURS[(number - 1) % COLOURS.length], 255];
-        const current = service.getSegmentColor(viewportId, segmentationId, number) ?? [];
-        if (colour.some((part, n) => part !== current[n]))
-          service.setSegmentColor(viewportId, segmentationId, number, colour);
-      }
   }
 
   #segmentsOf(segmentationId) {
@@ -101,10 +101,15 @@ export class Segments extends Planes {
     return Object.values(segments ?? {}).filter(Boolean);
   }
 
-  #isDrawn(viewport, segmentationId) {
-    return viewport
-      .getActors()
-      .some(actor => `${actor.referencedId} ${actor.representationUID}`.includes(segmentationId));
+  /** Return whether a segmentation is drawn in a viewport after some time, or the viewport is gone. */
+  async #becomesDrawn(viewportId, segmentationId) {
+    for (let ms = 0; ms < DRAW_WAIT_MS; ms += SETTLED_MS) {
+      await new Promise(done => setTimeout(done, SETTLED_MS));
+      const viewport = this.viewport(viewportId);
+      const names = viewport?.getActors().map(each => `${each.referencedId} ${each.representationUID}`);
+      if (!names || names.some(name => name.includes(segmentationId))) return true;
+    }
+    return false;
   }
 
   /** Return the ID of the segmentation that the user works on in a viewport, or null.
@@ -131,10 +136,7 @@ export class Segments extends Planes {
   }
 
   addSegment(segmentationId, label) {
-    const service = this.services.segmentationService;
-    service.addSegment(segmentationId, label ? { label } : {});
-    const shown = service.getRepresentationsForSegmentation(segmentationId);
-    this.#colour(segmentationId, [...new Set(shown.map(({ viewportId }) => viewportId))]);
+    this.services.segmentationService.addSegment(segmentationId, label ? { label } : {});
   }
 
   /** Return the number of the segment with a label, which is added if there is none. */

@@ -29,8 +29,8 @@ export class Opening {
   async #prepare(viewportId) {
     const image = this.viewer.imageOf(viewportId);
     if (!image) return;
-    this.viewer.drawSeldom(viewportId);
-    if (!this.opened.size) this.viewer.closeListOfOne(); // later the user opens and closes it
+    this.viewer.drawSeldom();
+    if (!this.opened.size) this.viewer.openListOfSeveral(); // later the user opens and closes it
     try {
       this.client.image(image.seriesUid).catch(() => {}); // the press shows the error
       const segmentationId = await this.#segmentationOf(image);

@@ -8,6 +8,7 @@ import { StructuresView } from './structures_view.js';
 import { KINDS } from './tools.js';
 
 const STYLE = `
+.fastsam3d-panel { flex: 1 1 0; min-height: 0; overflow-y: auto }
 .fs { color: #e5e7eb; font-size: 13px; padding: 8px; display: flex; flex-direction: column; gap: 8px }
 .fs button { background: #1e293b; border-radius: 4px; padding: 3px 8px; color: inherit }
 .fs button:hover { background: #334155 }
@@ -82,7 +83,7 @@ export class Panel {
   #draw() {
     const { session } = this;
     const structure = session.structure();
-    if (session.busy) document.body.append(this.busy);
+    if (session.masks.isBusy) document.body.append(this.busy);
     else this.busy.remove();
     const focusAgain = this.structures.keepFocus();
     this.root.replaceChildren(

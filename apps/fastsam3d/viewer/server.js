@@ -6,6 +6,11 @@ export class ServerError extends Error {
     super(message);
     this.status = status; // of the reply; 0 without one
   }
+
+  /** Return whether the server does not take what was sent; else it cannot answer now. */
+  get isRefusal() {
+    return this.status >= 400 && this.status < 500;
+  }
 }
 
 /** Return the reply to a request. Throws ServerError, and AbortError if options.signal ends it. */

@@ -55,7 +55,7 @@ export class StoredLabels {
 
   /** Send the label, and return the names of its structures. */
   async #send({ segment: [segmentationId], seriesUid }, isForced) {
-    await this.session.running?.finished; // the mask that is being computed belongs to it
+    await this.session.masks.settled(); // what is being computed belongs to it
     await this.session.work.flush();
     const grid = await this.client.grid(seriesUid);
     const voxels = this.viewer.labelmap(segmentationId).stored(grid);
@@ -125,7 +125,7 @@ export class StoredLabels {
       const { voxels, place } = await this.client.label(seriesUid, label.tag);
       const masks = this.#masksOf(label, voxels, place, segmentationId, seriesUid, own);
       if (!masks.length && !own.size && isUndoable) throw new Error(`The label ${label.tag} is empty.`);
-      this.session.startFrom(masks, { isUndoable });
+      this.session.masks.startFrom(masks, { isUndoable });
       if (label.tag === FINAL) this.versions.set(seriesUid, place.version ?? 0);
     } catch (error) {
       this.viewer.notify(error.message);

@@ -110,9 +110,9 @@ export class StructuresView {
   #overwriteSwitch() {
     const overwrite = make('input', {
       type: 'checkbox',
-      onchange: () => (this.session.overwrite = overwrite.checked),
+      onchange: () => (this.session.masks.overwrite = overwrite.checked),
     });
-    overwrite.checked = this.session.overwrite;
+    overwrite.checked = this.session.masks.overwrite;
     return make('label', {}, overwrite, ' A new mask may take voxels of other structures');
   }
 }

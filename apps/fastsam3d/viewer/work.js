@@ -7,7 +7,6 @@
 import { nrrdFile, runsOf } from './labelmap.js';
 
 const RECORD_AFTER_MS = 800; // of a change: several steps of undo are one record
-const RESTORE_TRIES = 5;
 const RESTORE_PATIENCE_MS = 3000; // that a press waits until the work is drawn
 
 /** Return whether a structure of the journal has something to draw. */
@@ -94,12 +93,8 @@ export class Work {
     const base = mask ? await this.#keptMask(seriesUid, mask, number) : null;
     structure.recordedAs = name;
     this.touch(seriesUid, name);
-    session.startFrom([[structure, base]], { isUndoable });
-    let isDone = !prompts.length;
-    for (let tries = 0; !isDone && tries < RESTORE_TRIES; tries++) {
-      await session.running?.finished;
-      isDone = await session.compute(structure, { prompts, size }, { isUndoable });
-    }
+    session.masks.startFrom([[structure, base]], { isUndoable });
+    if (prompts.length) await session.masks.change(structure, { prompts, size }, { isUndoable });
   }
 
   async #keptMask(seriesUid, digest, number) {
@@ -153,6 +148,7 @@ export class Work {
     const name = this.session.nameOf(structure);
     if (!name) return;
     structure.recordedAs = name;
+    await structure.run?.finished; // the journal has its request, which is older than this record
     const asked = await this.session.question(structure, structure.drawn);
     await this.client.record(structure.seriesUid, asked);
   }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import pydicom
@@ -35,6 +36,8 @@ Our configuration of OHIF sends it: the page then need not search each slice for
 MULTIPART = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 """MULTIPART: Accept header for a PACS, which need not know SINGLE_PART for a slice."""
 
+_listing = Lock()
+
 
 class SliceFrame(NamedTuple):
     """The voxels of a slice as they are stored: bytes, and the UID of their transfer syntax."""
@@ -55,7 +58,9 @@ def cached_frame(app: ServedApp, path: str, accept: str) -> Response | None:
     folder = Path(str(image).removesuffix(".nii.gz"))
     if not folder.is_dir():
         return None
-    file = _slices(folder, folder.stat().st_mtime_ns).get((match["study"], match["instance"]))
+    with _listing:  # a viewer asks for several slices at once; one request reads all headers
+        slices = _slices(folder, folder.stat().st_mtime_ns)
+    file = slices.get((match["study"], match["instance"]))
     frame = _read(file, int(match["number"])) if file else None
     return frame_reply(frame, accept) if frame else None
 

@@ -47,9 +47,6 @@ SEARCH_KEYS = (
 MODALITY_KEY = "0008|0060"
 """MODALITY_KEY: ITK's name of DICOM's Modality in the header of a file."""
 
-OTHER = "OT"
-"""OTHER: DICOM's Modality of what is not known."""
-
 _modalities: LRUCache[tuple[str, int], str] = LRUCache(4096)
 """_modalities: by path and time of change, of the files that were opened."""
 
@@ -109,21 +106,22 @@ def _study(app: ServedApp, image: str, series_uid: str) -> Json:
 def _count(app: ServedApp, study: Json) -> Json:
     """Return the numbers of instances and the modality, from the header of the file alone.
 
-    A file that does not store its modality is OTHER until its voxels have been read.
+    A file that does not store its modality has none until its voxels have been read.
     """
     path = app.datastore().get_image_uri(str(_value(study, "PatientID")))
-    count, modality = 0, OTHER
+    count, modality = 0, ""
     if os.path.isfile(path):
         mtime_ns = os.stat(path).st_mtime_ns
         count, modality = _header_facts(path, mtime_ns)
-        modality = modality or _modalities.get((path, mtime_ns), OTHER)
-    return dataset(
-        ModalitiesInStudy=[modality],
-        Modality=modality,
+        modality = modality or _modalities.get((path, mtime_ns), "")
+    counts = dataset(
         NumberOfStudyRelatedSeries=1,
         NumberOfStudyRelatedInstances=count,
         NumberOfSeriesRelatedInstances=count,
     )
+    # the viewer's list fails at an attribute without a value
+    known = dataset(ModalitiesInStudy=[modality], Modality=modality) if modality else {}
+    return counts | known
 
 
 @lru_cache(4096)

@@ -54,6 +54,7 @@ def make_blocks(results: Path = RESULTS, weights: Path = WEIGHTS) -> dict[str, s
     """
     random_clicks = _read_report(results / "accuracy-eval.json")
     challenge = _read_report(results / "accuracy-cvpr2025.json")
+    replayed = _read_report(results / "accuracy-replay.json")
     return {
         "command": _command(random_clicks),
         "measured-on": _measured_on(random_clicks),
@@ -62,6 +63,10 @@ def make_blocks(results: Path = RESULTS, weights: Path = WEIGHTS) -> dict[str, s
         "modalities": _lines(group_table(random_clicks, "modalities")),
         "failures": _lines(failures_table(random_clicks)),
         "weights": _lines(weights_table(weights, random_clicks)),
+        "card": _lines(card_table(random_clicks, replayed)),
+        "nsd": f"{challenge['models']['fastsam3d']['macro']['nsd_final']:.2f}",
+        "replay-command": _command(replayed),
+        "replayed": _lines(macro_table(replayed)),
         "challenge-command": _command(challenge),
         "challenge": _lines(macro_table(challenge)),
         **{f"dice-{name}": dice_in_words(random_clicks, name) for name in random_clicks["weights"]},
@@ -98,6 +103,28 @@ def group_table(report: Mapping[str, Any], groups: str) -> list[str]:
             values = [f"{summary[key]:.2f}" for key in keys]
             rows.append([group, first["structures"], f"`{name}`", *values])
     return table([GROUPS[groups], "structures", "model", *_headings(keys)], rows)
+
+
+def card_table(report: Mapping[str, Any], replayed: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the model card's table: Dice after each click count, and harm.
+
+    Each of the app's models has its mean over the sources, and each source; then come the baselines
+    and the app's models on replayed clicks.
+    """
+    keys = [str(count) for count in report["clicks"]]
+    rows = []
+    for name, summary in report["models"].items():
+        sources = summary["sources"] if name in report["weights"] else {}
+        for source, values in {"mean": summary["macro"], **sources}.items():
+            rows.append([f"`{name}`", source, *_card_values(values, keys)])
+    for name in replayed["weights"]:
+        macro = replayed["models"][name]["macro"]
+        rows.append([f"`{name}`", "mean, replayed clicks", *_card_values(macro, keys)])
+    return table(["model", "source", *_headings(keys), "harm"], rows)
+
+
+def _card_values(values: Mapping[str, float], keys: Sequence[str]) -> list[str]:
+    return [*(f"{values[key]:.3f}" for key in keys), f"{100 * values['harm']:.0f} %"]
 
 
 def failures_table(report: Mapping[str, Any]) -> list[str]:

@@ -23,5 +23,5 @@ def test_a_student_is_written_into_a_new_folder(
     assert (student.depth, student.attention_free_blocks) == (6, (0, 1))
 
 
-def test_the_shipped_student_is_the_dense_one_of_the_shipped_teacher() -> None:
-    assert student_of(CONFIGS["sam_med3d_default"], "dense") == CONFIGS["fastsam3d_default"]
+def test_the_shipped_student_is_the_sparse_one_of_the_shipped_teacher() -> None:
+    assert student_of(CONFIGS["sam_med3d_default"]) == CONFIGS["fastsam3d_default"]

@@ -203,6 +203,8 @@ CONFIGS: dict[str, FastSAM3DConfig] = {
     # the shipped teacher and student, which are small enough to click on a CPU; the student keeps
     # the teacher's residual, see training/student.py
     "sam_med3d_default": FastSAM3DConfig(**_DEFAULT),
-    "fastsam3d_default": FastSAM3DConfig(**_DEFAULT, depth=6, attention_free_blocks=(0, 1)),
+    "fastsam3d_default": FastSAM3DConfig(
+        **_DEFAULT, **SPARSE, depth=6, attention_free_blocks=(0, 1)
+    ),
 }
 """CONFIGS: the configurations that have a name."""

@@ -8,11 +8,11 @@ import pytest
 import requests
 import SimpleITK as sitk
 from nibabel.affines import from_matvec
-from pydicom.dataset import Dataset
 
 from ct_series import write_ct_series
 from lib.errors import InputError
 from lib.imaging.volume import read_volume
+from lookup_table import add_lookup_table
 from pacs import delete_series
 
 SHAPE_IJK = (30, 25, 12)
@@ -65,14 +65,6 @@ def store_plain(dataset):
     del dataset.RescaleIntercept, dataset.RescaleSlope
 
 
-def look_up(dataset):
-    table = Dataset()
-    table.LUTDescriptor = [4096, 0, 16]
-    table[0x00283006] = pydicom.DataElement(0x00283006, "OW", bytes(2 * 4096))
-    table.ModalityLUTType = "US"
-    dataset.ModalityLUTSequence = [table]
-
-
 def crop(dataset):
     stored = dataset.pixel_array[:-2]
     dataset.Rows, dataset.PixelData = stored.shape[0], stored.tobytes()
@@ -121,7 +113,7 @@ READ = {
     "intercepts": (first_two(store_with(0)), ""),
     "signs": (first_two(store_with(0, is_signed=True)), ""),
     "no rescale tags in some": (first_two(store_plain), "2 of 12 slices have no RescaleIntercept"),
-    "table of values": (fifth(look_up), "ModalityLUTSequence, which is not applied"),
+    "table of values": (fifth(add_lookup_table), "ModalityLUTSequence, which is not applied"),
     "no rescale tags": (each(store_plain), "the CT has no RescaleIntercept"),
     "frames of reference": (each(own_frame), "no common FrameOfReferenceUID"),
     "no frame of reference": (

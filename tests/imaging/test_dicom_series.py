@@ -20,6 +20,7 @@ from ct_series import write_ct_series
 from lib.errors import InputError
 from lib.imaging.dicom_series import read_series
 from lib.imaging.volume import read_volume
+from lookup_table import add_lookup_table
 
 SHAPE_IJK = (22, 17, 9)
 OBLIQUE_MM = np.array(
@@ -410,12 +411,8 @@ def test_a_ct_without_a_scale_is_known_by_its_values(tmp_path, intercept):
 
 
 def look_up(dataset):
-    """Store a table instead of slope and intercept (PS3.3, C.11.1)."""
-    table = Dataset()
-    table.LUTDescriptor = [4096, 0, 16]
-    table[0x00283006] = pydicom.DataElement(0x00283006, "OW", bytes(2 * 4096))
-    table.ModalityLUTType = "US"
-    dataset.ModalityLUTSequence = [table]
+    """Store a table instead of slope and intercept."""
+    add_lookup_table(dataset)
     del dataset.RescaleSlope, dataset.RescaleIntercept
 
 

@@ -130,7 +130,7 @@ def test_a_folder_of_models_that_cannot_be_written_is_refused_at_once(
     labelled: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # file modes do not stop the superuser, who may run the tests
-    monkeypatch.setattr("lib.trainers.task.os.access", lambda path, mode: False)
+    monkeypatch.setattr("lib.trainers.task.can_write", lambda folder: False)
     with pytest.raises(InputError, match=r"cannot be written.*--conf model_dir"):
         labelled.adaptation().check({}, labelled.datastore)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,15 @@ def is_full(error: BaseException) -> bool:
 def is_forbidden(error: BaseException) -> bool:
     """Return whether an error means that this account may not write there, or nobody may."""
     return isinstance(error, OSError) and error.errno in FORBIDDEN
+
+
+def can_write(folder: str | Path) -> bool:
+    """Return whether this account may write in a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return not is_forbidden(error)
 
 
 def _sync(path: Path) -> None:

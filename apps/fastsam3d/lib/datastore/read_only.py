@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import tempfile
 
 from monailabel.datastore.local import LocalDatastoreModel
 
@@ -17,14 +15,3 @@ class ReadOnlyModel(LocalDatastoreModel):
     def label_path(self, tag: str | None) -> str:
         path = str(super().label_path(tag))
         return path if os.path.isdir(path) else self.empty_folder
-
-
-def can_write(folder: str) -> bool:
-    """Return whether this account may write in a folder."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except PermissionError:
-        return False
-    except OSError as error:
-        return error.errno != errno.EROFS

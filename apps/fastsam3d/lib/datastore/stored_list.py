@@ -19,8 +19,8 @@ from typing import Any
 from filelock import FileLock
 from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 
-from lib.atomic_file import SUFFIX, is_forbidden, is_full, write_text_atomically
-from lib.datastore.read_only import ReadOnlyModel, can_write
+from lib.atomic_file import SUFFIX, can_write, is_forbidden, is_full, write_text_atomically
+from lib.datastore.read_only import ReadOnlyModel
 from lib.errors import ReadOnlyError
 
 logger = logging.getLogger(__name__)

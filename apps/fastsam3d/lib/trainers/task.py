@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from monailabel.interfaces.tasks.train import TrainTask
 
+from lib.atomic_file import can_write
 from lib.errors import InputError, StoppedError
 from lib.networks import FastSAM3D
 from lib.weights.files import Weights
@@ -276,7 +276,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def check_writable(folder: Path) -> None:
     """Raise InputError if a folder cannot be written, or cannot be made where it is missing."""
     existing = next(each for each in (folder, *folder.parents) if each.exists())
-    if not os.access(existing, os.W_OK):
+    if not can_write(existing):
         raise InputError(
             f"{existing} cannot be written, so no training can be kept; make it writable, or start "
             "the server with another folder: --conf model_dir DIR"

@@ -1,6 +1,7 @@
 """Means, intervals and tables, and the whole command on small scans."""
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -9,8 +10,9 @@ import pytest
 from benchmarks.accuracy import main
 from benchmarks.accuracy_report import Score, summarise, worst
 from benchmarks.contestants import available_models
+from benchmarks.protocols import make_protocol
 
-from benchmarks import accuracy_pictures
+from benchmarks import accuracy_pictures, bench
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLICK_BALL = REPOSITORY / "tests/data/click_ball.safetensors"  # draws balls of 20 mm at clicks
@@ -157,6 +159,19 @@ def test_other_models_and_processes_change_no_number(data: Path, tmp_path: Path)
     beside = run(data, tmp_path / "beside.json", "ball,click_ball", "--clicks", "2", "--jobs", "2")
     dice = [[row["dice"] for row in report["pairs"]["click_ball"]] for report in (alone, beside)]
     assert dice[0] == dice[1]
+
+
+def threads_of_worker(case: object) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+def test_several_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of the click path count their cores by this variable."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(bench, "_measure_in_worker", threads_of_worker)
+    plan = bench.Plan(("ball",), {}, make_protocol("random", (1,), 0), 10.0, threads=3)
+    assert list(bench.measure_in_processes(plan, [None], 1)) == ["3"]
+    assert "OMP_NUM_THREADS" not in os.environ
 
 
 def test_repeats_are_averaged(data: Path, tmp_path: Path) -> None:

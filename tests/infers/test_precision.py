@@ -7,6 +7,7 @@ import torch
 
 from lib.infers import precision
 from lib.infers.precision import (
+    Bfloat16Convolution,
     Int8Linear,
     candidate,
     choose,
@@ -80,6 +81,26 @@ def test_bfloat16_keeps_clicks_in_float32(network):
     assert embedding.dtype == logits.dtype == torch.bfloat16
     assert low.prompt_encoder.no_mask_embed.weight.dtype == torch.float32
     assert lowest_dice(low, network, CPU) > 0.97
+
+
+def test_a_mask_refiner_convolves_in_bfloat16_between_float32_maps():
+    """In bfloat16 the likeness of cells, a small difference of large numbers, would be wrong."""
+    network = build_untrained(replace(TINY, detail_channels=6), seed=2)
+    low = lowered(network, "bfloat16")
+    convolutions = [m for m in low.modules() if isinstance(m, Bfloat16Convolution)]
+    assert len(convolutions) >= 8
+    assert low.mask_decoder.refiner.key.weight.dtype == torch.float32
+    volume, points, labels = synthetic_clicks(64)
+    with torch.inference_mode():
+        detail = low.prepare(low.encode(volume)).detail
+        expected = network.prepare(network.encode(volume)).detail
+        assert detail.dtype == torch.float32 and not torch.equal(detail, expected)
+        torch.testing.assert_close(detail, expected, rtol=0.02, atol=0.05)
+        zeros = torch.zeros(1, 1, 16, 16, 16)
+        logits, _ = low.decode(low.prepare(low.encode(volume)), points, labels, zeros)
+    assert logits.dtype == torch.float32
+    assert lowest_dice(low, network, CPU) > 0.97
+    assert not any(isinstance(m, Bfloat16Convolution) for m in network.modules())
 
 
 def decide(monkeypatch, network, dice, number_type="bfloat16"):

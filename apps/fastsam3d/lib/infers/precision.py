@@ -5,17 +5,19 @@ is large enough to gain from them, and the masks stay the same: Dice of at least
 float32 over a series of clicks on a synthetic ROI, checked once when a network is loaded.
 
 * CUDA: bfloat16, from Ampere on.
-* CPU: bfloat16 with AMX; otherwise, with AVX2, 8-bit integers in the linear layers of the encoder's
-  blocks, with one scale for each token and one for each output. Without 8-bit dot products (VNNI)
-  the weights have 7 bits.
+* CPU: bfloat16 with AMX; a network with a mask refiner, whose likeness of cells needs float32, has
+  it only in the encoder and in the convolutions of the refiner and of the image detail. Otherwise,
+  with AVX2, 8-bit integers in the linear layers of the encoder's blocks, with one scale for each
+  token and one for each output. Without 8-bit dot products (VNNI) the weights have 7 bits.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +77,17 @@ class Int8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
 
+class Bfloat16Convolution(nn.Module):
+    """A convolution in bfloat16 between maps in float32."""
+
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        super().__init__()
+        self.convolution = convolution.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x.bfloat16()).float()
+
+
 def candidate(device: torch.device) -> NumberType:
     """Return the lower type that the hardware has instructions for; float32 if there is none."""
     if device.type == "cuda":
@@ -97,13 +110,23 @@ def lowered(network: FastSAM3D, number_type: NumberType) -> FastSAM3D:
     network = copy.deepcopy(network).requires_grad_(False)
     if number_type == "bfloat16":
         network.image_encoder.bfloat16()
-        network.mask_decoder.bfloat16()
+        if not network.config.detail_channels:
+            network.mask_decoder.bfloat16()
+            return network
+        refiner = network.mask_decoder.refiner
+        for part in (network.detail_stem.mix, refiner.coarser, refiner.mix):
+            _replace(part, nn.Conv3d, Bfloat16Convolution)
         return network
-    for parent in list(network.image_encoder.blocks.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child))
+    _replace(network.image_encoder.blocks, nn.Linear, Int8Linear)
     return network
+
+
+def _replace(part: nn.Module, old: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
+    """Replace all modules of one type below a module."""
+    for parent in list(part.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, old):
+                setattr(parent, name, new(child))
 
 
 def choose(network: FastSAM3D, device: torch.device) -> tuple[FastSAM3D, Precision]:

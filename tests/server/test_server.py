@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from monailabel.client import MONAILabelClient
 
 from lib.errors import NotFoundError
+from lib.networks.torch_private import has_amx
 from main import MyApp
 from serving import APP, running_server
 
@@ -183,7 +184,8 @@ def test_info_names_models_labels_and_weights(server):
         assert len(weights["sha256"]) == 64
         # chosen when the server starts, not by the first click
         (precision,) = described["precision"].values()
-        assert precision["number_type"] == "float32" and precision["reason"]
+        assert precision["number_type"] == ("bfloat16" if has_amx() else "float32")
+        assert precision["reason"]
 
 
 REFUSALS = {

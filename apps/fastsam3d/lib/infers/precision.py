@@ -5,10 +5,12 @@ is large enough to gain from them, and the masks stay the same: Dice of at least
 float32 over a series of clicks on a synthetic ROI, checked once when a network is loaded.
 
 * CUDA: bfloat16, from Ampere on.
-* CPU: bfloat16 with AMX; a network with a mask refiner, whose likeness of cells needs float32, has
-  it only in the encoder and in the convolutions of the refiner and of the image detail. Otherwise,
-  with AVX2, 8-bit integers in the linear layers of the encoder's blocks, with one scale for each
-  token and one for each output. Without 8-bit dot products (VNNI) the weights have 7 bits.
+* CPU: bfloat16 with AMX; otherwise, with AVX2, 8-bit integers in the linear layers of the encoder's
+  blocks, with one scale for each token and one for each output. Without 8-bit dot products (VNNI)
+  the weights have 7 bits.
+
+A network with a mask refiner, whose likeness of cells needs float32, has bfloat16 only in its
+encoder and in the convolutions of the refiner and of the image detail.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from .adapt_options import AdaptOptions
 from .data.roi_pool import SpacingAt
 from .data.studies import ExaminedStudy, halves
 from .loop import TrainingLoop
-from .mixed_precision import mixed_precision
 from .run_state import Progress, RunFolder, run_signature
 from .stages import Batch, SameEncoder, Stage2, Stage2Options, step_seed, to_device
 
@@ -179,12 +178,10 @@ class AdaptRun(TrainingLoop):
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(*self._place(self.progress.update))
         seed = step_seed(self.options.seed, self.progress.update)
-        with mixed_precision(self.device):
-            losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
+        losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
         if self.options.rehearsal:
             painted = to_device(self._batches.painted(self.progress.update), self.device)
-            with mixed_precision(self.device):
-                rehearsed = self._rehearsal(painted, seed)["loss"]
+            rehearsed = self._rehearsal(painted, seed)["loss"]
             losses["loss"] = losses["loss"] + self.options.rehearsal * rehearsed
             losses["kl"] = rehearsed.detach()
         if not math.isfinite(float(losses["loss"].detach())):

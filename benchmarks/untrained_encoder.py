@@ -47,7 +47,7 @@ def with_untrained_encoder(network: FastSAM3D, seed: int = 0) -> FastSAM3D:
     replaced = ("image_encoder.blocks.", "image_encoder.neck.")
     state |= {name: x for name, x in other.state_dict().items() if name.startswith(replaced)}
     other.load_state_dict(state)
-    images = torch.stack([paint_roi(network.config.roi_size, number)[0] for number in range(ROIS)])
+    images = torch.stack([paint_roi(network.config.roi_size, number) for number in range(ROIS)])
     ours, theirs = (
         each.image_encoder(images).transpose(0, 1).flatten(1) for each in (network, other)
     )

@@ -29,7 +29,7 @@ def test_the_blocks_are_replaced_and_the_channels_have_the_usual_size() -> None:
     for name, x in kept.items():
         if not name.startswith("image_encoder.neck"):
             assert torch.equal(x, other.state_dict()[name]), name
-    images = torch.stack([paint_roi(32, number)[0] for number in range(ROIS)])
+    images = torch.stack([paint_roi(32, number) for number in range(ROIS)])
     ours, theirs = (
         each.image_encoder(images).transpose(0, 1).flatten(1) for each in (network, other)
     )

@@ -8,10 +8,14 @@ import torch
 from small_site import FolderDatastore, Killed, Site, judge_as
 
 from lib.errors import InputError
+from lib.imaging.volume import read_volume
+from lib.trainers.adapt_batches import beside_label
 from lib.trainers.adapt_options import AdaptOptions
 from lib.trainers.adapt_run import AdaptRun, make_phases
 from lib.trainers.data import Study
 from lib.trainers.data.painted_rois import paint_roi
+from lib.trainers.data.studies import examine, find_studies, read_label
+from lib.trainers.decoder_autocast import decoder_autocast
 
 SHORT = {
     "max_epochs": 4,
@@ -73,8 +77,28 @@ def test_only_the_mask_decoder_changes(labelled: Site, monkeypatch: pytest.Monke
     changed = {name for name, x in new.items() if not torch.equal(x, old[name])}
     assert changed and all(name.startswith("mask_decoder.") for name in changed)
     assert "adapted to 4 labels of this site" in served().info()["description"]
+    adaptation = served().adaptation
+    assert adaptation is not None and served().info()["adapted"]
+    before = served.base.network.mask_decoder.state_dict()
+    assert all(torch.equal(x, before[name]) for name, x in adaptation.earlier.state_dict().items())
     served.published.rollback(None)
     assert served().network_id == served.base.network_id, "one call undoes it"
+
+
+def test_adapting_again_keeps_the_decoder_before_the_first_time(
+    labelled: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_as(monkeypatch, 0.6, 0.5)
+    adapt(labelled, "twice")
+    first = labelled.served("twice")()
+    adapt(labelled, "twice", seed=1)
+    second = labelled.served("twice")()
+    assert second.network_id != first.network_id
+    assert first.adaptation is not None and second.adaptation is not None
+    earlier = first.adaptation.earlier.state_dict()
+    assert all(
+        torch.equal(x, earlier[name]) for name, x in second.adaptation.earlier.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("update", [3, 7])
@@ -118,6 +142,26 @@ def test_a_slow_machine_does_fewer_updates(labelled: Site) -> None:
     assert len(stats["judged"]["dice"]) == 4, "each student was judged at its end"
 
 
+def test_places_beside_a_label_are_near_it_and_outside(labelled: Site) -> None:
+    studies, _ = examine(find_studies(labelled.datastore)[0])
+    study = next(each for each in studies if each.is_labelled)
+    beside = beside_label(study)
+    assert not beside.is_labelled and len(beside.body) > 100
+    label = read_label(study.study.label, read_volume(study.study.image))  # type: ignore[arg-type]
+    assert not label[tuple(beside.body.T)].any()
+    ball = np.argwhere(label)
+    extent, middle = np.ptp(ball, axis=0) + 1, ball.mean(axis=0)
+    assert (np.abs(beside.body - middle) <= extent + 1).all()
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_bfloat16_is_used_with_amx_alone(monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
+    monkeypatch.setattr("lib.trainers.decoder_autocast.has_amx", lambda: has_amx)
+    with decoder_autocast(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if has_amx else torch.float32)
+
+
 def test_no_labels(tmp_path: Path) -> None:
     site = Site(tmp_path, count=2, labelled=0)
     with pytest.raises(InputError, match="no labels to adapt to"):
@@ -142,11 +186,9 @@ def test_the_clients_table() -> None:
 
 
 def test_painted_rois_are_normalised_and_differ() -> None:
-    image, click_roi = paint_roi(32, 1)
+    image = paint_roi(32, 1)
     assert image.shape == (1, 32, 32, 32) and image.dtype == torch.float32
     assert torch.isfinite(image).all() and abs(float(image.mean())) < 1
-    assert ((click_roi >= 0) & (click_roi < 32)).all()
-    again, same_roi = paint_roi(32, 1)
-    assert torch.equal(image, again) and torch.equal(click_roi, same_roi)
-    other, _ = paint_roi(32, 2)
+    assert torch.equal(image, paint_roi(32, 1))
+    other = paint_roi(32, 2)
     assert abs(np.corrcoef(image.flatten(), other.flatten())[0, 1]) < 0.5

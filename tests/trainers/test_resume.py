@@ -183,7 +183,7 @@ def test_a_killed_run_is_published_after_its_last_update(
         patch.setattr(Run, "candidate", die)
         site.train("unpublished", **SMALL)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Updater, "__call__", die)  # no update is computed any more

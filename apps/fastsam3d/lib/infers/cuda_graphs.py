@@ -114,10 +114,11 @@ class CapturedNetwork:
     @torch.inference_mode()
     def prepare(self, embedding: Tensor) -> PreparedImage:
         """As :meth:`FastSAM3D.prepare`, with constants that all prepared images share."""
-        return self.network.prepare(embedding, self._constants)
+        return self.network.prepare(embedding, self.constants)
 
     @cached_property
-    def _constants(self) -> DecoderConstants:
+    def constants(self) -> DecoderConstants:
+        """The tensors that all prepared images share."""
         return self.network.decoder_constants()
 
     @torch.inference_mode()

@@ -37,13 +37,14 @@ from lib.imaging.mask import BoxMask
 from lib.imaging.mask_file import write_temporary
 from lib.imaging.roi import Roi
 from lib.imaging.volume import Volume
+from lib.infers.adapted_network import AdaptedNetwork
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.image_score import score_image
 from lib.infers.interactions import describe_interactions
 from lib.infers.large_mask import coarser_roi, fits_inside, join, reaches_face
 from lib.infers.mask_state import MaskState
 from lib.infers.outputs import Outputs, structure_error
-from lib.infers.precision import choose
+from lib.infers.precision import Precision, choose
 from lib.infers.predictor import FastSAM3DPredictor, ImageEmbedding
 from lib.infers.request import MAPS, MASK, check_reply_form, requested_device, requested_form
 from lib.infers.roi_images import RoiImages
@@ -59,7 +60,7 @@ from lib.infers.transforms import (
     ReadInitialMaskd,
     Transforms,
 )
-from lib.networks import AttentionChoice, with_attention
+from lib.networks import AttentionChoice, FastSAM3D, with_attention
 from lib.weights.files import Weights
 
 logger = logging.getLogger(__name__)
@@ -230,6 +231,7 @@ class FastSAM3DInfer(BasicInferTask):
             spacing_mm=roi.spacing_mm,
             stages=stages,
         )
+        structure.is_adapted = embedding.is_adapted
         prompts = prompts_in_roi(structure.prompts, roi)
         return predictor.replay(embedding, prompts, structure.start, stages)
 
@@ -267,7 +269,7 @@ class FastSAM3DInfer(BasicInferTask):
             "warnings": data["warnings"],
             "weights": data["weights"].info(),
             "roi": _describe_roi(data["structures"][0]),
-            "structures": {str(each.number): _describe_roi(each) for each in data["structures"]},
+            "structures": {str(each.number): _describe(each) for each in data["structures"]},
             "expected_error": round(max(map(structure_error, data["structures"])), 4),
         }
         _log_click(data)
@@ -287,11 +289,15 @@ class FastSAM3DInfer(BasicInferTask):
 
         def make() -> FastSAM3DPredictor:
             self._drop_others(weights.network_id)
-            network = with_attention(weights.network, self._attention)
-            network = network if device == "cpu" else copy.deepcopy(network)
-            network, precision = choose(network, torch.device(device))
+            network, precision = self._captured(weights.network, device)
+            served: CapturedNetwork | AdaptedNetwork = network
+            if weights.adaptation is not None:
+                before = weights.adaptation.network_before(weights.network)
+                earlier, _ = self._captured(before, device)
+                likeness = weights.adaptation.likeness.to(torch.device(device))
+                served = AdaptedNetwork(network, earlier, likeness)
             return FastSAM3DPredictor(
-                CapturedNetwork(network),
+                served,
                 weights.network_id,
                 torch.device(device),
                 self._caches.embeddings,
@@ -301,6 +307,13 @@ class FastSAM3DInfer(BasicInferTask):
 
         return self._predictors.get_or_make((weights.network_id, device), make)
 
+    def _captured(self, network: FastSAM3D, device: str) -> tuple[CapturedNetwork, Precision]:
+        """Return a network on a device, with the operator to compute with, and its precision."""
+        network = with_attention(network, self._attention)
+        network = network if device == "cpu" else copy.deepcopy(network)
+        network, precision = choose(network, torch.device(device))
+        return CapturedNetwork(network), precision
+
     def _drop_others(self, network_id: str) -> None:
         """Drop the predictors of all other weights, and their cached results."""
         old = {each for (each, _), _ in self._predictors.items()} - {network_id}
@@ -308,6 +321,10 @@ class FastSAM3DInfer(BasicInferTask):
             self._predictors.drop(lambda key: key[0] in old)
             self._caches.embeddings.drop(lambda key: key[0] in old)
             self._caches.states.drop(lambda key: key[0][0][0] in old)
+
+
+def _describe(structure: RoiStructure) -> dict[str, Any]:
+    return {**_describe_roi(structure), "adapted": structure.is_adapted}
 
 
 def _describe_roi(structure: RoiStructure) -> dict[str, Any]:

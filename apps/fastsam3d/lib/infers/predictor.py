@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lib.cache import ByteCache
+from lib.infers.adapted_network import AdaptedNetwork
 from lib.infers.cuda_graphs import CapturedNetwork
 from lib.infers.device_queue import DeviceQueue
 from lib.infers.drawing_prior import (
@@ -42,13 +43,14 @@ class ImageEmbedding:
 
     key: identifies the weights, the device and the ROI. guide: the image whose edges the random
     walker follows (:func:`~lib.infers.random_walker.make_guide`). spacing_mm: distance between ROI
-    voxels.
+    voxels. is_adapted: whether an adapted network decodes it as adapted.
     """
 
     key: Hashable
     prepared: PreparedImage
     guide: np.ndarray
     spacing_mm: float
+    is_adapted: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +66,7 @@ class FastSAM3DPredictor:
 
     def __init__(
         self,
-        network: FastSAM3D | CapturedNetwork,
+        network: FastSAM3D | CapturedNetwork | AdaptedNetwork,
         network_id: str,
         device: torch.device,
         embeddings: ByteCache[ImageEmbedding],
@@ -106,8 +108,10 @@ class FastSAM3DPredictor:
     @torch.inference_mode()
     def _encode(self, key: Hashable, roi_image: np.ndarray, spacing_mm: float) -> ImageEmbedding:
         volume = self._on_device(roi_image)
-        prepared = self._network.prepare(self._network.encode(volume))
-        return ImageEmbedding(key, prepared, make_guide(roi_image), spacing_mm)
+        network = self._network
+        prepared = network.prepare(network.encode(volume))
+        is_adapted = isinstance(network, AdaptedNetwork) and network.is_adapted(prepared)
+        return ImageEmbedding(key, prepared, make_guide(roi_image), spacing_mm, is_adapted)
 
     def replay(
         self,

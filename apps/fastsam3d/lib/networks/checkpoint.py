@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .config import DECODER_OPTIONS, FastSAM3DConfig
+from .earlier_decoder import Adaptation, is_of_adaptation
 from .fastsam3d import FastSAM3D
 from .infer_config import ConfigError, infer_config
 from .policy import MaskPolicy
@@ -43,7 +44,8 @@ class Checkpoint:
 
     state: tensors under the names of :class:`FastSAM3D`. sha256: hash of the file. encoder_only:
     the file holds no prompt encoder and no mask decoder. own_format: the file is
-    in the format of this app. metadata: the facts in such a file.
+    in the format of this app. metadata: the facts in such a file. adaptation: the tensors that an
+    adapted network keeps beside its own.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Checkpoint:
     encoder_only: bool = False
     own_format: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    adaptation: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load_checkpoint(
@@ -87,6 +90,19 @@ def rebuild_network(checkpoint: Checkpoint, donor: Checkpoint | None = None) -> 
     return network.eval()
 
 
+def rebuild_adaptation(checkpoint: Checkpoint) -> Adaptation | None:
+    """Return what an adapted network keeps; None for a network that was not adapted.
+
+    Raises CheckpointError if its tensors do not fit the network.
+    """
+    if not checkpoint.adaptation:
+        return None
+    try:
+        return Adaptation.of(checkpoint.config, checkpoint.adaptation)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+
+
 def find_teacher(checkpoint: Checkpoint, teacher: str | os.PathLike[str] | None) -> Path | None:
     """Return the file that completes ``checkpoint``; None if it is complete or there is none."""
     if not checkpoint.encoder_only:
@@ -102,12 +118,14 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
+    adaptation: Adaptation | None = None,
 ) -> None:
     """Write a network with its configuration and policy.
 
     An interrupted write leaves an incomplete file: :func:`lib.weights.files.save_weights` writes
     atomically. metadata: further facts (training data, licence, …). dtype: float16 halves the file.
-    Raises CheckpointError for a network without a decoder, OSError if the file cannot be written.
+    adaptation: what an adapted network keeps, in float32. Raises CheckpointError for a network
+    without a decoder, OSError if the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -119,6 +137,8 @@ def save_checkpoint(
     state = {
         name: x.detach().to("cpu", dtype).contiguous() for name, x in network.state_dict().items()
     }
+    if adaptation is not None:
+        state |= {name: x.detach().cpu().contiguous() for name, x in adaptation.tensors().items()}
     stored = {**(metadata or {}), **to_metadata(network.config, network.policy)}
     path.write_bytes(save(state, metadata=stored))
 
@@ -130,6 +150,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         "file": str(checkpoint.path),
         "format": "safetensors" if checkpoint.own_format else "published",
         "holds": "image encoder" if checkpoint.encoder_only else "whole network",
+        "adapted": bool(checkpoint.adaptation),
         "parameters": sum(x.numel() for x in checkpoint.state.values()),
         "config": checkpoint.config.to_dict(),
         "policy": checkpoint.policy.to_dict(),
@@ -180,7 +201,10 @@ def _parse_own(path: Path, digest: str, content: bytes) -> Checkpoint:
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     facts = {key: value for key, value in metadata.items() if key not in RESERVED}
-    return Checkpoint(path, digest, state, config, policy, own_format=True, metadata=facts)
+    kept = {name: state.pop(name) for name in list(state) if is_of_adaptation(name)}
+    return Checkpoint(
+        path, digest, state, config, policy, own_format=True, metadata=facts, adaptation=kept
+    )
 
 
 def _header_metadata(content: bytes) -> dict[str, str]:

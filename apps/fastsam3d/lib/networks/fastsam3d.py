@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,12 @@ class FastSAM3D(nn.Module):
     def has_decoder(self) -> bool:
         """False for an image encoder that was loaded alone; it encodes, but does not decode."""
         return not self.mask_decoder.mask_tokens.weight.is_meta
+
+    def with_decoder(self, decoder: MaskDecoder3D) -> FastSAM3D:
+        """Return a network with another mask decoder; all other parts are shared with this one."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "mask_decoder": decoder}
+        return other
 
     def encode(self, volume: Tensor) -> Tensor:
         """Return the image embedding [B, C, g, g, g] of a normalised ROI.

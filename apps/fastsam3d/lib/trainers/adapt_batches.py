@@ -1,23 +1,27 @@
-"""The batches of an adaptation: ROIs with labels and painted ones, as embeddings in memory."""
+"""The batches of an adaptation: ROIs on labels and beside them, as embeddings in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.ndimage import find_objects
 from torch import Tensor
 
-from lib.networks import FastSAM3D
+from lib.imaging.volume import read_volume
+from lib.networks import FastSAM3D, ImageLikeness, image_features
 
 from .adapt_options import AdaptOptions
 from .data.painted_rois import paint_roi
 from .data.roi_pool import POOLING, ZOOM, RoiOptions, RoiPool, SpacingAt
-from .data.studies import ExaminedStudy
+from .data.studies import PLACES, ExaminedStudy, read_label
 from .stages import Batch, step_seed
 
 PAINTED = 32
-"""PAINTED: different painted ROIs; each update has one."""
+"""PAINTED: arbitrary ROIs, with which those of the studies are compared."""
 
 
 class EmbeddedBatches:
@@ -42,69 +46,104 @@ class EmbeddedBatches:
         self._options = options
         config = network.config
         self._size = config.roi_size
-        self._pool = RoiPool(
-            groups[-1],
-            max(options.rois, 2 * len(groups[-1])),
-            config,
-            RoiOptions(zoom=ZOOM),
-            options.seed,
-            spacing_mm_at=spacing_mm_at,
+        self._on_labels, self._beside = (
+            RoiPool(
+                studies,
+                max(count, 2 * len(studies)),
+                config,
+                RoiOptions(zoom=ZOOM),
+                options.seed,
+                spacing_mm_at=spacing_mm_at,
+            )
+            for studies, count in (
+                (groups[-1], options.rois),
+                ([beside_label(study) for study in groups[-1]], options.rois // 2),
+            )
         )
-        self._numbers = [self._numbers_of(group) for group in groups]
-        self._items: dict[int, dict[str, Any]] = {}
-        self._painted: dict[int, tuple[Tensor, Tensor]] = {}
+        self._names = [{study.name for study in group} for group in groups]
+        self._items: dict[tuple[bool, int], dict[str, Any]] = {}
 
-    def _numbers_of(self, group: Sequence[ExaminedStudy]) -> list[int]:
-        names = {study.name for study in group}
-        pool = self._pool
+    def _numbers_of(self, pool: RoiPool, group: int) -> list[int]:
+        """Return the numbers of the ROIs of a group's studies."""
+        names = self._names[group]
         return [number for number in range(len(pool)) if pool.study(number).name in names]
 
     def labelled(self, group: int, update: int) -> Batch:
-        """Return the labelled ROIs of an update; a group's ROIs take turns in random order."""
-        numbers, size = self._numbers[group], self._options.train_batch_size
+        """Return the ROIs on labels of an update; a group's ROIs take turns in random order."""
+        return self._batch(self._on_labels, group, update, self._options.train_batch_size)
+
+    def beside(self, group: int, update: int) -> Batch:
+        """Return the ROIs of an update around places beside the labelled structures."""
+        return self._batch(self._beside, group, update, self._options.beside)
+
+    def _batch(self, pool: RoiPool, group: int, update: int, size: int) -> Batch:
+        numbers = self._numbers_of(pool, group)
         chosen = []
         for place in range(update * size, (update + 1) * size):
             lap, index = divmod(place, len(numbers))
             generator = torch.Generator().manual_seed(step_seed(self._options.seed + group, lap))
             order = torch.randperm(len(numbers), generator=generator)
             chosen.append(numbers[int(order[index])])
-        items = [self._item(number) for number in chosen]
+        items = [self._item(pool, number) for number in chosen]
         return {
             "embedding": torch.stack([item["embedding"] for item in items]).float(),
             "target": torch.stack([item["share"] for item in items]).float() / POOLING**3,
-            "has_label": torch.ones(len(items), dtype=torch.bool),
+            "has_label": torch.stack([item["has_label"] for item in items]),
             "click_roi": torch.stack([item["click_roi"] for item in items]),
             "key": [item["key"] for item in items],
         }
 
-    def painted(self, update: int) -> Batch:
-        """Return a painted ROI without a label."""
-        number = update % PAINTED
-        if number not in self._painted:
-            image, click_roi = paint_roi(self._size, step_seed(self._options.seed, number))
-            self._painted[number] = self._encoded(image), click_roi
-        embedding, click_roi = self._painted[number]
-        cells = -(-self._size // POOLING)
-        return {
-            "embedding": embedding[None].float(),
-            "target": torch.zeros(1, cells, cells, cells),
-            "has_label": torch.zeros(1, dtype=torch.bool),
-            "click_roi": click_roi[None],
-            "key": [f"painted {number}"],
-        }
+    def likeness(self, group: int) -> ImageLikeness:
+        """Return which ROIs look like those on the labels of a group."""
+        pool = self._on_labels
+        numbers = self._numbers_of(pool, group)
+        known = [self._item(pool, number)["embedding"] for number in numbers]
+        seeds = [step_seed(self._options.seed, number) for number in range(PAINTED)]
+        painted = [self._encoded(paint_roi(self._size, seed)) for seed in seeds]
+        features, arbitrary = (
+            torch.cat([image_features(x[None], self._network.config) for x in embeddings])
+            for embeddings in (known, painted)
+        )
+        return ImageLikeness.fit(features, [pool.study(n).name for n in numbers], arbitrary)
 
-    def _item(self, number: int) -> dict[str, Any]:
-        if number not in self._items:
-            item = self._pool[number]
-            self._items[number] = {
+    def _item(self, pool: RoiPool, number: int) -> dict[str, Any]:
+        place = pool is self._on_labels, number
+        if place not in self._items:
+            item = pool[number]
+            self._items[place] = {
                 "embedding": self._encoded(item["image"]),
                 "share": (item["target"] * POOLING**3).to(torch.uint8),
+                "has_label": item["has_label"],
                 "click_roi": item["click_roi"],
                 "key": item["key"],
             }
-        return self._items[number]
+        return self._items[place]
 
     @torch.no_grad()
     def _encoded(self, image: Tensor) -> Tensor:
         """Return the embedding of a ROI (1, S, S, S), in half precision, on the CPU."""
         return self._network.encode(image[None].to(self._device))[0].half().cpu()
+
+
+def beside_label(study: ExaminedStudy) -> ExaminedStudy:
+    """Return a study without its label, whose body is what lies beside the labelled structures.
+
+    That is the box around each structure, twice as wide along each axis, without all structures;
+    the whole body where a label covers all of that.
+    """
+    path = study.study.label
+    assert path is not None
+    label = read_label(path, read_volume(study.study.image))
+    places = []
+    for box in find_objects(label):
+        if box is not None:
+            wide = tuple(_twice_as_wide(part) for part in box)
+            outside = np.argwhere(label[wide] == 0) + [part.start for part in wide]
+            places.append(outside[:: 1 + len(outside) // PLACES])
+    beside = np.concatenate(places) if sum(map(len, places)) else study.body
+    return replace(study, study=replace(study.study, label=None), structures={}, body=beside)
+
+
+def _twice_as_wide(part: slice) -> slice:
+    half = max(1, (part.stop - part.start) // 2)
+    return slice(max(0, part.start - half), part.stop + half)

@@ -15,14 +15,15 @@ class AdaptOptions(RequestOptions):
     the epochs, and the one that is published, on all of them.
     """
 
-    max_epochs: int = option(40, "epochs of the student that is published", in_table=True, least=1)
+    max_epochs: int = option(32, "epochs of the student that is published", in_table=True, least=1)
     iterations_per_epoch: int = option(5, "updates per epoch", least=1)
     max_minutes: float = option(
-        8.0, "time for all updates; slower machines do fewer updates", in_table=True, above=0
+        7.0, "time for all updates; slower machines do fewer updates", in_table=True, above=0
     )
     train_batch_size: int = option(3, "labelled ROIs per update", least=1)
+    beside: int = option(1, "ROIs beside the labels per update", least=1)
     rehearsal: float = option(
-        2.0, "weight of the served student's masks on painted images; 0: none", least=0
+        1.0, "weight of the served student's masks beside the labels; 0: none", least=0
     )
     rois: int = option(64, "different ROIs for training, kept in memory as embeddings", least=1)
     clicks: int = option(3, "most clicks of a series", least=2)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import InputError
-from lib.networks import FastSAM3D
+from lib.networks import Adaptation, FastSAM3D
 from lib.weights.files import Weights
 
 from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
 from .data.roi_pool import SpacingAt
 from .data.studies import ExaminedStudy, halves
+from .decoder_autocast import decoder_autocast
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
 from .stages import Batch, SameEncoder, Stage2, Stage2Options, step_seed, to_device
@@ -37,8 +38,8 @@ FEWEST_UPDATES = 20
 """FEWEST_UPDATES: updates of the last student on the slowest machine; the others have half, which
 must be more than TIMED_UPDATES."""
 
-Judge = Callable[[FastSAM3D, Sequence[ExaminedStudy]], None]
-"""Judge(student, studies) measures a student on studies that it never saw."""
+Judge = Callable[[FastSAM3D, Adaptation, Sequence[ExaminedStudy]], None]
+"""Judge(student, adaptation, studies) measures a student on studies that it never saw."""
 
 
 class Phase(NamedTuple):
@@ -96,6 +97,8 @@ class AdaptRun(TrainingLoop):
         self.phases = make_phases(studies, options.seed)
         self._judge = judge
         self._served = copy.deepcopy(served.network).to(device).eval().requires_grad_(False)
+        before = served.adaptation
+        self._earlier = before.earlier if before else served.network.mask_decoder
         self._batches = EmbeddedBatches(
             self._served, [phase.train for phase in self.phases], options, spacing_mm_at
         )
@@ -178,10 +181,12 @@ class AdaptRun(TrainingLoop):
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(*self._place(self.progress.update))
         seed = step_seed(self.options.seed, self.progress.update)
-        losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
+        with decoder_autocast(self.device):
+            losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
         if self.options.rehearsal:
-            painted = to_device(self._batches.painted(self.progress.update), self.device)
-            rehearsed = self._rehearsal(painted, seed)["loss"]
+            beside = self._batches.beside(*self._place(self.progress.update))
+            with decoder_autocast(self.device):
+                rehearsed = self._rehearsal(to_device(beside, self.device), seed)["loss"]
             losses["loss"] = losses["loss"] + self.options.rehearsal * rehearsed
             losses["kl"] = rehearsed.detach()
         if not math.isfinite(float(losses["loss"].detach())):
@@ -226,7 +231,8 @@ class AdaptRun(TrainingLoop):
         self._draw(row)
         if update + 1 == self._lengths()[phase] and phase + 1 < len(self.phases):
             self._clock.tick(self.progress)
-            self._judge(self.candidate(), self.phases[phase].judged)
+            adaptation = self.candidate_adaptation()
+            self._judge(self.candidate(), adaptation, self.phases[phase].judged)
             self._start_student()
         self.save()
 
@@ -248,3 +254,13 @@ class AdaptRun(TrainingLoop):
     def candidate(self) -> FastSAM3D:
         """Return the student of the current phase, on the CPU."""
         return copy.deepcopy(self.student).cpu().eval().requires_grad_(False)
+
+    def candidate_adaptation(self) -> Adaptation:
+        """Return what that student keeps: the decoder before, and which images have the new one.
+
+        A student that is adapted again keeps the decoder before the first adaptation, because all
+        labels take part each time.
+        """
+        phase, _ = self._place(self.progress.update - 1)
+        earlier = copy.deepcopy(self._earlier).cpu().eval().requires_grad_(False)
+        return Adaptation(earlier, self._batches.likeness(phase))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lib.errors import InputError, StoppedError
-from lib.networks import FastSAM3D
+from lib.networks import Adaptation, FastSAM3D
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
@@ -63,20 +63,23 @@ class AdaptationTask(PublishingTask):
             torch.set_num_threads(options.threads)
         served, device = self._served(), processes.own_device(options.device)
 
-        def judge(student: FastSAM3D, judged: Sequence[ExaminedStudy]) -> None:
-            self._measure(run, student, judged, options)
+        def judge(
+            student: FastSAM3D, adaptation: Adaptation, judged: Sequence[ExaminedStudy]
+        ) -> None:
+            self._measure(run, student, judged, options, adaptation=adaptation)
 
-        run = AdaptRun(
-            self._folder, options, studies, served, self._mask_source.spacing_mm_at, device, judge
-        )
+        scales = self._mask_source.spacing_mm_at
+        run = AdaptRun(self._folder, options, studies, served, scales, device, judge)
         facts = {"skipped": skipped, "skipped_count": len(skipped), "start_ts": start_ts}
         run.begin({"curves": f"/train/{self.name}/curves.png", **facts})
         run.train()
         if not run.is_done:
             raise StoppedError
         verdict = self._decide(run, options)
-        student = run.candidate()
-        return self._publish(run, student, verdict, self._metadata(run, options, served), options)
+        metadata = self._metadata(run, options, served)
+        return self._publish(
+            run, run.candidate(), verdict, metadata, options, run.candidate_adaptation()
+        )
 
     def _metadata(self, run: AdaptRun, options: AdaptOptions, served: Weights) -> dict[str, str]:
         """Return the metadata for the student's file."""

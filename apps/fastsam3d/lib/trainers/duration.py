@@ -98,7 +98,7 @@ def adaptation_seconds(options: AdaptOptions, student: FastSAM3D) -> float | Non
         return None
     of_student = measure_seconds(student)
     clicks = (2 + options.clicks) / 2 + (GRADIENT - 1) * GRADED_CLICKS
-    rois = options.train_batch_size + (2 if options.rehearsal else 0)
+    rois = options.train_batch_size + (2 * options.beside if options.rehearsal else 0)
     updates = 2 * options.updates_per_student * rois * clicks
     training = min(60 * options.max_minutes, updates * of_student.decode)
     return training + options.rois * (ROI_SECONDS + of_student.encode) + judging_seconds(of_student)

@@ -24,8 +24,9 @@ from .clicks import next_clicks, roi_generators
 from .data.studies import ExaminedStudy, read_label
 from .validation import CLICKS
 
-SERIES = 3
-"""SERIES: series of clicks in a study; its structures take turns."""
+SERIES = 6
+"""SERIES: series of clicks in a study; its structures take turns. The more series, the less chance
+there is in a study's gain."""
 
 SEARCHED_CELLS = 64
 """SEARCHED_CELLS: voxels along each side of an error among which a click is drawn; a larger error

@@ -14,7 +14,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.atomic_file import can_write
 from lib.errors import InputError, StoppedError
-from lib.networks import FastSAM3D
+from lib.networks import Adaptation, FastSAM3D
 from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
@@ -167,11 +167,13 @@ class PublishingTask(TrainTask):
         studies: Sequence[ExaminedStudy],
         options: RequestOptions,
         teacher: Weights | None = None,
+        adaptation: Adaptation | None = None,
     ) -> None:
         """Add to the facts of a run the Dice of a student and of the served one on some studies.
 
         Both meet the same first clicks and random numbers. Studies that were measured before, by a
-        run that was stopped or waits for an answer, are not measured again.
+        run that was stopped or waits for an answer, are not measured again. adaptation: what an
+        adapted student would be published with.
         """
         served, device = self._served(), str(loop.device)
         judged = loop.progress.facts.setdefault("judged", {})
@@ -182,7 +184,8 @@ class PublishingTask(TrainTask):
             return
         logger.info("judging the new student on %d studies", len(missing))
         targets = self._mask_source.masks(teacher, device) if teacher else None
-        new = Weights(student, f"new student of {self.name}", "new student")
+        name = f"new student of {self.name}"
+        new = Weights(student, name, "new student", adaptation=adaptation)
         with _quiet():
             pair = [
                 mean_dice(self._mask_source.masks(each, device), targets, missing, options.seed)
@@ -210,12 +213,15 @@ class PublishingTask(TrainTask):
         verdict: Verdict,
         metadata: Mapping[str, str],
         options: RequestOptions,
+        adaptation: Adaptation | None = None,
     ) -> dict[str, Any]:
         """Publish a student if the verdict says so; write the results of the run."""
         number = None
         if verdict.answer == "publish":
             try:
-                version = self._served.published.publish(student, metadata, options.keep_versions)
+                version = self._served.published.publish(
+                    student, metadata, options.keep_versions, adaptation
+                )
             except OSError as error:
                 raise InputError(
                     f"the trained student could not be written ({error}); make room on the disk "

@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from lib.atomic_file import write_atomically, write_text_atomically
 from lib.errors import WeightsError
-from lib.networks import CheckpointError, FastSAM3D, save_checkpoint
+from lib.networks import Adaptation, CheckpointError, FastSAM3D, save_checkpoint
 from lib.networks.checkpoint import (
     TEACHER_FILES,
     Checkpoint,
     find_teacher,
     read_checkpoint,
+    rebuild_adaptation,
     rebuild_network,
 )
 
@@ -44,6 +45,7 @@ class Weights:
     file: name of the file without its folder.
     trained: False for a student that was made from its teacher and has not learned yet.
     metadata: the facts stored in the file.
+    adaptation: the earlier decoder of an adapted student, and which images still have it.
     """
 
     network: FastSAM3D
@@ -51,6 +53,7 @@ class Weights:
     file: str
     trained: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
+    adaptation: Adaptation | None = None
 
     def info(self) -> dict[str, Any]:
         """Return the facts for ``/info``: file, hash, trained, licence, measured Dice, network."""
@@ -59,6 +62,7 @@ class Weights:
             "file": self.file,
             "sha256": self.network_id,
             "trained": self.trained,
+            "adapted": self.adaptation is not None,
             "licence": self.metadata.get("licence", "not stated in the file"),
             "dice": self.metadata.get("dice"),
             "description": self.metadata.get("description", self.describe()),
@@ -95,10 +99,11 @@ def file_weights(path: Path, teacher: Path | Weights | None = None) -> Weights:
                 f"as {TEACHER_FILES[0]}"
             )
         network = rebuild_network(checkpoint, donor)
+        adaptation = rebuild_adaptation(checkpoint)
     network_id = f"{checkpoint.sha256}+{donor.sha256}" if donor else checkpoint.sha256
     trained = checkpoint.metadata.get("trained", "true") == "true"
     logger.info("%s: %d blocks, SHA-256 %s", path, network.config.depth, checkpoint.sha256)
-    return Weights(network, network_id, path.name, trained, checkpoint.metadata)
+    return Weights(network, network_id, path.name, trained, checkpoint.metadata, adaptation)
 
 
 def _read_donor(checkpoint: Checkpoint, teacher: Path | Weights | None) -> Checkpoint | None:
@@ -136,13 +141,14 @@ def save_weights(
     path: Path,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
+    adaptation: Adaptation | None = None,
 ) -> None:
     """Write a network atomically (:func:`lib.networks.save_checkpoint`).
 
     Raises WeightsError for a network without a decoder, OSError if the file cannot be written.
     """
     with as_weights_errors(), write_atomically(path) as temporary:
-        save_checkpoint(network, temporary, metadata, dtype)
+        save_checkpoint(network, temporary, metadata, dtype, adaptation)
 
 
 def find_weights(name: str, folder: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Any
 
 from lib.atomic_file import SUFFIX, move_into_place, temporary_file, write_text_atomically
 from lib.errors import InputError, NotFoundError
-from lib.networks import FastSAM3D, save_checkpoint
+from lib.networks import Adaptation, FastSAM3D, save_checkpoint
 from lib.weights.files import Weights, file_sha256
 
 logger = logging.getLogger(__name__)
@@ -86,18 +86,24 @@ class StudentVersions:
         """Return the path of a version's file."""
         return self.folder / version.file
 
-    def publish(self, network: FastSAM3D, facts: Mapping[str, str], keep: int) -> Version:
+    def publish(
+        self,
+        network: FastSAM3D,
+        facts: Mapping[str, str],
+        keep: int,
+        adaptation: Adaptation | None = None,
+    ) -> Version:
         """Write ``network`` as a new version and serve it.
 
         facts: for clients, and for the file's metadata. keep: how many earlier versions stay for a
-        rollback. Raises OSError if the version cannot be written; then the served version is
-        unchanged, and no file is left behind.
+        rollback. adaptation: what an adapted network keeps of the one before. Raises OSError if the
+        version cannot be written; then the served version is unchanged, and no file is left behind.
         """
         with self._locked():
             manifest = self.read()
             number = 1 + max((version.number for version in manifest.versions), default=BASE)
             self._remove_strays(manifest)
-            path, digest = self._write(network, number, facts)
+            path, digest = self._write(network, number, facts, adaptation)
             created = datetime.now(UTC).isoformat(timespec="seconds")
             version = Version(number, path.name, digest, manifest.served, created, facts)
             try:
@@ -134,10 +140,16 @@ class StudentVersions:
         version = manifest.find(number)
         return version is not None and self.path_of(version).is_file()
 
-    def _write(self, network: FastSAM3D, number: int, facts: Mapping[str, str]) -> tuple[Path, str]:
+    def _write(
+        self,
+        network: FastSAM3D,
+        number: int,
+        facts: Mapping[str, str],
+        adaptation: Adaptation | None,
+    ) -> tuple[Path, str]:
         """Write a version's file; return its path and its SHA-256."""
         with temporary_file(self.folder) as temporary:
-            save_checkpoint(network, temporary, facts)
+            save_checkpoint(network, temporary, facts, adaptation=adaptation)
             digest = file_sha256(temporary)
             path = self.folder / f"{number:04d}-{digest[:12]}.safetensors"
             move_into_place(temporary, path)

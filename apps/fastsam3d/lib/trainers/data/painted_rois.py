@@ -1,4 +1,4 @@
-"""Painted ROIs on which an adapted student rehearses what the served one knows of other images.
+"""Painted ROIs: arbitrary images, with which an adaptation compares those of the labels.
 
 They show regions of random shapes, intensities and textures, as in SynthSeg (arXiv 2107.09559), so
 that no scan of another kind is needed.
@@ -23,11 +23,11 @@ TEXTURE, NOISE = 0.3, 0.25
 """TEXTURE, NOISE: largest standard deviations of texture and noise, beside intensities of 1."""
 
 GROUND = 0.2
-"""GROUND: share of the darkest voxels, which are neither counted in the z-score nor clicked."""
+"""GROUND: share of the darkest voxels, which are not counted in the z-score."""
 
 
-def paint_roi(size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a normalised ROI image (1, size, size, size) and a first click (3,), both float32."""
+def paint_roi(size: int, seed: int) -> Tensor:
+    """Return a normalised ROI image (1, size, size, size), float32."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform() -> float:
@@ -49,8 +49,7 @@ def paint_roi(size: int, seed: int) -> tuple[Tensor, Tensor]:
     step = max(1, size // 32)
     shown = image > image[::step, ::step, ::step].quantile(GROUND)
     image = (image - image[shown].mean()) / image[shown].std().clamp(min=1e-3)
-    places = torch.nonzero(shown)
-    return image[None], places[whole(0, len(places) - 1)].float()
+    return image[None]
 
 
 def _smooth_field(cells: int, generator: torch.Generator) -> Tensor:

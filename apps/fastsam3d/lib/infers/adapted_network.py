@@ -29,8 +29,11 @@ class AdaptedNetwork:
         self._likeness = likeness
 
     def encode(self, volume: Tensor) -> Tensor:
-        """See :meth:`FastSAM3D.encode`."""
-        return self._adapted.encode(volume)
+        """See :meth:`FastSAM3D.encode`.
+
+        The earlier network encodes, because the two may compute in different number types.
+        """
+        return self._earlier.encode(volume)
 
     @torch.inference_mode()
     def prepare(self, embedding: Tensor) -> PreparedImage:

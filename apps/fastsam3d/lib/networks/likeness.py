@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .config import FastSAM3DConfig
 
-SLACK = 2.0
+SLACK = 1.75
 """SLACK: a ROI is alike up to this factor times the usual distance between two adapted studies."""
 
 

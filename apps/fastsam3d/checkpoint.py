@@ -67,7 +67,7 @@ def convert(options: argparse.Namespace) -> None:
         "converted_from": f"{options.file.name} {weights.network_id.partition('+')[0]}",
     }
     dtype = torch.float16 if options.half else torch.float32
-    save_weights(weights.network, options.out, facts, dtype)
+    save_weights(weights.network, options.out, facts, dtype, weights.adaptation)
     print(f"wrote {options.out}, {options.out.stat().st_size / 1e6:.0f} MB")
 
 

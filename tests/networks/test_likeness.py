@@ -55,11 +55,31 @@ def test_one_study_is_compared_with_itself() -> None:
     assert not any(likeness.includes(each[None]) for each in site(3.0, 20, 2))
 
 
-def test_tensors_rebuild_it_and_wrong_ones_are_refused() -> None:
-    likeness = ImageLikeness.fit(site(1.0, 12, 0), STUDIES, ARBITRARY)
-    again = ImageLikeness.of(likeness.tensors())
-    assert torch.equal(again.distance(ARBITRARY), likeness.distance(ARBITRARY))
+def test_no_arbitrary_image_is_alike_however_much_the_studies_differ() -> None:
+    features, studies = torch.tensor([[9.0] * 5, [-9.0] * 5]), ["a", "b"]
+    likeness = ImageLikeness.fit(features, studies, ARBITRARY)
+    assert sum(likeness.includes(each[None]) for each in ARBITRARY) <= 1
+
+
+def test_tensors_rebuild_it() -> None:
+    likeness = ImageLikeness.fit(torch.rand(12, 16), STUDIES, torch.rand(9, 16))
+    again, probe = ImageLikeness.of(CONFIG, likeness.tensors()), torch.rand(3, 16)
+    assert torch.equal(again.distance(probe), likeness.distance(probe))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"mean": torch.zeros(3)},
+        {"known": torch.zeros(0, 16)},
+        {"limit": torch.tensor(torch.nan)},
+        {"mean": torch.zeros(15), "spread": torch.ones(15), "known": torch.zeros(2, 15)},
+        {"other": torch.zeros(1)},
+    ],
+)
+def test_damaged_tensors_are_refused(damage: dict[str, torch.Tensor]) -> None:
+    likeness = ImageLikeness.fit(torch.rand(12, 16), STUDIES, torch.rand(9, 16))
     with pytest.raises(ValueError, match="images to compare with"):
-        ImageLikeness.of({**likeness.tensors(), "mean": torch.zeros(3)})
+        ImageLikeness.of(CONFIG, {**likeness.tensors(), **damage})
     with pytest.raises(ValueError, match="images to compare with"):
-        ImageLikeness.of({})
+        ImageLikeness.of(CONFIG, {})

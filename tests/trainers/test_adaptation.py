@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_site import FolderDatastore, Killed, Site, judge_as
 
-from lib.errors import InputError
+from lib.errors import InputError, StoppedError
 from lib.imaging.volume import read_volume
 from lib.trainers.adapt_batches import beside_label
 from lib.trainers.adapt_options import AdaptOptions
@@ -16,6 +16,7 @@ from lib.trainers.data import Study
 from lib.trainers.data.painted_rois import paint_roi
 from lib.trainers.data.studies import examine, find_studies, read_label
 from lib.trainers.decoder_autocast import decoder_autocast
+from lib.trainers.run import Run
 
 SHORT = {
     "max_epochs": 4,
@@ -131,6 +132,27 @@ def test_three_labels_ask_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(AdaptRun, "_step", fail)
     assert adapt(site, "few", accept=True)["published"]
+
+
+def test_one_label_asks_too(tmp_path: Path) -> None:
+    site = Site(tmp_path, count=1, labelled=1)
+    asked = adapt(site, "one")
+    assert asked["asks"] and "no study to judge on" in asked["reason"]
+    assert adapt(site, "one", accept=True)["published"]
+
+
+def test_a_distillation_starts_from_the_decoder_before_the_adaptation(
+    labelled: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_as(monkeypatch, 0.6, 0.5)
+    adapt(labelled, "then distilled")
+    starts = []
+    monkeypatch.setattr(Run, "train", lambda run: starts.append(run.student))
+    with pytest.raises(StoppedError):
+        labelled.train("then distilled", start="served")
+    before = labelled.served("then distilled").base.network.state_dict()
+    (student,) = starts
+    assert all(torch.equal(x, before[name]) for name, x in student.state_dict().items())
 
 
 def test_a_slow_machine_does_fewer_updates(labelled: Site) -> None:

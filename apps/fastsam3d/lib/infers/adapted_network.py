@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ class AdaptedNetwork:
     others. So a ROI that looks like those of the labels has the adapted decoder, and any other one
     the decoder before.
 
-    adapted, earlier: the same network with either decoder. likeness: on the networks' device.
+    adapted, earlier: the same network with either decoder. The earlier one encodes, so that other
+    images have the masks of before. likeness: on the networks' device.
     """
 
     def __init__(
@@ -29,25 +32,19 @@ class AdaptedNetwork:
         self._likeness = likeness
 
     def encode(self, volume: Tensor) -> Tensor:
-        """See :meth:`FastSAM3D.encode`.
-
-        The earlier network encodes, because the two may compute in different number types.
-        """
+        """See :meth:`FastSAM3D.encode`."""
         return self._earlier.encode(volume)
 
     @torch.inference_mode()
     def prepare(self, embedding: Tensor) -> PreparedImage:
         """Choose the decoder for a ROI [1, C, g, g, g]; see :meth:`CapturedNetwork.prepare`."""
         is_alike = self._likeness.includes(image_features(embedding, self.config))
-        return (self._adapted if is_alike else self._earlier).prepare(embedding)
+        chosen = self._adapted if is_alike else self._earlier
+        return replace(chosen.prepare(embedding), is_adapted=is_alike)
 
     def decode(
         self, prepared: PreparedImage, points: Tensor, labels: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Decode with the decoder that was chosen; see :meth:`CapturedNetwork.decode`."""
-        chosen = self._adapted if self.is_adapted(prepared) else self._earlier
+        chosen = self._adapted if prepared.is_adapted else self._earlier
         return chosen.decode(prepared, points, labels, mask)
-
-    def is_adapted(self, prepared: PreparedImage) -> bool:
-        """Return whether a prepared ROI has the adapted decoder."""
-        return prepared.constants is self._adapted.constants

@@ -114,11 +114,10 @@ class CapturedNetwork:
     @torch.inference_mode()
     def prepare(self, embedding: Tensor) -> PreparedImage:
         """As :meth:`FastSAM3D.prepare`, with constants that all prepared images share."""
-        return self.network.prepare(embedding, self.constants)
+        return self.network.prepare(embedding, self._constants)
 
     @cached_property
-    def constants(self) -> DecoderConstants:
-        """The tensors that all prepared images share."""
+    def _constants(self) -> DecoderConstants:
         return self.network.decoder_constants()
 
     @torch.inference_mode()

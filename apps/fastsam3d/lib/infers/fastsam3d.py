@@ -231,7 +231,7 @@ class FastSAM3DInfer(BasicInferTask):
             spacing_mm=roi.spacing_mm,
             stages=stages,
         )
-        structure.is_adapted = embedding.is_adapted
+        structure.is_adapted |= embedding.prepared.is_adapted
         prompts = prompts_in_roi(structure.prompts, roi)
         return predictor.replay(embedding, prompts, structure.start, stages)
 
@@ -289,13 +289,15 @@ class FastSAM3DInfer(BasicInferTask):
 
         def make() -> FastSAM3DPredictor:
             self._drop_others(weights.network_id)
-            network, precision = self._captured(weights.network, device)
-            served: CapturedNetwork | AdaptedNetwork = network
+            network, precision = self._computed(weights.network, device)
+            served: CapturedNetwork | AdaptedNetwork = CapturedNetwork(network)
             if weights.adaptation is not None:
-                before = weights.adaptation.network_before(weights.network)
-                earlier, _ = self._captured(before, device)
+                earlier, _ = self._computed(weights.before_adaptation, device)
+                adapted = earlier.with_decoder(network.mask_decoder)  # one encoder in memory
                 likeness = weights.adaptation.likeness.to(torch.device(device))
-                served = AdaptedNetwork(network, earlier, likeness)
+                served = AdaptedNetwork(
+                    CapturedNetwork(adapted), CapturedNetwork(earlier), likeness
+                )
             return FastSAM3DPredictor(
                 served,
                 weights.network_id,
@@ -307,12 +309,11 @@ class FastSAM3DInfer(BasicInferTask):
 
         return self._predictors.get_or_make((weights.network_id, device), make)
 
-    def _captured(self, network: FastSAM3D, device: str) -> tuple[CapturedNetwork, Precision]:
+    def _computed(self, network: FastSAM3D, device: str) -> tuple[FastSAM3D, Precision]:
         """Return a network on a device, with the operator to compute with, and its precision."""
         network = with_attention(network, self._attention)
         network = network if device == "cpu" else copy.deepcopy(network)
-        network, precision = choose(network, torch.device(device))
-        return CapturedNetwork(network), precision
+        return choose(network, torch.device(device))
 
     def _drop_others(self, network_id: str) -> None:
         """Drop the predictors of all other weights, and their cached results."""

@@ -43,14 +43,13 @@ class ImageEmbedding:
 
     key: identifies the weights, the device and the ROI. guide: the image whose edges the random
     walker follows (:func:`~lib.infers.random_walker.make_guide`). spacing_mm: distance between ROI
-    voxels. is_adapted: whether an adapted network decodes it as adapted.
+    voxels.
     """
 
     key: Hashable
     prepared: PreparedImage
     guide: np.ndarray
     spacing_mm: float
-    is_adapted: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -110,8 +109,7 @@ class FastSAM3DPredictor:
         volume = self._on_device(roi_image)
         network = self._network
         prepared = network.prepare(network.encode(volume))
-        is_adapted = isinstance(network, AdaptedNetwork) and network.is_adapted(prepared)
-        return ImageEmbedding(key, prepared, make_guide(roi_image), spacing_mm, is_adapted)
+        return ImageEmbedding(key, prepared, make_guide(roi_image), spacing_mm)
 
     def replay(
         self,

@@ -42,7 +42,7 @@ class RoiStructure:
 
     number: its value in the mask. prompts: those about it and the background. start: the given mask
     of it on the ROI, if any. state: its mask on the ROI, once it is computed. mask: the one to
-    paste, which may lie on a larger ROI. is_adapted: whether an adapted decoder made it.
+    paste, which may lie on a larger ROI. is_adapted: whether an adapted decoder had a part in it.
     """
 
     number: int

@@ -48,8 +48,10 @@ class Adaptation:
         try:
             decoder.load_state_dict(parts[EARLIER], assign=True)
         except RuntimeError as error:
-            raise ValueError(f"its earlier mask decoder does not fit: {error}") from error
-        likeness = ImageLikeness.of(parts[LIKENESS])
+            raise ValueError(
+                "its earlier mask decoder does not fit the network; publish it again, or roll back"
+            ) from error
+        likeness = ImageLikeness.of(config, parts[LIKENESS])
         return cls(decoder.eval().requires_grad_(False), likeness)
 
 

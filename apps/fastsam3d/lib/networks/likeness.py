@@ -50,22 +50,23 @@ class ImageLikeness:
         """Learn which ROIs are alike.
 
         The limit is SLACK times the median distance of a ROI to the nearest one of another study
-        (of the same study, if there is no other). The more the studies differ, the more images are
-        alike.
+        (of the same study, if there is no other), and no more than the distance of the nearest
+        arbitrary image. The more the studies differ, the more images are alike.
 
         features: [N, F] of the ROIs. studies: the N names of their studies. arbitrary: [M, F],
         features of other images; with them, each feature is scaled to a standard deviation of 1.
         """
         everything = torch.cat([features, arbitrary])
         mean, spread = everything.mean(0), everything.std(0).clamp(min=1e-6)
-        known = (features - mean) / spread
+        known, others = ((x - mean) / spread for x in (features, arbitrary))
         numbers = {name: number for number, name in enumerate(dict.fromkeys(studies))}
         study = torch.tensor([numbers[name] for name in studies])
         if len(numbers) == 1:
             study = torch.arange(len(studies))
         between = torch.cdist(known, known)
         between[study[:, None] == study[None]] = torch.inf
-        return cls(mean, spread, known, limit=SLACK * between.amin(dim=1).median())
+        usual = SLACK * between.amin(dim=1).median()
+        return cls(mean, spread, known, torch.minimum(usual, torch.cdist(others, known).min()))
 
     def distance(self, features: Tensor) -> Tensor:
         """Return the distances [B] of features [B, F] to the nearest known ROI."""
@@ -84,13 +85,16 @@ class ImageLikeness:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> ImageLikeness:
+    def of(cls, config: FastSAM3DConfig, tensors: Mapping[str, Tensor]) -> ImageLikeness:
         """Rebuild it from the result of :meth:`tensors`; raise ValueError if they do not fit."""
-        names = [field.name for field in fields(cls)]
-        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-        count = tensors["mean"].numel() if "mean" in tensors else 0
+        count = 4 * (config.detail_channels or config.out_channels)
         rois = len(tensors["known"]) if "known" in tensors and tensors["known"].ndim else 0
-        expected = {"mean": (count,), "spread": (count,), "known": (rois, count), "limit": ()}
-        if shapes != expected:
-            raise ValueError(f"its images to compare with have the shapes {shapes}")
-        return cls(**{name: tensors[name].float() for name in names})
+        expected = {"mean": (count,), "spread": (count,), "known": (max(1, rois), count)}
+        shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+        is_finite = all(bool(torch.isfinite(x).all()) for x in tensors.values())
+        if shapes != {**expected, "limit": ()} or not is_finite:
+            raise ValueError(
+                f"its images to compare with are damaged: {shapes or 'none'}; publish it again, or "
+                "roll back"
+            )
+        return cls(**{field.name: tensors[field.name].float() for field in fields(cls)})

@@ -33,12 +33,14 @@ class PreparedImage:
     projected: [B, g³, 3 * inner], the first layer's keys, values and queries of them.
     constants: the network's tensors that are the same for every image.
     detail: [B, D, 4g, 4g, 4g], or None for a network without image detail.
+    is_adapted: whether an adapted decoder prepared it, where a network has an earlier one too.
     """
 
     image: Tensor
     projected: Tensor
     constants: DecoderConstants
     detail: Tensor | None = None
+    is_adapted: bool = False
 
     def __len__(self) -> int:
         return len(self.image)
@@ -61,7 +63,7 @@ class PreparedImage:
         """Rebuild a prepared image from the result of :meth:`tensors`."""
         image, projected, position, mask_weights, mask_bias, first, second, *detail = tensors
         constants = DecoderConstants(position, mask_weights, mask_bias, (first, second))
-        return cls(image, projected, constants, *detail)
+        return cls(image, projected, constants, detail[0] if detail else None)
 
     def for_each(self, count: int) -> PreparedImage:
         """Repeat each image ``count`` times in a row, for as many prompts on each."""

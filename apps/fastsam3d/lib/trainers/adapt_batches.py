@@ -62,6 +62,7 @@ class EmbeddedBatches:
         )
         self._names = [{study.name for study in group} for group in groups]
         self._items: dict[tuple[bool, int], dict[str, Any]] = {}
+        self._arbitrary: Tensor | None = None
 
     def _numbers_of(self, pool: RoiPool, group: int) -> list[int]:
         """Return the numbers of the ROIs of a group's studies."""
@@ -98,13 +99,16 @@ class EmbeddedBatches:
         pool = self._on_labels
         numbers = self._numbers_of(pool, group)
         known = [self._item(pool, number)["embedding"] for number in numbers]
-        seeds = [step_seed(self._options.seed, number) for number in range(PAINTED)]
-        painted = [self._encoded(paint_roi(self._size, seed)) for seed in seeds]
-        features, arbitrary = (
-            torch.cat([image_features(x[None], self._network.config) for x in embeddings])
-            for embeddings in (known, painted)
-        )
-        return ImageLikeness.fit(features, [pool.study(n).name for n in numbers], arbitrary)
+        if self._arbitrary is None:
+            seeds = [step_seed(self._options.seed, number) for number in range(PAINTED)]
+            painted = [self._encoded(paint_roi(self._size, seed)) for seed in seeds]
+            self._arbitrary = self._features(painted)
+        studies = [pool.study(number).name for number in numbers]
+        return ImageLikeness.fit(self._features(known), studies, self._arbitrary)
+
+    def _features(self, embeddings: Sequence[Tensor]) -> Tensor:
+        config = self._network.config
+        return torch.cat([image_features(embedding[None], config) for embedding in embeddings])
 
     def _item(self, pool: RoiPool, number: int) -> dict[str, Any]:
         place = pool is self._on_labels, number

@@ -97,8 +97,8 @@ class AdaptRun(TrainingLoop):
         self.phases = make_phases(studies, options.seed)
         self._judge = judge
         self._served = copy.deepcopy(served.network).to(device).eval().requires_grad_(False)
-        before = served.adaptation
-        self._earlier = before.earlier if before else served.network.mask_decoder
+        self._before = copy.deepcopy(served.before_adaptation).to(device).eval()
+        self._before.requires_grad_(False)
         self._batches = EmbeddedBatches(
             self._served, [phase.train for phase in self.phases], options, spacing_mm_at
         )
@@ -118,7 +118,7 @@ class AdaptRun(TrainingLoop):
         self._optimizer = torch.optim.Adam(self._trained, lr=self.options.lr, betas=(0.9, 0.99))
         clicks = Stage2Options(clicks=self.options.clicks)
         self._loss = Stage2(self.student, None, clicks)
-        self._rehearsal = Stage2(self.student, SameEncoder(self._served), clicks)
+        self._rehearsal = Stage2(self.student, SameEncoder(self._before), clicks)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Resume a stopped run with the same signature; facts: further statistics for clients."""
@@ -262,5 +262,5 @@ class AdaptRun(TrainingLoop):
         labels take part each time.
         """
         phase, _ = self._place(self.progress.update - 1)
-        earlier = copy.deepcopy(self._earlier).cpu().eval().requires_grad_(False)
+        earlier = copy.deepcopy(self._before.mask_decoder).cpu()
         return Adaptation(earlier, self._batches.likeness(phase))

@@ -88,7 +88,8 @@ class Run(TrainingLoop):
             if options.stage1_epochs:
                 self.pairs = layer_pairs(teacher.network.config.depth, config.depth)
             self.features = make_features(teacher, self.pairs, cache / "teacher", max_bytes, device)
-        self.student = copy.deepcopy(weights.served.network).to(device).requires_grad_(True)
+        self.student = copy.deepcopy(weights.served.before_adaptation).to(device)
+        self.student.requires_grad_(True)
         self._updater = Updater(self.student, self.features, self.pairs, options, device)
         self._schedule = self._updater.schedule
         self._batches = Batches(len(self.rois), options, processes.rank(), processes.world_size())

@@ -196,14 +196,15 @@ class PublishingTask(TrainTask):
 
     def _decide(self, loop: TrainingLoop, options: RequestOptions) -> Verdict:
         """Return the verdict from the Dice that `_measure` added."""
-        pairs = list(loop.progress.facts["judged"]["dice"].values())
+        judged = loop.progress.facts.setdefault("judged", {"dice": {}})
+        pairs = list(judged["dice"].values())
         verdict = decide(
             [new for new, _ in pairs],
             [served for _, served in pairs],
             options.min_gain,
             options.accept,
         )
-        loop.progress.facts["judged"] |= {"gain": verdict.gain, "lower": verdict.lower}
+        judged |= {"gain": verdict.gain, "lower": verdict.lower}
         return verdict
 
     def _publish(

@@ -55,6 +55,13 @@ class Weights:
     metadata: Mapping[str, str] = field(default_factory=dict)
     adaptation: Adaptation | None = None
 
+    @property
+    def before_adaptation(self) -> FastSAM3D:
+        """The network for any image: that before an adaptation, if there was one."""
+        if self.adaptation is None:
+            return self.network
+        return self.adaptation.network_before(self.network)
+
     def info(self) -> dict[str, Any]:
         """Return the facts for ``/info``: file, hash, trained, licence, measured Dice, network."""
         config = self.network.config

@@ -164,6 +164,22 @@ def test_a_slow_machine_does_fewer_updates(labelled: Site) -> None:
     assert len(stats["judged"]["dice"]) == 4, "each student was judged at its end"
 
 
+def test_a_machine_that_was_busy_at_first_catches_up(
+    labelled: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = AdaptRun._plan
+
+    def plan_with_a_slow_start(run: AdaptRun, phase: int) -> None:
+        if phase == 0:
+            run._step_seconds.extend([100.0] * 6)
+        plan(run, phase)
+        run._step_seconds.clear()
+
+    monkeypatch.setattr(AdaptRun, "_plan", plan_with_a_slow_start)
+    stats = adapt(labelled, "busy", max_epochs=8, iterations_per_epoch=5, min_gain=0.9)
+    assert [row["student"] for row in stats["history"]] == [1] * 2 + [2] * 4 + [3] * 8
+
+
 def test_places_beside_a_label_are_near_it_and_outside(labelled: Site) -> None:
     studies, _ = examine(find_studies(labelled.datastore)[0])
     study = next(each for each in studies if each.is_labelled)

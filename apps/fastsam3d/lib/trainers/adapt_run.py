@@ -7,6 +7,7 @@ import logging
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,12 +32,14 @@ logger = logging.getLogger(__name__)
 WARM_UP, FALL = 0.1, 0.5
 """WARM_UP, FALL: shares of a student's updates over which the learning rate rises and falls."""
 
-TIMED_UPDATES = 6
-"""TIMED_UPDATES: updates whose speed decides how many fit into the option ``max_minutes``."""
+FIRST_TIMED, TIMED_UPDATES = 6, 20
+"""FIRST_TIMED, TIMED_UPDATES: after so many updates it is planned how many fit into the option
+``max_minutes``, and again before each further student, from the last updates' speed: other programs
+may slow the first ones down."""
 
 FEWEST_UPDATES = 20
 """FEWEST_UPDATES: updates of the last student on the slowest machine; the others have half, which
-must be more than TIMED_UPDATES."""
+must be more than FIRST_TIMED."""
 
 Judge = Callable[[FastSAM3D, Adaptation, Sequence[ExaminedStudy]], None]
 """Judge(student, adaptation, studies) measures a student on studies that it never saw."""
@@ -102,8 +105,9 @@ class AdaptRun(TrainingLoop):
         self._batches = EmbeddedBatches(
             self._served, [phase.train for phase in self.phases], options, spacing_mm_at
         )
-        self._step_seconds: list[float] = []
-        self._per_student = options.updates_per_student
+        self._step_seconds: deque[float] = deque(maxlen=TIMED_UPDATES)
+        self._spent_seconds = 0.0
+        self._lengths = self._lengths_of(options.updates_per_student)
         self._start_student()
         self.signature = run_signature(
             options,
@@ -135,15 +139,15 @@ class AdaptRun(TrainingLoop):
 
     @property
     def updates(self) -> int:
-        return sum(self._lengths())
+        return sum(self._lengths)
 
-    def _lengths(self) -> list[int]:
-        """Return the number of updates of each phase."""
-        return [max(1, round(phase.share * self._per_student)) for phase in self.phases]
+    def _lengths_of(self, per_student: int) -> list[int]:
+        """Return the number of updates of each phase; per_student: that of the last one."""
+        return [max(1, round(phase.share * per_student)) for phase in self.phases]
 
     def _place(self, update: int) -> tuple[int, int]:
         """Return the phase of an update, and its number within the phase; both from 0."""
-        for phase, length in enumerate(self._lengths()):
+        for phase, length in enumerate(self._lengths):
             if update < length:
                 return phase, update
             update -= length
@@ -156,13 +160,13 @@ class AdaptRun(TrainingLoop):
     @property
     def epochs(self) -> tuple[int, int]:
         per_epoch = self.options.iterations_per_epoch
-        lengths = [-(-length // per_epoch) for length in self._lengths()]
+        lengths = [-(-length // per_epoch) for length in self._lengths]
         phase, update = self._place(self.progress.update)
         return sum(lengths[:phase]) + update // per_epoch, sum(lengths)
 
     def _rate(self, phase: int, update: int) -> float:
         """Return the learning rate of an update within its phase."""
-        length = self._lengths()[phase]
+        length = self._lengths[phase]
         rise = (update + 1) / max(1.0, WARM_UP * length)
         fall = (length - update) / max(1.0, FALL * length)
         return self.options.lr * min(1.0, rise, fall)
@@ -173,18 +177,20 @@ class AdaptRun(TrainingLoop):
         phase, update = self._place(self.progress.update)
         per_epoch = self.options.iterations_per_epoch
         for number in range(update, (update // per_epoch + 1) * per_epoch):
-            if number < self._lengths()[phase]:  # fewer may have been planned meanwhile
+            if number < self._lengths[phase]:  # fewer may have been planned meanwhile
                 yield self._batches.labelled(phase, number)
 
     def _step(self, batch: Batch) -> None:
+        beside = None
+        if self.options.rehearsal:  # before the time is taken: a new ROI is cut and encoded
+            beside = self._batches.beside(*self._place(self.progress.update))
         start = time.perf_counter()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(*self._place(self.progress.update))
         seed = step_seed(self.options.seed, self.progress.update)
         with decoder_autocast(self.device):
             losses: dict[str, Tensor] = self._loss(to_device(batch, self.device), seed)
-        if self.options.rehearsal:
-            beside = self._batches.beside(*self._place(self.progress.update))
+        if beside is not None:
             with decoder_autocast(self.device):
                 rehearsed = self._rehearsal(to_device(beside, self.device), seed)["loss"]
             losses["loss"] = losses["loss"] + self.options.rehearsal * rehearsed
@@ -201,17 +207,22 @@ class AdaptRun(TrainingLoop):
         self.progress.add({name: float(value.detach()) for name, value in losses.items()})
         self._clock.tick(self.progress)
         self._step_seconds.append(time.perf_counter() - start)
-        if self.progress.update == TIMED_UPDATES:
-            self._plan()
+        self._spent_seconds += self._step_seconds[-1]
+        if self.progress.update == FIRST_TIMED:
+            self._plan(phase=0)
 
-    def _plan(self) -> None:
-        """Plan fewer updates if the first ones show that the others do not fit into the time."""
-        seconds = 60 * self.options.max_minutes / sum(phase.share for phase in self.phases)
-        fitting = int(seconds / statistics.median(self._step_seconds))
-        planned = max(min(FEWEST_UPDATES, self._per_student), min(self._per_student, fitting))
-        if planned < self._per_student:
-            logger.info("%d updates of each student fit into max_minutes", planned)
-        self._per_student = planned
+    def _plan(self, phase: int) -> None:
+        """Plan how many updates of this phase and the later ones fit into the time that is left."""
+        if not self._step_seconds:  # just resumed
+            return
+        left = 60 * self.options.max_minutes - self._spent_seconds
+        shares = sum(later.share for later in self.phases[phase:])
+        fitting = int(left / shares / statistics.median(self._step_seconds))
+        wanted = self.options.updates_per_student
+        planned = max(min(FEWEST_UPDATES, wanted), min(wanted, fitting))
+        if planned < wanted:
+            logger.info("%d of %d updates fit into max_minutes", planned, wanted)
+        self._lengths[phase:] = self._lengths_of(planned)[phase:]
 
     # --- end of an epoch and of a phase -----------------------------------------------------------
 
@@ -229,23 +240,25 @@ class AdaptRun(TrainingLoop):
         )
         logger.info("student %d, epoch %d, loss %.4f", phase + 1, row["epoch"], row["loss"])
         self._draw(row)
-        if update + 1 == self._lengths()[phase] and phase + 1 < len(self.phases):
+        if update + 1 == self._lengths[phase] and phase + 1 < len(self.phases):
             self._clock.tick(self.progress)
             adaptation = self.candidate_adaptation()
             self._judge(self.candidate(), adaptation, self.phases[phase].judged)
             self._start_student()
+            self._plan(phase + 1)
         self.save()
 
     def _state(self) -> dict[str, Any]:
         return {
-            "per_student": self._per_student,
+            "lengths": self._lengths,
+            "spent_seconds": self._spent_seconds,
             "trained": [parameter.detach().clone() for parameter in self._trained],
             "optimizer": self._optimizer.state_dict(),
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
-        self._per_student = state["per_student"]
+        self._lengths, self._spent_seconds = state["lengths"], state["spent_seconds"]
         with torch.no_grad():
             for parameter, value in zip(self._trained, state["trained"], strict=True):
                 parameter.copy_(value)

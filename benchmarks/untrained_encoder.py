@@ -1,7 +1,8 @@
 """Measure how much a network's encoder carries: Dice with the features of an untrained one.
 
-python -m benchmarks.untrained_encoder --data DIR [--model fastsam3d] [--weights FILE]
-    [--clicks 1,3,5,10] [--per-source N] [--json FILE]
+python -m benchmarks.untrained_encoder [--model fastsam3d | --weights FILE] --data DIR ...
+
+The further options are those of benchmarks/accuracy.py.
 
 The blocks and the neck of the image encoder are replaced by untrained ones; the untrained neck's
 channels get the mean and the spread of the trained ones on random ROIs, so that the decoder sees
@@ -12,8 +13,6 @@ carries.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,19 +21,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy_report import markdown
-from benchmarks.bench import Bench, Plan, collect
-from benchmarks.datasets import choose_cases, find_cases
-from benchmarks.protocols import MIN_MM3, make_protocol
 from lib.errors import AppError
 from lib.networks import FastSAM3D, build_untrained
 from lib.trainers.data.painted_rois import paint_roi
 from lib.weights.files import file_weights, save_weights
 
-from .accuracy import make_report
+from . import accuracy
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "apps" / "fastsam3d" / "weights"
-NAMES = ("trained encoder", "untrained encoder")
 ROIS = 6
 """ROIS: painted ROIs on which the channels of both encoders are compared."""
 
@@ -58,40 +52,20 @@ def with_untrained_encoder(network: FastSAM3D, seed: int = 0) -> FastSAM3D:
     return other
 
 
-def measure(options: argparse.Namespace, weights: Path) -> dict[str, object]:
-    """Return the report of the accuracy benchmark on both encoders."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "untrained.safetensors")
-        save_weights(with_untrained_encoder(file_weights(weights).network), path)
-        files = dict(zip(NAMES, (str(weights), str(path)), strict=True))
-        counts = [int(text) for text in options.clicks.split(",")]
-        plan = Plan(NAMES, files, make_protocol("random", counts), 10.0, 1, 1, "auto", ("point",))
-        bench = Bench(plan)
-        cases = choose_cases(find_cases(options.data, None), options.per_source, MIN_MM3)
-        scores, skipped = collect(bench, cases, 1)
-        return make_report(plan, scores, skipped, {"data": options.data.name})
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of labelled scans")
     parser.add_argument("--model", default="fastsam3d", help="its default weights are measured")
     parser.add_argument("--weights", type=Path, help="other weights")
-    parser.add_argument("--clicks", default="1,3,5,10")
-    parser.add_argument("--per-source", type=int)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
-    try:
-        weights = options.weights or WEIGHTS / f"{options.model}_default.safetensors"
-        report = measure(options, weights)
-    except AppError as error:
-        sys.exit(f"untrained_encoder: {error}")
-    finally:
-        logging.disable(logging.NOTSET)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(markdown(report))
+    options, others = parser.parse_known_args(arguments)
+    trained = options.weights or WEIGHTS / f"{options.model}_default.safetensors"
+    with tempfile.TemporaryDirectory() as folder:
+        untrained = Path(folder, "untrained.safetensors")
+        try:
+            save_weights(with_untrained_encoder(file_weights(trained).network), untrained)
+        except AppError as error:
+            sys.exit(f"untrained_encoder: {error}")
+        files = [f"--weights=trained={trained}", f"--weights=untrained={untrained}"]
+        accuracy.main(["--models", "trained,untrained", *files, *others])
 
 
 if __name__ == "__main__":

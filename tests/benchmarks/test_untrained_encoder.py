@@ -3,14 +3,16 @@
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.untrained_encoder import ROIS, with_untrained_encoder  # noqa: E402
+from benchmarks.untrained_encoder import ROIS, main, with_untrained_encoder  # noqa: E402
 
-from lib.networks import FastSAM3DConfig, build_untrained  # noqa: E402
+from lib.networks import FastSAM3DConfig, build_untrained, save_checkpoint  # noqa: E402
 from lib.trainers.data.painted_rois import paint_roi  # noqa: E402
 
 SMALL = FastSAM3DConfig(
@@ -38,3 +40,24 @@ def test_the_blocks_are_replaced_and_the_channels_have_the_usual_size() -> None:
     correlation = torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1]
     assert float(correlation) == pytest.approx(0, abs=0.6)
     assert not torch.allclose(ours, theirs, atol=0.1)
+
+
+def test_the_command_measures_both_encoders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[10:26, 12:28, 14:30] = 1
+    image = 100 + 50 * labels + np.random.default_rng(0).normal(0, 10, labels.shape)
+    for name, array in (("imagesTr/a_0000", image.astype(np.float32)), ("labelsTr/a", labels)):
+        path = tmp_path / "Dataset001_Cubes" / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    (tmp_path / "Dataset001_Cubes" / "dataset.json").write_text(
+        '{"channel_names": {"0": "MR"}, "labels": {"background": 0, "cube": 1}}'
+    )
+    weights = tmp_path / "tiny.safetensors"
+    save_checkpoint(build_untrained(SMALL, 7), weights)
+    data = str(tmp_path / "Dataset001_Cubes")
+    main(["--weights", str(weights), "--data", data, "--clicks", "1"])
+    printed = capsys.readouterr().out
+    assert "| trained | " in printed and "| untrained | " in printed

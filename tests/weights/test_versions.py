@@ -92,6 +92,17 @@ def test_rollback_goes_back_step_by_step_and_to_a_number(served, base, published
     assert (third.number, third.parent) == (3, 2)
 
 
+def test_a_damaged_version_is_not_rolled_back_to(served, published):
+    first = published.publish(network(1), {}, keep=3)
+    second = published.publish(network(2), {}, keep=3)
+    path = published.path_of(first)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"version 1 cannot be served: .* roll back to another"):
+        published.rollback()
+    assert served().network_id == second.sha256, "nothing changed"
+    assert published.rollback(0) == 0
+
+
 def test_only_some_versions_are_kept(published):
     for seed in range(1, 6):
         published.publish(network(seed), {}, keep=2)

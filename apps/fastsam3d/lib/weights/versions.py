@@ -117,7 +117,8 @@ class StudentVersions:
         """Serve an earlier version again, and return its number.
 
         number: of the version, 0 for the weights that the server was started with; None for the
-        version that the served one replaced. Raises NotFoundError if it is not kept.
+        version that the served one replaced. Raises NotFoundError if it is not kept, InputError if
+        its file was changed.
         """
         with self._locked():
             manifest = self.read()
@@ -132,9 +133,18 @@ class StudentVersions:
             if number != BASE and not self._is_kept(manifest, number):
                 kept = ", ".join(str(version.number) for version in manifest.versions)
                 raise NotFoundError(f"there is no version {number}; there are 0, {kept}")
+            self._check_unchanged(manifest.find(number))
             self._serve(Manifest(number, manifest.versions))
         logger.info("version %d is served again", number)
         return number
+
+    def _check_unchanged(self, version: Version | None) -> None:
+        """Raise InputError if a version's file is not the published one any more."""
+        if version is not None and file_sha256(self.path_of(version)) != version.sha256:
+            raise InputError(
+                f"version {version.number} cannot be served: {version.file} differs from the "
+                "published file; restore it, or roll back to another version"
+            )
 
     def _is_kept(self, manifest: Manifest, number: int) -> bool:
         version = manifest.find(number)

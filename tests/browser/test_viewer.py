@@ -527,7 +527,11 @@ def test_the_list_opens_a_study_with_our_mode(
     context.close()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file",
+    [*(pytest.param(file, marks=pytest.mark.slow) for file in FILES[:-1]), FILES[-1]],
+    ids=[file.name for file in FILES],
+)
 def test_a_file_of_a_folder(
     browser: Browser, ball_server: RunningServer, tmp_path: Path, file: SampleSeries
 ) -> None:

@@ -34,8 +34,9 @@ SHOWS = """description => {
             .map(uid => displaySetService.getDisplaySetByUID(uid));
         const set = sets.find(set => set.SeriesDescription === description);
         const active = segmentationService.getActiveSegmentation(id);
-        const imageId = active?.representationData.Labelmap.imageIds[0];
-        return set?.imageIds.includes(cornerstone.cache.getImage(imageId)?.referencedImageId);
+        const imageId = active?.representationData.Labelmap?.imageIds?.[0];
+        return Boolean(imageId && set?.imageIds.includes(
+            cornerstone.cache.getImage(imageId)?.referencedImageId));
     });
 }"""
 

@@ -107,8 +107,7 @@ class FastSAM3DPredictor:
     @torch.inference_mode()
     def _encode(self, key: Hashable, roi_image: np.ndarray, spacing_mm: float) -> ImageEmbedding:
         volume = self._on_device(roi_image)
-        network = self._network
-        prepared = network.prepare(network.encode(volume))
+        prepared = self._network.prepare(self._network.encode(volume))
         return ImageEmbedding(key, prepared, make_guide(roi_image), spacing_mm)
 
     def replay(

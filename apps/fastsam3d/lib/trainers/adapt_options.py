@@ -23,7 +23,7 @@ class AdaptOptions(RequestOptions):
     train_batch_size: int = option(3, "labelled ROIs per update", least=1)
     beside: int = option(1, "ROIs beside the labels per update", least=1)
     rehearsal: float = option(
-        1.0, "weight of the served student's masks beside the labels; 0: none", least=0
+        1.0, "weight of the earlier decoder's masks beside the labels; 0: none", least=0
     )
     rois: int = option(64, "different ROIs for training, kept in memory as embeddings", least=1)
     clicks: int = option(3, "most clicks of a series", least=2)

@@ -31,22 +31,23 @@ def device(request):
     return torch.device(request.param)
 
 
-@pytest.mark.parametrize("detail", [0, 4])
-def test_prepared_image_is_restored_from_its_tensors(detail):
-    network = build_untrained(replace(TINY, detail_channels=detail), seed=0)
+@pytest.mark.parametrize(("detail", "keys"), [(0, 0), (4, 0), (4, 3)])
+def test_prepared_image_is_restored_from_its_tensors(detail, keys):
+    network = build_untrained(replace(TINY, detail_channels=detail, key_channels=keys), seed=0)
     with torch.inference_mode():
         prepared = network.prepare(network.encode(torch.randn(1, 1, 64, 64, 64)))
     again = PreparedImage.of(prepared.tensors())
-    assert len(prepared.tensors()) == (8 if detail else 7)
-    assert (again.detail is None) == (not detail)
+    assert len(prepared.tensors()) == 7 + bool(detail) + bool(keys)
+    assert (again.detail is None, again.keys is None) == (not detail, not keys)
     for a, b in zip(again.tensors(), prepared.tensors(), strict=True):
         assert a is b
 
 
-@pytest.mark.parametrize("detail", [0, 4])
-def test_replayed_network_equals_the_network(device, detail):
+@pytest.mark.parametrize(("detail", "keys"), [(0, 0), (4, 0), (4, 3)])
+def test_replayed_network_equals_the_network(device, detail, keys):
     """With several images and numbers of clicks, the first number once more at the end."""
-    network = build_untrained(replace(TINY, detail_channels=detail), seed=0).to(device)
+    config = replace(TINY, detail_channels=detail, key_channels=keys)
+    network = build_untrained(config, seed=0).to(device)
     captured = CapturedNetwork(network)
     generator = torch.Generator().manual_seed(0)
     results = []

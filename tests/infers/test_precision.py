@@ -85,8 +85,9 @@ def test_bfloat16_keeps_clicks_in_float32(network):
 
 def test_a_mask_refiner_convolves_in_bfloat16_between_float32_maps():
     """In bfloat16 the likeness of cells, a small difference of large numbers, would be wrong."""
-    network = build_untrained(replace(TINY, detail_channels=6), seed=2)
+    network = build_untrained(replace(TINY, detail_channels=6, key_channels=4), seed=2)
     low = lowered(network, "bfloat16")
+    assert isinstance(low.mask_decoder.refiner.cell_keys.out, Bfloat16Convolution)
     convolutions = [m for m in low.modules() if isinstance(m, Bfloat16Convolution)]
     assert len(convolutions) >= 8
     assert low.mask_decoder.refiner.key.weight.dtype == torch.float32

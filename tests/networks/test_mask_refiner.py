@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,28 @@ def test_likeness_is_to_the_nearest_click_and_0_without_clicks() -> None:
     assert not maps[:, 1].any()
 
 
+def test_keys_change_the_masks_of_a_network_that_has_them(volume: torch.Tensor) -> None:
+    keyed = build_untrained(replace(CONFIG, key_channels=3), seed=0)
+    prepared = keyed.prepare(keyed.encode(volume))
+    assert prepared.keys is not None and prepared.keys.shape == (1, 3, 16, 16, 16)
+    points, labels = torch.tensor([[[3.0, 12.0, 3.0]]]), torch.ones(1, 1)
+    with_keys, _ = keyed.decode(prepared, points, labels)
+    others, _ = keyed.decode(replace(prepared, keys=prepared.keys + 1), points, labels)
+    assert not torch.equal(with_keys, others)
+    # keys that all moved by the same are as alike as before, but the refiner sees them too
+    weight = keyed.mask_decoder.refiner.merge.weight
+    with torch.no_grad():
+        weight[:, -3:] = 0
+    unseen, _ = keyed.decode(prepared, points, labels)
+    moved, _ = keyed.decode(replace(prepared, keys=prepared.keys + 1), points, labels)
+    torch.testing.assert_close(unseen, moved, atol=1e-4, rtol=1e-4)
+
+
+def test_keys_need_image_detail() -> None:
+    with pytest.raises(ValueError, match="key_channels 3 needs detail_channels"):
+        replace(CONFIG, detail_channels=0, key_channels=3)
+
+
 def test_coarser_levels_begin_as_zero_and_reach_far(network: FastSAM3D) -> None:
     refiner = network.mask_decoder.refiner
     upscaled, detail = torch.randn(1, 6, 16, 16, 16), torch.randn(1, 5, 16, 16, 16)
@@ -82,7 +105,7 @@ def test_coarser_levels_begin_as_zero_and_reach_far(network: FastSAM3D) -> None:
     others[..., 0, 0, 0] = 1
 
     def reach() -> float:
-        change = refiner(upscaled, detail, maps) - refiner(upscaled, detail, others)
+        change = refiner(upscaled, detail, None, maps) - refiner(upscaled, detail, None, others)
         return float(change[..., 12:, 12:, 12:].detach().abs().max())
 
     assert reach() == 0

@@ -22,9 +22,11 @@ TINY = replace(
 )
 
 
-@pytest.fixture(scope="module", params=[0, 4], ids=["plain", "detail"])
+@pytest.fixture(scope="module", params=[(0, 0), (4, 0), (4, 3)], ids=["plain", "detail", "keys"])
 def network(request):
-    return build_untrained(replace(TINY, detail_channels=request.param), seed=0).double()
+    detail, keys = request.param
+    config = replace(TINY, detail_channels=detail, key_channels=keys)
+    return build_untrained(config, seed=0).double()
 
 
 @pytest.fixture
@@ -109,7 +111,8 @@ def test_prepared_image_counts_its_bytes(network, embedding):
     with torch.inference_mode():
         prepared = network.prepare(embedding[:1])
     tokens, width, inner, mask_channels = 64, 48, 24, 16
-    per_image = tokens * (width + 3 * inner) + 4**3 * 64 * network.config.detail_channels
+    maps = network.config.detail_channels + network.config.key_channels
+    per_image = tokens * (width + 3 * inner) + 4**3 * 64 * maps
     assert prepared.nbytes == 8 * per_image
     position, weights = tokens * width, (width + 3 * inner) * (mask_channels + 1)
     upscaling = 8 * (12 * 48 + 6 * 12)

@@ -10,7 +10,7 @@ float32 over a series of clicks on a synthetic ROI, checked once when a network 
   the weights have 7 bits.
 
 A network with a mask refiner, whose likeness of cells needs float32, has bfloat16 only in its
-encoder and in the convolutions of the refiner and of the image detail.
+encoder and in the convolutions of the refiner, of the cell keys and of the image detail.
 """
 
 from __future__ import annotations
@@ -116,8 +116,9 @@ def lowered(network: FastSAM3D, number_type: NumberType) -> FastSAM3D:
             network.mask_decoder.bfloat16()
             return network
         refiner = network.mask_decoder.refiner
-        for part in (network.detail_stem.mix, refiner.coarser, refiner.mix):
-            _replace(part, nn.Conv3d, Bfloat16Convolution)
+        for part in (network.detail_stem.mix, refiner.cell_keys, refiner.coarser, refiner.mix):
+            if part is not None:
+                _replace(part, nn.Conv3d, Bfloat16Convolution)
         return network
     _replace(network.image_encoder.blocks, nn.Linear, Int8Linear)
     return network

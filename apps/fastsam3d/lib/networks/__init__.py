@@ -1,7 +1,8 @@
 """The networks, teacher and student, and their checkpoints; needs nothing but torch.
 
 * ``fastsam3d.py``: the whole network; ``image_encoder.py``, ``prompt_encoder.py``,
-  ``mask_decoder.py`` and ``mask_refiner.py``: its parts; ``prepared.py``: what is kept of an image
+  ``mask_decoder.py``, ``mask_refiner.py`` and ``cell_keys.py``: its parts; ``prepared.py``: what is
+  kept of an image
 * ``attention.py``, ``sparsity.py``, ``position_bias.py``, ``token_blocks.py``, ``common.py``: the
   operators of the parts; ``torch_private.py``: undocumented functions of PyTorch, with fallbacks
 * ``attention_choice.py``: any weights with the dense or the sparse operator

@@ -66,3 +66,21 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+class ResidualConv3d(nn.Module):
+    """x + conv(gelu(conv(x))) for x [B, C, i, j, k]; it starts close to the identity.
+
+    It has no norm: far from the clicks and outside of the body the channels are nearly constant,
+    and the gradients of a norm are unbounded there.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = Conv3d(channels, channels, kernel_size=3, padding=1)
+        self.conv2 = Conv3d(channels, channels, kernel_size=3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.gelu(self.conv1(x)))

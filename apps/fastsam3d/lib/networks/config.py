@@ -37,6 +37,8 @@ class FastSAM3DConfig:
         It is dense up to this number of tokens too: 64 hold 58 clicks beside the decoder's own.
     detail_channels: channels of the image detail at the resolution of the low-resolution mask
         (:mod:`lib.networks.mask_refiner`); 0, as published: the network has no mask refiner.
+    key_channels: channels of the cells' keys (:mod:`lib.networks.cell_keys`), by which the refiner
+        compares cells with clicked ones; 0: it compares them by the image detail alone.
     swap_dense_axes: coordinate 0 of the dense positional encoding runs along grid axis 1, as
         published, instead of axis 0.
     """
@@ -66,6 +68,7 @@ class FastSAM3DConfig:
     iou_head_depth: int = 3
     iou_head_width: int = 256
     detail_channels: int = 0
+    key_channels: int = 0
     swap_dense_axes: bool = True
 
     def __post_init__(self) -> None:
@@ -73,6 +76,11 @@ class FastSAM3DConfig:
         self._check_divides("roi_size", "patch_size")
         self._check_divides("width", "num_heads")
         self._check_divides("out_channels", "decoder_heads")
+        if self.key_channels and not self.detail_channels:
+            raise ValueError(
+                f"key_channels {self.key_channels} needs detail_channels, which are 0: the mask "
+                "refiner compares the keys"
+            )
         if self.interval < 1 or self.segment_length < 1:
             raise ValueError(
                 f"interval {self.interval}, segment_length {self.segment_length} must be positive"
@@ -167,6 +175,7 @@ DECODER_OPTIONS = (
     "iou_head_depth",
     "iou_head_width",
     "detail_channels",
+    "key_channels",
     "swap_dense_axes",
 )
 """DECODER_OPTIONS: the fields that belong to the prompt encoder and the mask decoder."""

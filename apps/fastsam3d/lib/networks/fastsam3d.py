@@ -96,17 +96,15 @@ class FastSAM3D(nn.Module):
         :meth:`decoder_constants`; computed if None. Raises ValueError without a decoder.
         """
         self._check_decoder()
-        detail = None
+        number_type = self.mask_decoder.mask_tokens.weight.dtype
+        image = embedding[:, : self.config.out_channels].to(number_type)
+        detail, keys = None, None
         if self.config.detail_channels:
             cells = (self.config.detail_channels, *(self.config.low_res_size,) * 3)
             patches = embedding[:, self.config.out_channels :].reshape(-1, *cells)
             detail = self.detail_stem.mix(patches.to(self.detail_stem.proj.weight.dtype))
-        number_type = self.mask_decoder.mask_tokens.weight.dtype
-        return self.mask_decoder.prepare(
-            image=embedding[:, : self.config.out_channels].to(number_type),
-            constants=constants or self.decoder_constants(),
-            detail=detail,
-        )
+            keys = self.mask_decoder.refiner.keys_of(image, detail)
+        return self.mask_decoder.prepare(image, constants or self.decoder_constants(), detail, keys)
 
     def decode(
         self,
@@ -133,7 +131,7 @@ class FastSAM3D(nn.Module):
         sparse, mask_features = self.prompt_encoder(points, labels, mask, batch, prepared.detail)
         maps = None
         if prepared.detail is not None:
-            maps = self._prompt_maps(prepared.detail, points, labels, mask, batch)
+            maps = self._prompt_maps(prepared.detail, prepared.keys, points, labels, mask, batch)
         number_type = prepared.image.dtype
         return self.mask_decoder(
             prepared,
@@ -151,6 +149,7 @@ class FastSAM3D(nn.Module):
     def _prompt_maps(
         self,
         detail: Tensor,
+        keys: Tensor | None,
         points: Tensor | None,
         labels: Tensor | None,
         mask: Tensor | None,
@@ -163,7 +162,7 @@ class FastSAM3D(nn.Module):
         if points is None or labels is None:
             points, labels = detail.new_zeros(batch, 0, 3), detail.new_zeros(batch, 0)
         return self.mask_decoder.refiner.prompt_maps(
-            detail, points, labels, mask, self.config.roi_size
+            detail, keys, points, labels, mask, self.config.roi_size
         )
 
     def _check_prompts(

@@ -219,9 +219,16 @@ class MaskDecoder3D(nn.Module):
         )
 
     def prepare(
-        self, image: Tensor, constants: DecoderConstants, detail: Tensor | None = None
+        self,
+        image: Tensor,
+        constants: DecoderConstants,
+        detail: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> PreparedImage:
-        """Do all work on an image [B, C, g, g, g] that no prompt changes."""
+        """Do all work on an image [B, C, g, g, g] that no prompt changes.
+
+        detail, keys: see :class:`PreparedImage`.
+        """
         first: Any = self.transformer.layers[0]
         tokens = image.flatten(2).transpose(1, 2)
         return PreparedImage(
@@ -229,6 +236,7 @@ class MaskDecoder3D(nn.Module):
             projected=first.project_image(tokens, constants.position),
             constants=constants,
             detail=detail,
+            keys=keys,
         )
 
     def forward(
@@ -281,6 +289,9 @@ class MaskDecoder3D(nn.Module):
             return from_blocks(masks, grid)
         upscaled = self.output_upscaling(image.transpose(1, 2).unflatten(2, grid))
         if prepared.detail is not None and prompt_maps is not None:
-            detail = prepared.detail.expand(len(upscaled), -1, -1, -1, -1)
-            upscaled = self.refiner(upscaled, detail.to(upscaled.dtype), prompt_maps)
+            detail, keys = (
+                x if x is None else x.expand(len(upscaled), -1, -1, -1, -1).to(upscaled.dtype)
+                for x in (prepared.detail, prepared.keys)
+            )
+            upscaled = self.refiner(upscaled, detail, keys, prompt_maps)
         return torch.einsum("bmc,bcijk->bmijk", weights, upscaled)

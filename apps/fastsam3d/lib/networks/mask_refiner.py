@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .common import Conv3d
+from .cell_keys import CellKeys
+from .common import Conv3d, ResidualConv3d
 from .config import FastSAM3DConfig
 
 PROMPT_MAPS = 5
 """PROMPT_MAPS: channels of :meth:`MaskRefiner.prompt_maps`: the previous mask, the foreground and
-the background clicks, and the likeness of each cell to either kind of click."""
+the background clicks, and the likeness of each cell to either kind of click. Cell keys add their
+likeness, two more."""
 
 KEY_CHANNELS = 8
 """KEY_CHANNELS: features by which cells are compared with clicked cells."""
@@ -50,24 +52,6 @@ class DetailStem(nn.Module):
     def patches(self, volume: Tensor) -> Tensor:
         """Return [B, D, 4g, 4g, 4g], in which each cell depends on its own voxels only."""
         return self.proj(volume.clamp(-BRIGHTEST, BRIGHTEST))
-
-
-class ResidualConv3d(nn.Module):
-    """x + conv(gelu(conv(x))) for x [B, C, i, j, k]; it starts close to the identity.
-
-    It has no norm: far from the clicks and outside of the body the channels are nearly constant,
-    and the gradients of a norm are unbounded there.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = Conv3d(channels, channels, kernel_size=3, padding=1)
-        self.conv2 = Conv3d(channels, channels, kernel_size=3, padding=1)
-        with torch.no_grad():
-            self.conv2.weight.mul_(0.3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.gelu(self.conv1(x)))
 
 
 class Coarser(nn.Module):
@@ -105,27 +89,47 @@ class MaskRefiner(nn.Module):
         super().__init__()
         channels = config.out_channels // 8
         self.key = Conv3d(config.detail_channels, KEY_CHANNELS, kernel_size=1)
+        self.cell_keys = CellKeys(config) if config.key_channels else None
+        of_keys = config.key_channels + 2 if config.key_channels else 0
         self.merge = Conv3d(
-            channels + config.detail_channels + PROMPT_MAPS, channels, kernel_size=1
+            channels + config.detail_channels + PROMPT_MAPS + of_keys, channels, kernel_size=1
         )
         self.coarser = Coarser(channels, COARSER)
         self.mix = ResidualConv3d(channels)
 
+    def keys_of(self, embedding: Tensor, detail: Tensor) -> Tensor | None:
+        """Return the cells' keys of an image, [B, K, 4g, 4g, 4g], None without keys."""
+        if self.cell_keys is None:
+            return None
+        return self.cell_keys(embedding, detail.to(embedding.dtype))
+
     def prompt_maps(
-        self, detail: Tensor, points: Tensor, labels: Tensor, mask: Tensor, roi_size: int
+        self,
+        detail: Tensor,
+        keys: Tensor | None,
+        points: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        roi_size: int,
     ) -> Tensor:
-        """Return the prompt as channels, [B, PROMPT_MAPS, 4g, 4g, 4g].
+        """Return the prompt as channels, [B, PROMPT_MAPS or 2 more with keys, 4g, 4g, 4g].
 
-        detail: [B or 1, D, 4g, 4g, 4g]; points: [B, N, 3] (i, j, k) ROI voxels; labels: [B, N];
-        mask: [B, 1, 4g, 4g, 4g] logits of the previous step.
+        detail: [B or 1, D, 4g, 4g, 4g]; keys: [B or 1, K, 4g, 4g, 4g] or None;
+        points: [B, N, 3] (i, j, k) ROI voxels; labels: [B, N]; mask: [B, 1, 4g, 4g, 4g] logits of
+        the previous step.
         """
-        drawn = draw_prompt(points, labels, mask, roi_size)
-        keys = self.key(detail.to(self.key.weight.dtype))
-        alike = likeness(keys, sample(keys, points.to(keys.dtype), roi_size), labels)
-        return torch.cat([drawn, alike.to(drawn.dtype)], dim=1)
+        maps = [draw_prompt(points, labels, mask, roi_size)]
+        for compared in (self.key(detail.to(self.key.weight.dtype)), keys):
+            if compared is not None:
+                clicked = sample(compared, points.to(compared.dtype), roi_size)
+                maps.append(likeness(compared, clicked, labels).to(maps[0].dtype))
+        return torch.cat(maps, dim=1)
 
-    def forward(self, upscaled: Tensor, detail: Tensor, maps: Tensor) -> Tensor:
-        merged = self.merge(torch.cat([upscaled, detail, maps], dim=1))
+    def forward(
+        self, upscaled: Tensor, detail: Tensor, keys: Tensor | None, maps: Tensor
+    ) -> Tensor:
+        shown = [upscaled, detail, maps] if keys is None else [upscaled, detail, maps, keys]
+        merged = self.merge(torch.cat(shown, dim=1))
         # on a CPU, convolutions of few channels are faster in this memory format
         merged = merged.contiguous(memory_format=torch.channels_last_3d)
         return upscaled + self.mix(merged + self.coarser(merged))
@@ -137,9 +141,12 @@ def likeness(keys: Tensor, clicked: Tensor, labels: Tensor) -> Tensor:
     keys: [B or 1, K, s, s, s]; clicked: [B, N, K] keys at the clicks; labels: [B, N]. The result
     [B, 2, s, s, s] is for foreground and for background clicks; 0 without clicks of that kind.
     """
-    flat = keys.flatten(2)  # [B, K, s³]
-    square = flat.square().sum(dim=1, keepdim=True) + clicked.square().sum(dim=2, keepdim=True)
-    alike = torch.exp(-(square - 2 * clicked @ flat).clamp(min=0))  # [B, N, s³]
+    # bfloat16 loses the difference of two large squares
+    with torch.autocast(keys.device.type, enabled=False):
+        number_type = torch.promote_types(keys.dtype, torch.float32)
+        flat, clicked = (x.to(number_type) for x in (keys.flatten(2), clicked))
+        square = flat.square().sum(dim=1, keepdim=True) + clicked.square().sum(dim=2, keepdim=True)
+        alike = torch.exp(-(square - 2 * clicked @ flat).clamp(min=0))  # [B, N, s³]
     none = alike.new_zeros(len(alike), 1, alike.shape[2])
     both = [
         torch.cat([none, alike * (labels == kind)[..., None]], dim=1).amax(dim=1) for kind in (1, 0)

@@ -33,6 +33,7 @@ class PreparedImage:
     projected: [B, g³, 3 * inner], the first layer's keys, values and queries of them.
     constants: the network's tensors that are the same for every image.
     detail: [B, D, 4g, 4g, 4g], or None for a network without image detail.
+    keys: [B, K, 4g, 4g, 4g], the cells' keys, or None for a network without them.
     is_adapted: whether an adapted decoder prepared it, where a network has an earlier one too.
     """
 
@@ -40,6 +41,7 @@ class PreparedImage:
     projected: Tensor
     constants: DecoderConstants
     detail: Tensor | None = None
+    keys: Tensor | None = None
     is_adapted: bool = False
 
     def __len__(self) -> int:
@@ -48,27 +50,31 @@ class PreparedImage:
     @property
     def nbytes(self) -> int:
         """Bytes of this image's own tensors, without the network's constants."""
-        own = [x for x in (self.image, self.projected, self.detail) if x is not None]
+        own = (self.image, self.projected, *self._maps())
         return sum(x.numel() * x.element_size() for x in own)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all tensors in one tuple, from which :meth:`of` rebuilds the prepared image."""
         fixed = self.constants
         weights = (fixed.position, fixed.mask_weights, fixed.mask_bias, *fixed.upscaling)
-        detail = () if self.detail is None else (self.detail,)
-        return (self.image, self.projected, *weights, *detail)
+        return (self.image, self.projected, *weights, *self._maps())
+
+    def _maps(self) -> tuple[Tensor, ...]:
+        """Return detail and keys, as far as there are any; without detail there are no keys."""
+        return tuple(x for x in (self.detail, self.keys) if x is not None)
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor]) -> PreparedImage:
         """Rebuild a prepared image from the result of :meth:`tensors`."""
-        image, projected, position, mask_weights, mask_bias, first, second, *detail = tensors
+        image, projected, position, mask_weights, mask_bias, first, second, *maps = tensors
         constants = DecoderConstants(position, mask_weights, mask_bias, (first, second))
-        return cls(image, projected, constants, detail[0] if detail else None)
+        detail, keys = (*maps, None, None)[:2]
+        return cls(image, projected, constants, detail, keys)
 
     def for_each(self, count: int) -> PreparedImage:
         """Repeat each image ``count`` times in a row, for as many prompts on each."""
         image, projected = (x.repeat_interleave(count, dim=0) for x in (self.image, self.projected))
-        detail = self.detail
-        if detail is not None:
-            detail = detail.repeat_interleave(count, dim=0)
-        return replace(self, image=image, projected=projected, detail=detail)
+        detail, keys = (
+            x if x is None else x.repeat_interleave(count, dim=0) for x in (self.detail, self.keys)
+        )
+        return replace(self, image=image, projected=projected, detail=detail, keys=keys)

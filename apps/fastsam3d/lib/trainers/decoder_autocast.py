@@ -11,10 +11,19 @@ def decoder_autocast(device: torch.device) -> torch.autocast:
     """Return autocast to bfloat16 on CPUs with AMX and on GPUs that have it, else no change.
 
     The weights stay in float32. With AMX an update of a mask decoder with its refiner takes half as
-    long. An encoder gains nothing on a CPU: the convolution of its patches is slower in bfloat16.
+    long.
     """
-    if device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        enabled = device.type == "cpu" and has_amx()
+    enabled = _has_bf16(device) or (device.type == "cpu" and has_amx())
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def encoder_autocast(device: torch.device) -> torch.autocast:
+    """Return autocast to bfloat16 on GPUs that have it, else no change.
+
+    A whole encoder gains nothing on a CPU: the convolution of its patches is slower in bfloat16.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=_has_bf16(device))
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -198,7 +198,8 @@ check-data:
 
 # --- default weights ------------------------------------------------------------------------------
 
-# MINUTES: duration of the teacher's pretraining. WEIGHTS_BUILD: output folder. TEACHER: weights of an
+# MINUTES: duration of the teacher's pretraining, a quarter for its encoder alone and a quarter for its
+# decoder alone. WEIGHTS_BUILD: output folder. TEACHER: weights of an
 # existing teacher, which skip the pretraining. ATTENTION: operator of the student, sparse or dense.
 MINUTES ?= 600
 WEIGHTS_BUILD ?= weights-build
@@ -210,7 +211,8 @@ DISTILLATION := --start-from teacher --max-epochs 39 --stage1-fraction 0.923 --i
     --train-batch-size 12 --rois 240 --val-rois 16 --val-interval 39 --val-split 0.06 --lr-stage2 3e-6
 
 weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
-	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' --minutes '$(MINUTES)')
+	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' \
+	    --cell-minutes $$(($(MINUTES) / 4)) --minutes $$(($(MINUTES) / 2)) --decoder-minutes $$(($(MINUTES) / 4)))
 	.venv/bin/python -m training.student --teacher '$(TEACHER_FILE)' --attention '$(ATTENTION)' \
 	    --out '$(WEIGHTS_BUILD)/student.safetensors'
 	.venv/bin/python -m training.painted_studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from lib.errors import WeightsError
 from lib.networks import FastSAM3D
-from lib.networks.mask_refiner import PROMPT_MAPS
 from lib.trainers.losses import mask_loss
 
 SHARPNESS = 4.0
@@ -96,7 +94,7 @@ def _show_prompt(network: FastSAM3D) -> None:
     merge = decoder.refiner.merge
     merge.weight.mul_(0.1)
     merge.bias.zero_()
-    first = merge.in_channels - PROMPT_MAPS
+    first = network.config.out_channels // 8 + network.config.detail_channels
     mask, foreground, background = range(first, first + 3)
     heads = [head.layers[-1].bias for head in decoder.output_hypernetworks_mlps]
     for channel, (source, gain, weight) in enumerate(
@@ -142,14 +140,11 @@ def take_weights(network: FastSAM3D, earlier: Mapping[str, Tensor]) -> list[str]
     return missing
 
 
-def learn_to_mark_clicks(
-    network: FastSAM3D, images: Tensor, steps: int, seed: int, detail: bool = True
-) -> float:
+def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: int) -> float:
     """Train the decoder to mark a ball at positive clicks; return the last loss.
 
     The ball's radius is one patch. The network learns nothing else before this. With whole training
-    steps it takes most of an hour, without the encoder a minute. detail: False leaves out image
-    detail and mask refiner, as in :func:`training.interaction.interactive_loss`.
+    steps it takes most of an hour, without the encoder a minute.
 
     images: (B, 1, S, S, S) normalised.
     """
@@ -166,8 +161,6 @@ def learn_to_mark_clicks(
         image = torch.randint(len(embeddings), (len(targets),), generator=generator)
         blank = torch.zeros_like(targets)[:, None]
         prepared = network.prepare(embeddings[image])
-        if not detail:
-            prepared = replace(prepared, detail=None)
         logits, _ = network.decode(prepared, points_roi, labels, blank)
         loss = mask_loss(logits[:, 0], targets).mean()
         optimizer.zero_grad()

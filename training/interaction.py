@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from lib.networks import FastSAM3D, mask_threshold
 from lib.trainers.clicks import next_clicks
+from lib.trainers.decoder_autocast import decoder_autocast, encoder_autocast
 from lib.trainers.losses import dice_loss, mask_loss, overlaps
 
 IOU_WEIGHT = 0.5
@@ -34,25 +34,23 @@ def interactive_loss(
     clicks: int,
     graded: set[int],
     generator: torch.Generator,
-    detail: bool = True,
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the mean loss over the graded clicks of a series, and the values to log.
 
     batch: image (B, 1, S, S, S), targets (B, T, c, c, c), clicks_roi (B, T, 3), as ClickSamples
     returns them. The T targets of a ROI share its embedding. graded: numbers of the clicks that
     have a loss, from 0. The other clicks only lead to the next one. If a graded click lowers the
-    Dice of the mask before it, `loss_of_harm` is added. detail: False leaves out image detail and
-    mask refiner, so that the masks depend on the embedding alone and the encoder has to learn; the
-    names of the values then end in `_plain`.
+    Dice of the mask before it, `loss_of_harm` is added.
     """
     image, targets = batch["image"], batch["targets"]
     per_roi = targets.shape[1]
     targets = targets.flatten(0, 1)
     points_roi = batch["clicks_roi"].flatten(0, 1)[:, None]
     labels = torch.ones(points_roi.shape[:2], dtype=torch.long, device=image.device)
-    prepared = network.prepare(network.encode(image)).for_each(per_roi)
-    if not detail:
-        prepared = replace(prepared, detail=None)
+    with encoder_autocast(image.device):
+        embedding = network.encode(image)
+    with decoder_autocast(image.device):
+        prepared = network.prepare(embedding).for_each(per_roi)
 
     low_res = image.new_zeros(len(targets), 1, *(network.config.low_res_size,) * 3)
     cell = network.config.roi_size // targets.shape[-1]
@@ -61,7 +59,9 @@ def interactive_loss(
         is_graded = click in graded
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_graded):
             multimask: Literal["all", False] = "all" if click == 0 and is_graded else False
-            masks, iou = network.decode(prepared, points_roi, labels, low_res, multimask)
+            with decoder_autocast(image.device):
+                masks, iou = network.decode(prepared, points_roi, labels, low_res, multimask)
+            masks, iou = masks.float(), iou.float()
             low_res = masks[:, :1]
             logits = F.interpolate(low_res, size=targets.shape[1:], mode="trilinear")[:, 0]
         if is_graded:
@@ -84,8 +84,6 @@ def interactive_loss(
             labels = torch.cat([labels, label], dim=1)
             if torch.rand((), generator=generator) < FORGET_MASK:
                 low_res = torch.zeros_like(low_res)
-    if not detail:
-        facts = {f"{name}_plain": value for name, value in facts.items()}
     return torch.stack(losses).mean(), facts
 
 

@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from training.data import ClickSamples, SampleOptions
 from training.initialisation import (
     CONTENT,
     GROUND_LOGIT,
@@ -20,14 +22,16 @@ from training.initialisation import (
     take_weights,
 )
 from training.interaction import IOU_WEIGHT, interactive_loss, loss_of_best, loss_of_harm
-from training.pretrain import PretrainOptions, averaged_network, make_optimizer, pretrain
+from training.pretrain import PretrainOptions, click_loss, pretrain
 from training.pretrain import main as pretrain_main
 from training.sources import Case
-from training.state import AveragedWeights, learning_rate
+from training.stage_loop import StageOptions, make_optimizer, train
+from training.state import AveragedWeights, RunState, learning_rate
 
 from lib.errors import InputError, WeightsError
 from lib.networks import FastSAM3D, FastSAM3DConfig
 from lib.networks.fastsam3d import build_untrained
+from lib.weights import save_weights
 from training import painted_studies, student
 
 ENDLESS = 1e9
@@ -55,13 +59,17 @@ def batch_of(*numbers: int) -> dict[str, torch.Tensor]:
     return torch.utils.data.default_collate([BallSamples()[number] for number in numbers])
 
 
-def options(**changes: object) -> PretrainOptions:
+def options(**changes: object) -> StageOptions:
     fast = {"minutes": ENDLESS, "workers": 0, "warm_up": 2, "save_every": 3, "log_every": 2}
-    return PretrainOptions(**{**fast, "clicks": 3, **changes})
+    return StageOptions(**{**fast, **changes})
+
+
+LOSS = partial(click_loss, clicks=3)
 
 
 def test_training_lowers_the_loss(tiny_network: FastSAM3D, tmp_path: Path) -> None:
-    run, _ = pretrain(tiny_network, BallSamples(), tmp_path, options(max_steps=12, peak_rate=3e-3))
+    stage = options(max_steps=12, peak_rate=3e-3)
+    run, _ = train(tiny_network, BallSamples(), tmp_path, stage, LOSS)
     assert run.log[-1]["loss"] < run.log[0]["loss"]
     assert {path.name for path in tmp_path.iterdir()} == {"state.pt", "log.csv", "curves.png"}
 
@@ -105,33 +113,37 @@ def test_balls_lie_at_positive_clicks_and_later_clicks_overwrite_them(
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     tiny_network: FastSAM3D, tmp_path: Path
 ) -> None:
-    def train(folder: str, *stops: int) -> list[dict[str, torch.Tensor]]:
+    def states_of(folder: str, *stops: int) -> list[dict[str, torch.Tensor]]:
         states = []
         for stop in stops:
             network = build_untrained(tiny_network.config, seed=0)
-            run, average = pretrain(
-                network, BallSamples(), tmp_path / folder, options(max_steps=stop)
-            )
+            stage = options(max_steps=stop)
+            run, average = train(network, BallSamples(), tmp_path / folder, stage, LOSS)
             assert run.step == stop
             means = {f"mean {name}": x for name, x in average.weights.items()}
             states.append({**network.state_dict(), **means})
         return states
 
-    (through,) = train("through", 3)
-    interrupted, resumed = train("resumed", 2, 3)
+    (through,) = states_of("through", 3)
+    interrupted, resumed = states_of("resumed", 2, 3)
     for name, expected in through.items():
         torch.testing.assert_close(resumed[name], expected, msg=name)
     assert any(not torch.equal(interrupted[name], x) for name, x in through.items())
 
 
 def test_the_state_of_another_network_is_refused(tiny_network: FastSAM3D, tmp_path: Path) -> None:
-    pretrain(tiny_network, BallSamples(), tmp_path, options(max_steps=1))
+    train(tiny_network, BallSamples(), tmp_path, options(max_steps=1), LOSS)
     wider = build_untrained(dataclasses.replace(tiny_network.config, width=48), seed=0)
     with pytest.raises(InputError, match="another network"):
-        pretrain(wider, BallSamples(), tmp_path, options(max_steps=2))
+        train(wider, BallSamples(), tmp_path, options(max_steps=2), LOSS)
 
 
-def test_only_graded_clicks_have_a_gradient(tiny_network: FastSAM3D) -> None:
+def test_only_graded_clicks_have_a_gradient(
+    tiny_network: FastSAM3D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # in bfloat16 gradients differ by more than the tolerance
+    monkeypatch.setattr("lib.trainers.decoder_autocast.has_amx", lambda: False)
+
     def gradient(graded: set[int]) -> torch.Tensor:
         tiny_network.zero_grad()
         loss, facts = interactive_loss(
@@ -152,31 +164,6 @@ def test_only_graded_clicks_have_a_gradient(tiny_network: FastSAM3D) -> None:
     assert not torch.allclose(first, third)
     # the first click counts twice: for the single mask and for the three masks
     torch.testing.assert_close(both, (2 * first + third) / 3, atol=1e-5, rtol=1e-3)
-
-
-def test_without_detail_the_encoder_learns_and_the_refiner_does_not(
-    tiny_network: FastSAM3D,
-) -> None:
-    config = dataclasses.replace(tiny_network.config, detail_channels=4)
-    network = build_untrained(config, seed=0)
-
-    def learners(detail: bool) -> dict[str, bool]:
-        network.zero_grad()
-        generator = torch.Generator().manual_seed(0)
-        loss, facts = interactive_loss(network, batch_of(0, 1), 2, {0, 1}, generator, detail)
-        loss.backward()
-        assert ("dice_1" in facts, "dice_1_plain" in facts) == (detail, not detail)
-        return {
-            part: any(x.grad is not None and bool(x.grad.any()) for x in module.parameters())
-            for part, module in (
-                ("encoder", network.image_encoder),
-                ("detail", network.detail_stem),
-                ("refiner", network.mask_decoder.refiner),
-            )
-        }
-
-    assert learners(detail=True) == {"encoder": True, "detail": True, "refiner": True}
-    assert learners(detail=False) == {"encoder": True, "detail": False, "refiner": False}
 
 
 def test_the_best_of_several_masks_has_the_largest_gradient() -> None:
@@ -258,8 +245,6 @@ def test_the_average_follows_the_weights(tiny_network: FastSAM3D) -> None:
         parameter += 1
     average.update(tiny_network, step=10_000)
     torch.testing.assert_close(average.weights[name], before + 0.1)
-    network = averaged_network(tiny_network.config, average)
-    torch.testing.assert_close(dict(network.named_parameters())[name], before + 0.1)
     average.update(tiny_network, step=0)
     assert math.isclose(
         float((average.weights[name] - before).mean()), 0.1 + 0.9 * 0.9, rel_tol=1e-3
@@ -343,6 +328,58 @@ def test_keys_are_spread_over_the_images() -> None:
     torch.testing.assert_close(keys.std(dim=(0, 2, 3, 4)), torch.full((8,), 0.7))
 
 
+KEYED = dataclasses.replace(DETAILED, key_channels=3)
+
+
+def run_stages(
+    folder: Path, case: Case, monkeypatch: pytest.MonkeyPatch, **changes: object
+) -> tuple[FastSAM3D, dict[str, str]]:
+    monkeypatch.setattr("training.pretrain.TEACHER", KEYED)
+    short = {"max_steps": 2, "workers": 0, "clicks": 2, "click_steps": 1, **changes}
+    samples = ClickSamples([case], SampleOptions(roi_size=32, scenes=2), seed=0)
+    start = short.pop("start", None)
+    return pretrain(samples, folder, PretrainOptions(**short), start)
+
+
+def test_the_stages_follow_each_other_and_resume(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    case = make_case()
+    network, facts = run_stages(tmp_path, case, monkeypatch)
+    assert {path.name for path in tmp_path.iterdir()} == {"cells", "clicks", "decoder"}
+    assert {facts[f"{name}_steps"] for name in ("cells", "clicks", "decoder")} == {"2"}
+    again, _ = run_stages(tmp_path, case, monkeypatch)  # all stages have their steps already
+    for name, x in network.state_dict().items():
+        assert torch.equal(x, again.state_dict()[name]), name
+    decoder_only, facts = run_stages(
+        tmp_path / "other", case, monkeypatch, cell_minutes=0, minutes=0
+    )
+    assert "cells_steps" not in facts and "clicks_steps" not in facts
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["decoder"]
+
+
+@pytest.mark.parametrize("cells", [0.0, 1.0])
+def test_a_first_stage_has_an_encoder_of_its_own(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cells: float
+) -> None:
+    earlier = build_untrained(KEYED, seed=7)
+    save_weights(earlier, tmp_path / "earlier.safetensors", {})
+    taken: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(
+        "training.pretrain.train",
+        lambda network, *others: (
+            taken.append({name: x.clone() for name, x in network.state_dict().items()})
+            or (RunState(), AveragedWeights(network, 0.9))
+        ),
+    )
+    start = tmp_path / "earlier.safetensors"
+    run_stages(tmp_path, make_case(), monkeypatch, cell_minutes=cells, minutes=0, start=start)
+    for name in ("image_encoder.neck.0.weight", "mask_decoder.refiner.cell_keys.out.weight"):
+        assert torch.equal(taken[0][name], earlier.state_dict()[name]) == (not cells)
+    name = "mask_decoder.refiner.merge.weight"
+    assert torch.equal(taken[0][name], earlier.state_dict()[name])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -361,7 +398,7 @@ def test_a_start_without_weights_ends_with_one_sentence(
     make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("training.pretrain.load_cases", lambda folder: [make_case()])
-    monkeypatch.setattr("training.pretrain.build_untrained", lambda name, seed: FastSAM3D(DETAILED))
+    monkeypatch.setattr("training.pretrain.TEACHER", DETAILED)
     monkeypatch.setattr("training.pretrain.initialise", lambda network, images: None)
     readme = tmp_path / "README.md"
     readme.write_text("no weights")

@@ -165,6 +165,7 @@ def threads_of_worker(case: object) -> str | None:
     return os.environ.get("OMP_NUM_THREADS")
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """The threads of the click path count their cores by this variable."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -85,7 +85,10 @@ def test_the_server_is_started_again(browser: Browser, tmp_path: Path) -> None:
         assert viewer.errors == []
 
 
-@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "not cached"])
+@pytest.mark.parametrize(
+    "is_cached",
+    [pytest.param(True, id="cached", marks=pytest.mark.slow), pytest.param(False, id="not cached")],
+)
 def test_the_pacs_is_gone(browser: Browser, tmp_path: Path, is_cached: bool) -> None:
     """Presses on a scan that the server has go on; else the message says what is missing."""
     uids = SERIES_0.write(tmp_path / "series")

@@ -41,6 +41,7 @@ def test_two_processes_give_the_numbers_of_one(site: Site, alone: dict) -> None:
     assert_alike(site.train("together", **SMALL, processes=2), alone)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_update_and_save_it(site: Site) -> None:
     """SIGTERM goes to the process that started them, as the server's *Stop* sends it."""
     options = {**SMALL, "max_epochs": 5000, "val_interval": 5000, "processes": 2}

@@ -199,8 +199,8 @@ check-data:
 # --- default weights ------------------------------------------------------------------------------
 
 # MINUTES: duration of the teacher's pretraining, a quarter for its encoder alone and a quarter for its
-# decoder alone. WEIGHTS_BUILD: output folder. TEACHER: weights of an
-# existing teacher, which skip the pretraining. ATTENTION: operator of the student, sparse or dense.
+# decoder alone. WEIGHTS_BUILD: output folder. TEACHER: weights of an existing teacher, which skip the
+# pretraining. ATTENTION: operator of the student, sparse or dense.
 MINUTES ?= 600
 WEIGHTS_BUILD ?= weights-build
 TEACHER ?=

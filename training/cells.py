@@ -15,12 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from lib.errors import InputError
-from lib.imaging.intensity import normalize
 from lib.networks import FastSAM3D
 from lib.trainers.decoder_autocast import decoder_autocast
 
-from .data import MIN_TARGET_VOXELS, ClickSamples
+from .data import ClickSamples
 
 REUSE = 8
 """REUSE: samples of each ROI, which are turned and mirrored; to crop a ROI takes longer than to
@@ -68,15 +66,8 @@ class CellRois(Dataset):
     def _make_roi(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         generator = np.random.default_rng([self.clicks.seed, 3, number])
         centres = (slice(self.cell // 2, None, self.cell),) * 3
-        while True:
-            image, is_ct, labels, target = self.clicks.draw_roi(generator)
-            if np.count_nonzero(np.isin(labels, target)) < MIN_TARGET_VOXELS:
-                continue
-            try:
-                image = normalize(image, is_ct)
-            except InputError:  # no contrast
-                continue
-            return image.astype(np.float16), labels[centres].copy()
+        image, labels, _ = self.clicks.draw_normalised(generator)
+        return image.astype(np.float16), labels[centres].copy()
 
 
 def cell_loss(
@@ -88,14 +79,17 @@ def cell_loss(
     share of pairs that are on the right side of `SAME`, where pairs of one structure and others
     weigh the same. ROIs without labels count as 0. Raises ValueError for a network without keys.
     """
-    with torch.no_grad(), decoder_autocast(batch["image"].device):
-        detail = network.detail_stem(batch["image"])
-    # the patches are embedded in float32, where their convolution is faster on a CPU
+    image, stem = batch["image"], network.detail_stem
     encoder, cell_keys = network.image_encoder, network.mask_decoder.refiner.cell_keys
     if cell_keys is None:
         raise ValueError("the network has no cell keys: key_channels is 0")
-    tokens = encoder.embed(batch["image"])
-    with decoder_autocast(batch["image"].device):
+    # patches are embedded in float32, where their convolutions are faster on a CPU
+    tokens = encoder.embed(image)
+    with torch.no_grad():
+        patches = stem.patches(image)
+        with decoder_autocast(image.device):
+            detail = stem.mix(patches)
+    with decoder_autocast(image.device):
         *_, tokens = encoder.block_outputs(tokens)
         embedding = encoder.neck(tokens.movedim(-1, 1))
         keys = cell_keys(embedding, detail).float()

@@ -1,7 +1,7 @@
 """The last stage of the pretraining: the mask decoder learns from every click of many series.
 
-The image encoder, the image detail and the cell keys are frozen, so each ROI is encoded once. A
-step has one new ROI and the newest click of each series that is under way. The series are at
+Image encoder, image detail and cell keys get no gradient, so each ROI is encoded once. A step has
+one new ROI and the newest click of each series that is under way. The series are at
 different clicks, and every mask that is computed is learned from.
 """
 
@@ -155,14 +155,3 @@ def padded_clicks(active: Sequence[OpenSeries]) -> tuple[Tensor, Tensor]:
         points_roi[row, : len(series.labels)] = series.points_roi
         labels[row, : len(series.labels)] = series.labels
     return points_roi, labels
-
-
-def freeze_image_part(network: FastSAM3D) -> None:
-    """Freeze everything but the prompt encoder and the mask decoder, and of it the cell keys.
-
-    The positions of clicks are frozen too: they are part of the image tokens.
-    """
-    for name, parameter in network.named_parameters():
-        is_trained = name.startswith(("prompt_encoder.", "mask_decoder."))
-        is_frozen = "positional" in name or ".cell_keys." in name
-        parameter.requires_grad_(is_trained and not is_frozen)

@@ -86,21 +86,21 @@ class ClickSamples(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         generator = np.random.default_rng([self.seed, 0, number])
-        sample = None
-        while sample is None:
-            sample = self._draw(generator)
-        return sample
-
-    def _draw(self, generator: np.random.Generator) -> dict[str, Tensor] | None:
-        """Return a sample, or None if the target is too small or the ROI has no contrast."""
-        image, is_ct, labels, target = self.draw_roi(generator)
-        if np.count_nonzero(np.isin(labels, target)) < MIN_TARGET_VOXELS:
-            return None
-        try:
-            image = normalize(image, is_ct)
-        except InputError:  # no contrast
-            return None
+        image, labels, target = self.draw_normalised(generator)
         return to_tensors(image, labels, target, self.options, generator)
+
+    def draw_normalised(
+        self, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Return a normalised ROI with enough of its first target: see :meth:`draw_roi`."""
+        while True:
+            image, is_ct, labels, target = self.draw_roi(generator)
+            if np.count_nonzero(np.isin(labels, target)) < MIN_TARGET_VOXELS:
+                continue
+            try:
+                return normalize(image, is_ct), labels, target
+            except InputError:  # no contrast
+                continue
 
     def draw_roi(
         self, generator: np.random.Generator

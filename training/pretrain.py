@@ -27,7 +27,7 @@ from lib.weights import save_weights
 from lib.weights.files import as_weights_errors
 
 from .cells import CellRois, cell_loss
-from .click_series import SeriesLoss, freeze_image_part
+from .click_series import SeriesLoss
 from .data import ClickSamples, SampleOptions
 from .initialisation import initialise, learn_to_mark_clicks, spread_keys, take_weights
 from .interaction import interactive_loss
@@ -105,7 +105,6 @@ def pretrain(
     if options.minutes:
         learn("clicks", options.minutes, samples, partial(click_loss, clicks=options.clicks))
     if options.decoder_minutes:
-        freeze_image_part(network)
         learn("decoder", options.decoder_minutes, samples, SeriesLoss(options.clicks))
     return network.eval(), facts
 

@@ -58,8 +58,8 @@ def train(
 ) -> tuple[RunState, AveragedWeights]:
     """Train until the minutes are used up; resume from `state.pt` if the folder has it.
 
-    loss: of a batch of the samples. The folder gets the state, the log and
-    its curves. Raises InputError for an unknown device.
+    loss: of a batch of the samples. The folder gets the state, the log and its curves. Raises
+    InputError for an unknown device.
     """
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(find_device(options.device))

@@ -76,6 +76,14 @@ def test_likeness_is_to_the_nearest_click_and_0_without_clicks() -> None:
     assert not maps[:, 1].any()
 
 
+def test_likeness_is_exact_while_a_training_computes_in_bfloat16() -> None:
+    keys = 30 + torch.rand(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    clicked = keys[:, :, 0, 0, 0][:, None]
+    expected = likeness(keys, clicked, torch.ones(1, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(likeness(keys, clicked, torch.ones(1, 1)), expected)
+
+
 def test_keys_change_the_masks_of_a_network_that_has_them(volume: torch.Tensor) -> None:
     keyed = build_untrained(replace(CONFIG, key_channels=3), seed=0)
     prepared = keyed.prepare(keyed.encode(volume))

@@ -20,14 +20,19 @@ from pathlib import Path
 from pip._vendor.packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FIRST = ("setuptools", "wheel", "torch", "torchvision")
-"""FIRST: what is installed in any case; the first two build the packages without a wheel."""
+BUILD_TOOLS = ("setuptools", "wheel")
+"""BUILD_TOOLS: build the packages that have no wheel; installed with all that they require."""
+
+FIRST = ("torch", "torchvision")
+"""FIRST: what is installed with the large packages that it requires, and nothing else."""
 
 LARGE = re.compile(r"nvidia|cuda|triton|pytorch")
 """LARGE: names of the packages beside torch that are large, or require large ones."""
 
 
 def main() -> int:
+    if code := _install(*BUILD_TOOLS):
+        return code
     waiting = [Requirement(name) for name in FIRST]
     seen: set[str] = set()
     while waiting:
@@ -36,8 +41,10 @@ def main() -> int:
         if key in seen:
             continue
         seen.add(key)
-        if not is_installed(requirement.name) and (code := _install(requirement)):
-            return code
+        if not is_installed(requirement.name):
+            requirement.marker = None  # it was evaluated
+            if code := _install("--no-deps", str(requirement)):
+                return code
         waiting += large_requirements(requirement)
     return 0
 
@@ -63,13 +70,12 @@ def large_requirements(requirement: Requirement) -> Iterator[Requirement]:
             yield needed
 
 
-def _install(requirement: Requirement) -> int:
-    """Install one package without what it requires; return pip's exit code."""
-    requirement.marker = None  # it was evaluated
+def _install(*arguments: str) -> int:
+    """Install packages in the versions of the lock files; return pip's exit code."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-input"]
     constraints = ["-c", str(REPOSITORY / "constraints.txt")]
     constraints += ["-c", str(REPOSITORY / "requirements.txt")]
-    return subprocess.call([*pip, "--no-deps", *constraints, str(requirement)])
+    return subprocess.call([*pip, *constraints, *arguments])
 
 
 if __name__ == "__main__":

@@ -112,11 +112,11 @@ def _plot(log: list[dict[str, float]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 4))
     for axes, names in zip(
-        figure.subplots(1, 2), (("loss",), ("dice_1", "dice_3", "dice_5")), strict=True
+        figure.subplots(1, 2), (("loss",), ("same", "dice_1", "dice_3", "dice_5")), strict=True
     ):
         for name in names:
-            rows = [row for row in log if name in row]
-            axes.plot([row["minutes"] for row in rows], [row[name] for row in rows], label=name)
+            if rows := [row for row in log if name in row]:
+                axes.plot([row["minutes"] for row in rows], [row[name] for row in rows], label=name)
         axes.set_xlabel("minutes")
         axes.grid(alpha=0.3)
         axes.legend()

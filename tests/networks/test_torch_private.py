@@ -32,6 +32,18 @@ def test_amx_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("amx", "avx512", "answer"),
+    [(True, False, True), (False, True, True), (False, False, False)],
+)
+def test_bfloat16_is_multiplied_with_amx_or_avx512(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, answer: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert torch_private.multiplies_bfloat16() is answer
+
+
+@pytest.mark.parametrize(
     ("vnni", "avx2", "levels"), [(True, True, 127), (False, True, 64), (False, False, 0)]
 )
 def test_the_levels_of_8_bit_products_follow_the_hardware(

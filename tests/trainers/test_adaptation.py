@@ -192,12 +192,12 @@ def test_places_beside_a_label_are_near_it_and_outside(labelled: Site) -> None:
     assert (np.abs(beside.body - middle) <= extent + 1).all()
 
 
-@pytest.mark.parametrize("has_amx", [True, False])
-def test_bfloat16_is_used_with_amx_alone(monkeypatch: pytest.MonkeyPatch, has_amx: bool) -> None:
-    monkeypatch.setattr("lib.trainers.decoder_autocast.has_amx", lambda: has_amx)
+@pytest.mark.parametrize("has_it", [True, False])
+def test_bfloat16_is_used_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, has_it: bool) -> None:
+    monkeypatch.setattr("lib.trainers.decoder_autocast.multiplies_bfloat16", lambda: has_it)
     with decoder_autocast(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert product.dtype == (torch.bfloat16 if has_amx else torch.float32)
+    assert product.dtype == (torch.bfloat16 if has_it else torch.float32)
 
 
 def test_no_labels(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_series_go_on_to_their_end_and_empty_targets_have_none(network: FastSAM3
 def test_a_newest_click_is_decoded_as_the_network_decodes_a_series(
     network: FastSAM3D, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lib.trainers.decoder_autocast.has_amx", lambda: False)
+    monkeypatch.setattr("lib.trainers.decoder_autocast.multiplies_bfloat16", lambda: False)
     active = series_of(network, 0, 1)
     active[1].points_roi = torch.cat([active[1].points_roi, torch.tensor([[4.0, 5, 6]])])
     active[1].labels = torch.tensor([1, 0])

@@ -142,7 +142,7 @@ def test_only_graded_clicks_have_a_gradient(
     tiny_network: FastSAM3D, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # in bfloat16 gradients differ by more than the tolerance
-    monkeypatch.setattr("lib.trainers.decoder_autocast.has_amx", lambda: False)
+    monkeypatch.setattr("lib.trainers.decoder_autocast.multiplies_bfloat16", lambda: False)
 
     def gradient(graded: set[int]) -> torch.Tensor:
         tiny_network.zero_grad()

@@ -28,6 +28,11 @@ def has_amx() -> bool:
     return _cpu_has("_is_amx_tile_supported")
 
 
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16, with AMX or with AVX512."""
+    return has_amx() or _cpu_has("_is_avx512_bf16_supported")
+
+
 def int8_levels() -> int:
     """Return the largest magnitude in ``b`` with which `int8_matmul` is exact and fast; 0: none.
 

@@ -99,6 +99,34 @@ def test_a_training_that_asks(viewer: PromptViewer, trained: RunningServer) -> N
     assert asked == [("fastsam3d_adapt", {}), ("fastsam3d_adapt", {"accept": True})]
 
 
+def test_a_training_tells_at_once_how_long_it_takes(
+    viewer: PromptViewer, trained: RunningServer
+) -> None:
+    """The estimate of the reply stands beside the progress, and goes with the training."""
+    state = {"status": ""}
+
+    def start(route: Route) -> None:
+        if route.request.method != "POST":
+            route.fallback()
+            return
+        state["status"] = "RUNNING"
+        route.fulfill(json={"estimate_seconds": 437, "estimate": "about 7 min on this CPU"})
+
+    viewer.page.route("**/train/", lambda route: route.fulfill(json=state))
+    viewer.page.route("**/train/fastsam3d", start)
+    viewer.button("Train")
+    estimate = viewer.page.locator(".fs [data-estimate]")
+    estimate.wait_for(timeout=TIMEOUT_MS)
+    assert estimate.inner_text() == "about 7 minutes"
+    state["status"] = "DONE"
+    viewer.page.locator(".fs button", has_text="Train").wait_for(timeout=TIMEOUT_MS)
+    state["status"] = "RUNNING"  # a training that another page started
+    viewer.page.locator(".fs summary", has_text="Learn").click()
+    viewer.page.locator(".fs summary", has_text="Learn").click()
+    viewer.page.locator(".fs [data-epoch]").wait_for(timeout=TIMEOUT_MS)
+    assert not estimate.count()
+
+
 def test_roll_back(viewer: PromptViewer, trained: RunningServer, site: Site) -> None:
     """A version that was published is listed and served; each can be served again."""
     network = site.task()._served().network

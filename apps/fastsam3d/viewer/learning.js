@@ -16,6 +16,7 @@ export class Learning extends EventTarget {
     this.trainers = []; // names of the trainers of the model, the adaptation last
     this.epochs = 1; // of a training, unless the user says another number
     this.asked = {}; // what the last training of this page was asked for
+    this.estimate = null; // seconds that it takes, as the server expected at its start
     this.status = ''; // of the last training
     this.stats = {};
     this.versions = null; // {served, versions: [{number}]}
@@ -36,6 +37,7 @@ export class Learning extends EventTarget {
     clearTimeout(this.timer);
     try {
       Object.assign(this, await this.client.learning());
+      if (!this.isRunning) this.estimate = null; // the next training may be that of another page
       if (this.isRunning && !this.isStopped)
         this.timer = setTimeout(() => this.refresh(), POLL_MS);
     } catch (error) {
@@ -46,13 +48,13 @@ export class Learning extends EventTarget {
 
   train(trainer, options) {
     this.asked = options;
-    return this.#do(() => this.client.train(trainer, options));
+    return this.#train(trainer, options);
   }
 
   /** Publish the student of a training that asks: nothing is trained anew. */
   accept() {
     const { trainer } = this.stats;
-    return this.#do(() => this.client.train(trainer, { ...this.asked, accept: true }));
+    return this.#train(trainer, { ...this.asked, accept: true });
   }
 
   stopTraining() {
@@ -73,6 +75,12 @@ export class Learning extends EventTarget {
       const studyUid = await this.client.nextStudy(strategy);
       if (studyUid) window.location.assign(`?StudyInstanceUIDs=${studyUid}`);
       else this.viewer.notify(NOTHING_LEFT, 'info');
+    });
+  }
+
+  #train(trainer, options) {
+    return this.#do(async () => {
+      this.estimate = await this.client.train(trainer, options);
     });
   }
 
@@ -136,6 +144,7 @@ export class LearningView {
         make('button', { onclick: () => learning.stopTraining() }, 'Stop'),
         make('progress', { value: epoch, max: total || 1 }),
         make('span', { 'data-epoch': epoch }, `epoch ${epoch} of ${total || '…'}`),
+        this.#estimate(),
         left ? make('span', {}, `about ${left} left`) : ''
       );
     if (!this.epochs.value) this.epochs.value = learning.epochs;
@@ -151,6 +160,14 @@ export class LearningView {
       ' epochs',
       adaptation ? button('Adapt', 'Learn the saved labels in minutes', adapt) : ''
     );
+  }
+
+  #estimate() {
+    const { estimate } = this.learning;
+    if (estimate === null) return '';
+    const minutes = Math.max(1, Math.round(estimate / 60));
+    const text = `about ${minutes} minute${minutes === 1 ? '' : 's'}`;
+    return make('span', { 'data-estimate': estimate }, text);
   }
 
   #question() {

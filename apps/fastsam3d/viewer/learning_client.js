@@ -37,10 +37,12 @@ export class LearningClient {
     };
   }
 
+  /** Start a training; return the seconds that the server expects, or null if it cannot tell. */
   async train(trainer, options) {
     const headers = { 'Content-Type': 'application/json' };
     const body = JSON.stringify(options);
-    await ask(`/train/${trainer}`, { method: 'POST', headers, body });
+    const reply = await ask(`/train/${trainer}`, { method: 'POST', headers, body });
+    return (await reply.json()).estimate_seconds ?? null;
   }
 
   async stopTraining() {

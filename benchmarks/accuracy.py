@@ -3,6 +3,7 @@
 python benchmarks/accuracy.py --data DIR
     --models fastsam3d,sam_med3d,ball,region_growing,random_walker --clicks 1,3,5,10
     [--prompts point,box,box_in_plane,lasso,scribble,stock] [--replay MODEL]
+    [--attention stored|dense|sparse]
     [--json FILE] [--markdown FILE] [--pictures FOLDER]
 
 `benchmarks/datasets.py` lists the layouts that DIR may have. The app's models run through the
@@ -24,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 if __package__ in (None, ""):  # run as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,9 +39,13 @@ from benchmarks.datasets import choose_cases, find_cases  # noqa: E402
 from benchmarks.machine import cpu_name  # noqa: E402
 from benchmarks.protocols import MIN_MM3, make_protocol  # noqa: E402
 from lib.errors import AppError, InputError  # noqa: E402
+from lib.networks import AttentionChoice  # noqa: E402
 
 FAILURES = 6
 """FAILURES: number of structures with the lowest Dice that the report lists for each model."""
+
+UNNAMED = {"zoom": "auto", "attention": "stored", "prompts": "point", "replay": ""}
+"""UNNAMED: options that the command of a report leaves out if they have these values."""
 
 
 def make_report(
@@ -100,6 +105,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--radius-mm", type=float, default=10.0, help="radius of the ball baseline")
     parser.add_argument("--zoom", default="auto", help="option zoom of the app: auto, fixed or mm")
     parser.add_argument(
+        "--attention",
+        choices=get_args(AttentionChoice),
+        default="stored",
+        help="option attention of the app",
+    )
+    parser.add_argument(
         "--prompts",
         default="point",
         help=f"first prompt of a series, comma-separated, of {', '.join(PROMPTS)}",
@@ -131,7 +142,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         options.radius_mm,
         options.repeats,
         max(1, (os.cpu_count() or 1) // options.jobs),
-        options.zoom,
+        {"zoom": options.zoom, "attention": options.attention},
         tuple(dict.fromkeys(kind.strip() for kind in options.prompts.split(","))),
         options.replay,
     )
@@ -152,7 +163,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
     scores, skipped = collect(bench, cases, options.jobs)
     about = {
-        "command": shlex.join(["python", "benchmarks/accuracy.py", *_arguments_of_report(options)]),
+        "command": report_command(options),
         "date": date.today().isoformat(),
         "minutes": round((time.monotonic() - start) / 60, 1),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
@@ -174,19 +185,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _arguments_of_report(options: argparse.Namespace) -> list[str]:
-    """Return the options that affect the numbers; paths are shortened to their last part."""
-    words = ["--data", options.data.resolve().name]
+def report_command(options: argparse.Namespace) -> str:
+    """Return the command of a report: what affects the numbers, with the last part of each path."""
+    words = ["python", "benchmarks/accuracy.py", "--data", options.data.resolve().name]
     for name in ("part", "models", "protocol", "clicks", "per_source", "seed", "repeats"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    for name, default in (("zoom", "auto"), ("prompts", "point"), ("replay", "")):
-        if (value := getattr(options, name)) != default:
+    for name, usual in UNNAMED.items():
+        if (value := getattr(options, name)) != usual:
             words += [f"--{name}", value]
     for text in options.weights:
         name, file = _split_weights(text)
         words += ["--weights", f"{name}={Path(file).name}"]
-    return words
+    return shlex.join(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

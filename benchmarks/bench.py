@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
@@ -33,7 +33,7 @@ class Plan:
 
     models: names, see `contestants.py`. weights: file of a model, by its name. radius_mm: radius of
     the ball baseline. repeats: click series per structure; their mean is scored. threads: threads
-    of each process when there are several. zoom: the app's option of this name.
+    of each process when there are several. options: further options of the app, by name.
     """
 
     models: tuple[str, ...]
@@ -42,7 +42,7 @@ class Plan:
     radius_mm: float
     repeats: int = 1
     threads: int = 1
-    zoom: str = "auto"
+    options: Mapping[str, str] = field(default_factory=dict)
     prompts: tuple[str, ...] = ("point",)
     replay: str = ""
 
@@ -53,7 +53,7 @@ class Bench:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.contestants: dict[str, Contestant] = make_contestants(
-            plan.models, plan.weights, plan.radius_mm, plan.zoom, plan.prompts
+            plan.models, plan.weights, plan.radius_mm, plan.options, plan.prompts
         )
         if plan.replay and plan.replay not in self.contestants:
             names = ", ".join(self.contestants)

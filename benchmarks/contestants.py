@@ -68,13 +68,13 @@ class Served:
     written to a file.
     """
 
-    def __init__(self, kind: str, weights: str, zoom: str = "auto") -> None:
+    def __init__(self, kind: str, weights: str, options: Mapping[str, str] = {}) -> None:
         """Load the app's model `kind`.
 
-        weights: a file, or "" for the default weights. zoom: the app's option of this name.
+        weights: a file, or "" for the default weights. options: further options of the app.
         """
         option = {"fastsam3d": "weights", "sam_med3d": "teacher_weights"}[kind]
-        conf = {"zoom": zoom, **({option: weights} if weights else {})}
+        conf = {**options, **({option: weights} if weights else {})}
         caches = Caches(
             volumes=ByteCache(VOLUME_CACHE_BYTES, array_nbytes),
             embeddings=ByteCache(RESULT_CACHE_BYTES, array_nbytes),
@@ -82,8 +82,8 @@ class Served:
             initial_masks=ByteCache(RESULT_CACHE_BYTES, lambda mask: mask.values.nbytes),
         )
         config: Any = MODELS[kind]()
-        options = Options.from_conf(conf)
-        config.init(kind, str(MODEL_FOLDER), conf, planner=None, options=options, caches=caches)
+        parsed = Options.from_conf(conf)
+        config.init(kind, str(MODEL_FOLDER), conf, planner=None, options=parsed, caches=caches)
         self._task: Any = config.infer()
 
     def mask(self, scan: Scan, request: Mapping[str, Any]) -> np.ndarray:
@@ -92,7 +92,11 @@ class Served:
 
     def weights(self) -> dict[str, Any]:
         """Return the description of the weights that `/info` shows."""
-        return self._task.info()["weights"]
+        return self.info()["weights"]
+
+    def info(self) -> dict[str, Any]:
+        """Return the model's entry in `/info`."""
+        return self._task.info()
 
 
 @dataclass(frozen=True)
@@ -177,13 +181,13 @@ def make_contestants(
     names: Sequence[str],
     weights: Mapping[str, str],
     radius_mm: float = 10.0,
-    zoom: str = "auto",
+    options: Mapping[str, str] = {},
     prompts: Sequence[str] = ("point",),
 ) -> dict[str, Contestant]:
     """Load the models.
 
     weights: file of a model, by its name; a name that is not in `SERVED` becomes a FastSAM3D with
-    these weights. zoom: the app's option of this name, for the models that it serves. prompts:
+    these weights. options: further options of the app, for the models that it serves. prompts:
     kinds of the first prompt, for the same models; each kind but ``point`` becomes a contestant of
     its own, named "model, kind". Raises InputError for an unknown name or kind and for missing
     weights.
@@ -196,7 +200,7 @@ def make_contestants(
         raise InputError(f"--prompts {unknown[0]}: choose from {', '.join(PROMPTS)}")
     contestants: dict[str, Contestant] = {}
     for name in names:
-        model = _make(name, weights.get(name, ""), radius_mm, zoom)
+        model = _make(name, weights.get(name, ""), radius_mm, options)
         if isinstance(model, Served):
             for kind in prompts:
                 contestants[name if kind == "point" else f"{name}, {kind}"] = Prompted(model, kind)
@@ -205,7 +209,9 @@ def make_contestants(
     return contestants
 
 
-def _make(name: str, weights: str, radius_mm: float, zoom: str) -> Contestant | Served:
+def _make(
+    name: str, weights: str, radius_mm: float, options: Mapping[str, str]
+) -> Contestant | Served:
     if name == "ball":
         return Classical(lambda volume: Ball(volume, radius_mm))
     if name in BASELINES:
@@ -222,7 +228,7 @@ def _make(name: str, weights: str, radius_mm: float, zoom: str) -> Contestant | 
     if published and not weights and not (MODEL_FOLDER / published).is_file():
         raise InputError(f"{name} needs {published} in {MODEL_FOLDER}, or --weights {name}=FILE")
     try:
-        return Served(kind, weights or published, zoom)
+        return Served(kind, weights or published, options)
     except WeightsError as error:
         raise InputError(f"{name}: {error}") from error
 

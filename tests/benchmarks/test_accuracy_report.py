@@ -7,9 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from benchmarks.accuracy import main
+from benchmarks.accuracy import main, make_plan, parse_arguments, report_command
 from benchmarks.accuracy_report import Score, summarise, worst
-from benchmarks.contestants import available_models
+from benchmarks.contestants import Prompted, available_models
 from benchmarks.protocols import make_protocol
 
 from benchmarks import accuracy_pictures, bench
@@ -130,6 +130,18 @@ def test_each_kind_of_first_prompt_is_a_row(data: Path, tmp_path: Path) -> None:
     assert rows["click_ball"]["1"] == rows["click_ball, stock"]["1"]
     assert "--prompts point,box,lasso,stock --zoom" not in report["command"]
     assert "--prompts point,box,lasso,stock" in report["command"]
+
+
+@pytest.mark.parametrize("attention", ["stored", "sparse"])
+def test_the_option_attention_reaches_the_models(data: Path, attention: str) -> None:
+    """The app's `/info` shows the operator, and the command of the report names it."""
+    words = ["--data", str(data), "--models", "click_ball", "--attention", attention]
+    options = parse_arguments([*words, "--weights", f"click_ball={CLICK_BALL}"])
+    (contestant,) = bench.Bench(make_plan(options)).contestants.values()
+    assert isinstance(contestant, Prompted)
+    operator = "dense" if attention == "stored" else attention  # these weights store the dense one
+    assert contestant.served.info()["attention"] == operator
+    assert ("--attention sparse" in report_command(options)) == (attention == "sparse")
 
 
 def test_replayed_clicks_are_those_of_another_model(data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from lib.infers.request import OPTIONS as REQUEST_KEYS
 from lib.options import Options
 from lib.server.doors import STATUSES
 from lib.server.install import ERRORS, install
+from lib.trainers.adapt_options import AdaptOptions
+from lib.trainers.request_options import RequestOptions
 from lib.trainers.train_options import TrainOptions
 from test_repository import REPOSITORY, make_targets
 
@@ -234,17 +236,33 @@ def test_request_keys_are_those_of_the_code() -> None:
     assert {row[0].strip("`") for row in table("request keys")} == set(REQUEST_KEYS)
 
 
-def test_train_options_are_those_of_the_code() -> None:
-    rows = {row[0].strip("`"): row for row in table("train options")}
-    options = {option.name: option for option in fields(TrainOptions)}
-    assert list(rows) == list(options)
+OPTION_TABLES = {"train options": TrainOptions, "adaptation options": AdaptOptions}
+OF_ALL_TRAINERS = [option.name for option in fields(RequestOptions)]
+"""OF_ALL_TRAINERS: options that the table of the adaptation does not repeat."""
+
+
+@pytest.mark.parametrize("title", OPTION_TABLES)
+def test_train_options_are_those_of_the_code(title: str) -> None:
+    rows = {row[0].strip("`"): row for row in table(title)}
+    options = {option.name: option for option in fields(OPTION_TABLES[title])}
+    repeated = [] if title == "train options" else OF_ALL_TRAINERS
+    assert list(rows) == [name for name in options if name not in repeated]
     for name, row in rows.items():
         check_default(row[1], options[name].default)
 
 
-def test_train_options_of_clients_are_marked() -> None:
-    marked = {row[0].strip("`") for row in table("train options") if row[2] == "yes"}
-    assert marked == set(TrainOptions.config())
+@pytest.mark.parametrize("title", OPTION_TABLES)
+def test_train_options_of_clients_are_marked(title: str) -> None:
+    rows = table(title)
+    marked = {row[0].strip("`") for row in rows if row[2] == "yes"}
+    named = {row[0].strip("`") for row in rows}
+    assert marked == set(OPTION_TABLES[title].config()) & named
+
+
+def test_options_of_all_trainers_are_named_before_the_table_of_the_adaptation() -> None:
+    text = " ".join(REFERENCE.read_text(encoding="utf-8").split())
+    (sentence,) = re.findall(r"The body of `POST /train/fastsam3d_adapt` has (.*?) as above", text)
+    assert CODE_SPAN.findall(sentence) == OF_ALL_TRAINERS
 
 
 def routes_of(routes: list) -> set[str]:

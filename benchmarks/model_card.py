@@ -1,7 +1,7 @@
 """Write the measured numbers into the pages: `python -m benchmarks.model_card`.
 
-README.md, docs/model-card.md and docs/reports/accuracy.md contain blocks between `<!-- NAME -->`
-and `<!-- / -->`. This command fills them from the reports of `benchmarks/accuracy.py` in
+README.md, docs/model-card.md and two reports contain blocks between `<!-- NAME -->` and
+`<!-- / -->`. This command fills them from the reports of `benchmarks/accuracy.py` in
 benchmarks/results and from the metadata of the default weights, so that nobody types a number.
 `--check` changes nothing and fails if a page is out of date.
 """
@@ -24,6 +24,7 @@ if __package__ in (None, ""):  # run as a script
 from training.publish import measured  # noqa: E402
 
 from benchmarks.accuracy_report import with_intervals  # noqa: E402
+from benchmarks.paper_table import kept_dice, short, table_2  # noqa: E402
 from benchmarks.report_table import table  # noqa: E402
 from lib.networks import describe_checkpoint  # noqa: E402
 
@@ -31,7 +32,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 WEIGHTS = REPOSITORY / "apps" / "fastsam3d" / "weights"
 FILES = tuple(
-    REPOSITORY / name for name in ("README.md", "docs/model-card.md", "docs/reports/accuracy.md")
+    REPOSITORY / name
+    for name in (
+        "README.md",
+        "docs/model-card.md",
+        "docs/reports/accuracy.md",
+        "docs/reports/paper.md",
+    )
 )
 GROUPS = {"sources": "source", "modalities": "modality"}
 BLOCK = re.compile(r"(<!-- ([\w-]+) -->)(.*?)(<!-- / -->)", flags=re.DOTALL)
@@ -55,6 +62,7 @@ def make_blocks(results: Path = RESULTS, weights: Path = WEIGHTS) -> dict[str, s
     random_clicks = _read_report(results / "accuracy-eval.json")
     challenge = _read_report(results / "accuracy-cvpr2025.json")
     replayed = _read_report(results / "accuracy-replay.json")
+    prompted = _read_report(results / "accuracy-prompts.json")
     return {
         "command": _command(random_clicks),
         "measured-on": _measured_on(random_clicks),
@@ -64,20 +72,58 @@ def make_blocks(results: Path = RESULTS, weights: Path = WEIGHTS) -> dict[str, s
         "failures": _lines(failures_table(random_clicks)),
         "weights": _lines(weights_table(weights, random_clicks)),
         "card": _lines(card_table(random_clicks, replayed)),
-        "nsd": f"{challenge['models']['fastsam3d']['macro']['nsd_final']:.2f}",
+        "nsd": nsd_in_words(challenge),
+        "prompts": _lines(prompts_table(prompted)),
         "replay-command": _command(replayed),
         "replayed": _lines(macro_table(replayed)),
         "challenge-command": _command(challenge),
         "challenge": _lines(macro_table(challenge)),
         **{f"dice-{name}": dice_in_words(random_clicks, name) for name in random_clicks["weights"]},
+        "table-2": _lines(table_2(random_clicks)),
+        **kept_dice(random_clicks),
     }
 
 
 def dice_in_words(report: Mapping[str, Any], model: str) -> str:
     """Return the mean Dice of a model as `Dice .20, .38, .41, .45 after 1, 3, 5, 10 clicks`."""
     counts = [str(count) for count in report["clicks"]]
-    values = [f"{report['models'][model]['macro'][count]:.2f}".lstrip("0") for count in counts]
+    values = [short(report["models"][model]["macro"][count], 2) for count in counts]
     return f"Dice {', '.join(values)} after {', '.join(counts)} clicks"
+
+
+def nsd_in_words(report: Mapping[str, Any]) -> str:
+    """Return the NSD after the last click, as "`fastsam3d` .68, `sam_med3d` .66"."""
+    macros = {name: report["models"][name]["macro"] for name in report["weights"]}
+    return ", ".join(f"`{name}` {short(row['nsd_final'], 2)}" for name, row in macros.items())
+
+
+PROMPTS = {
+    "point": "points, one ordered list",
+    "stock": "points, the two lists of stock clients",
+    "box": "box in space, then points",
+    "box_in_plane": "box in a plane, then points",
+    "lasso": "lasso, then points",
+    "scribble": "scribble, then points",
+}
+"""PROMPTS: what the report calls each kind of first prompt."""
+
+
+def prompts_table(report: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table per first prompt: Dice and harm of each of the app's models.
+
+    A model is named "fastsam3d, box" there, and "fastsam3d" alone with points.
+    """
+    keys = [str(count) for count in report["clicks"]]
+    names = [name for name in report["weights"] if "," not in name]
+    heads = [
+        f"`{name}`: 1 prompt" if key == "1" else key for name in names for key in (*keys, "harm")
+    ]
+    rows = []
+    for kind, words in PROMPTS.items():
+        suffix = "" if kind == "point" else f", {kind}"
+        macros = [report["models"][f"{name}{suffix}"]["macro"] for name in names]
+        rows.append([words, *(cell for macro in macros for cell in _card_values(macro, keys))])
+    return table(["first prompt", *heads], rows)
 
 
 def macro_table(report: Mapping[str, Any]) -> list[str]:

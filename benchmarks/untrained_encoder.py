@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="fastsam3d", help="its default weights are measured")
     parser.add_argument("--weights", type=Path, help="other weights")
     options, others = parser.parse_known_args(arguments)
+    accuracy.parse_arguments(others)  # a wrong option fails before the encoders are compared
     trained = options.weights or WEIGHTS / f"{options.model}_default.safetensors"
     with tempfile.TemporaryDirectory() as folder:
         untrained = Path(folder, "untrained.safetensors")

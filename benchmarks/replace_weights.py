@@ -67,7 +67,7 @@ class Folders(NamedTuple):
         return self.weights / f"{model.partition(',')[0]}_default.safetensors"
 
 
-def measure(data: Path, name: str, folders: Folders) -> None:
+def measure(data: Path, name: str, folders: Folders, jobs: int = 1) -> None:
     """Write a report of REPORTS, JSON and Markdown, unless it is there already."""
     path = folders.results / f"{name}.json"
     words = ["--data", str(data), "--part", "eval", *REPORTS[name].split()]
@@ -75,6 +75,7 @@ def measure(data: Path, name: str, folders: Folders) -> None:
         print(f"{path.name} has measured these weights")
         return
     words += ["--json", str(path), "--markdown", str(path.with_suffix(".md"))]
+    words += ["--jobs", str(jobs)]
     if name == IN_METADATA:
         words += ["--pictures", str(folders.pictures)]
     accuracy.main(words)
@@ -94,14 +95,18 @@ def _is_measured(path: Path, command: str, folders: Folders) -> bool:
 
 
 def write_dice(folders: Folders) -> None:
-    """Write the measured Dice into the files, and name these files in all reports."""
+    """Write the measured Dice into the files, and name these files in all reports.
+
+    The student names its teacher's file, whose hash changes here too.
+    """
     report = read_report(folders.results / f"{IN_METADATA}.json")
     paths = [folders.results / f"{name}.json" for name in REPORTS]
-    for model in report["weights"]:
+    for model in sorted(report["weights"], key=lambda model: model != TEACHER):
         file = folders.file(model)
+        teacher = file_weights(folders.file(TEACHER)).network_id if model == STUDENT else ""
         with tempfile.TemporaryDirectory(dir=folders.weights) as folder:
             final = Path(folder, file.name)
-            publish(file, final, report=report, model=model)
+            publish(file, final, report=report, model=model, teacher_sha256=teacher)
             for path in paths:
                 for name in read_report(path)["weights"]:
                     if folders.file(name) == file:
@@ -131,6 +136,7 @@ def main(arguments: Sequence[str] | None = None, folders: Folders = DEFAULTS) ->
         parser.add_argument(
             f"--{model}-description", default="", help="data with licences, time, machine"
         )
+    parser.add_argument("--jobs", type=int, default=1, help="processes of each report")
     options = parser.parse_args(arguments)
     try:
         for weights, description, model in (
@@ -140,7 +146,7 @@ def main(arguments: Sequence[str] | None = None, folders: Folders = DEFAULTS) ->
             if weights:
                 publish(weights, folders.file(model), description)
         for name in REPORTS:
-            measure(options.data, name, folders)
+            measure(options.data, name, folders, options.jobs)
         write_dice(folders)
     except AppError as error:
         sys.exit(f"replace_weights: {error}")

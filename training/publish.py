@@ -50,6 +50,7 @@ def publish(
     description: str = "",
     report: Mapping[str, Any] | None = None,
     model: str = "fastsam3d",
+    teacher_sha256: str = "",
 ) -> None:
     """Write `out`; the metadata of `weights` stays, except for what the arguments replace.
 
@@ -60,6 +61,8 @@ def publish(
     metadata = {**checkpoint.metadata, "trained": "true", "licence": LICENCE}
     if description:
         metadata["description"] = description
+    if teacher_sha256:
+        metadata["teacher_sha256"] = teacher_sha256
     if report is not None:
         metadata |= {"dice": measured(report, model), "measured_with": report["command"]}
     with as_weights_errors():

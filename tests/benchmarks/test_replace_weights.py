@@ -62,6 +62,8 @@ def test_files_reports_and_checksums_agree(folders: Folders, measured: list[str]
             rows = [facts for key, facts in weights.items() if key.split(",")[0] == model]
             assert all(row["sha256"] == sha256 and row["file"] == file.name for row in rows)
             assert not rows or sha256 in (folders.results / f"{name}.md").read_text()
+    teacher, student = (file_weights(folders.file(name)) for name in ("sam_med3d", "fastsam3d"))
+    assert student.metadata["teacher_sha256"] == teacher.network_id
     assert sorted(path.name for path in folders.weights.iterdir()) == [
         "SHA256SUMS",
         "fastsam3d_default.safetensors",

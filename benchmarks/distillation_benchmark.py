@@ -151,25 +151,30 @@ def train(
     client: MONAILabelClient,
     options: dict[str, Any],
     clicks: ClickTimer | None = None,
+    trainer: str = MODEL,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Train until the task is DONE; return its statistics and the times of clicks during it."""
-    client.train_start(MODEL, dict(options))
+    client.train_start(trainer, dict(options))
     times: list[float] = []
     last = time.monotonic()
     while client.train_status(True):
         time.sleep(POLL_SECONDS)
-        if clicks and statistics_of(server).get("epoch") and time.monotonic() - last > CLICK_EVERY:
+        if (
+            clicks
+            and statistics_of(server, trainer).get("epoch")
+            and time.monotonic() - last > CLICK_EVERY
+        ):
             times.append(clicks.ms())
             last = time.monotonic()
     task = client.train_status()
     if task["status"] != "DONE":
         raise AppError(f"the training ended in {task['status']}: {task['details'][-1]}")
-    return statistics_of(server), click_times(times) if times else None
+    return statistics_of(server, trainer), click_times(times) if times else None
 
 
-def statistics_of(server: Server) -> dict[str, Any]:
+def statistics_of(server: Server, trainer: str = MODEL) -> dict[str, Any]:
     """Return the statistics of the current or last training."""
-    return json.loads(server.get("/info/"))["train_stats"][MODEL]
+    return json.loads(server.get("/info/"))["train_stats"][trainer]
 
 
 def weights(server: Server) -> dict[str, Any]:

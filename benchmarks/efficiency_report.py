@@ -74,15 +74,16 @@ def conditions(result: dict[str, Any]) -> str:
     return "; ".join(facts)
 
 
-def _time(row: Row, key: str) -> str:
+def duration(row: Row, key: str) -> str:
     """Return median and quartiles, or nothing if the part was not timed."""
     if f"{key}_ms" not in row:
         return ""
     low, high = row[f"{key}_quartiles_ms"]
-    return f"{_number(row[f'{key}_ms'])} ({_number(low)} to {_number(high)})"
+    return f"{number(row[f'{key}_ms'])} ({number(low)} to {number(high)})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return a number with about three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
@@ -94,9 +95,9 @@ def table3(rows: list[Row]) -> list[str]:
     for row in rows:
         images = f"{row['images']} × " if row["images"] > 1 else ""
         network = [f"{row['what']} (`{row['name']}`)", images + row["input"], row["number_type"]]
-        times = [_time(row, key) for key in ("encoder", "prepare", "decoder")]
+        times = [duration(row, key) for key in ("encoder", "prepare", "decoder")]
         counts = [
-            ", ".join(_number(row[f"{part}_{unit}"]) for part in ("encoder", "decoder"))
+            ", ".join(number(row[f"{part}_{unit}"]) for part in ("encoder", "decoder"))
             for unit in ("gflops", "gmacs_per_image", "memory_mb")
         ]
         cells.append([*network, *times, *counts])
@@ -131,8 +132,8 @@ def table4(rows: list[Row]) -> list[str]:
     cells = [
         [
             *(f"{row['size']}³", row["tokens"], row["variant"]),
-            *(_time(row, part) for part in ("attention", "encoder")),
-            *(_number(row[key]) for key in keys),
+            *(duration(row, part) for part in ("attention", "encoder")),
+            *(number(row[key]) for key in keys),
             f"{row['equality']:.0e}",
         ]
         for row in rows

@@ -58,10 +58,13 @@ def measure(
 
 def config_for(size: int) -> FastSAM3DConfig:
     """Return the student's configuration for an ROI of size³ voxels."""
-    grid = size // CONFIGS["fastsam3d_sparse"].patch_size
-    return replace(
-        CONFIGS["fastsam3d_sparse"], roi_size=size, interval=math.ceil(grid / GROUP_SIDE)
-    )
+    return with_size(CONFIGS["fastsam3d_sparse"], size)
+
+
+def with_size(config: FastSAM3DConfig, size: int) -> FastSAM3DConfig:
+    """Return a configuration for another ROI size, in whose groups at most 64 tokens attend."""
+    grid = size // config.patch_size
+    return replace(config, roi_size=size, interval=math.ceil(grid / GROUP_SIDE))
 
 
 def describe(
@@ -82,10 +85,16 @@ def describe(
         "equality": relative_difference(attend[name](), reference()),
         "attention_gflops": count_flops(attend[name]) / 1e9,
         "attention_memory_mb": peak_memory_mb(attend[name], [], device),
-        "encoder_gflops": count_flops(encode[name]) / 1e9,
-        "encoder_memory_mb": peak_memory_mb(
-            encode[name], network.image_encoder.parameters(), device
-        ),
+        **encoder_facts(encode[name], network, device),
+    }
+
+
+def encoder_facts(encode: Any, network: FastSAM3D, device: torch.device) -> dict[str, float]:
+    """Return FLOPs and memory of a call that encodes a ROI."""
+    weights = network.image_encoder.parameters()
+    return {
+        "encoder_gflops": count_flops(encode) / 1e9,
+        "encoder_memory_mb": peak_memory_mb(encode, weights, device),
     }
 
 

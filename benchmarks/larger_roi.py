@@ -4,7 +4,8 @@ python -m benchmarks.larger_roi --weights FILE --size 192 --out FILE
 
 All weights stay; the table of positions is interpolated between the tokens (as for images of
 another size in ViT, arXiv 2010.11929, section 3.2). With --conf zoom auto the server then cuts ROIs
-of the same extent in mm with smaller voxels.
+of the same extent in mm with smaller voxels. Sparse attention keeps groups of at most 64 tokens, as
+in benchmarks/growth.py, so that their number grows with the ROI and not their size.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from torch.nn import functional as F
@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from lib.errors import AppError, InputError
 from lib.networks import FastSAM3D
 from lib.weights.files import file_weights, save_weights
+
+from .growth import with_size
 
 
 def with_roi_size(network: FastSAM3D, size: int) -> FastSAM3D:
@@ -33,7 +35,7 @@ def with_roi_size(network: FastSAM3D, size: int) -> FastSAM3D:
             f"size {size} must be a multiple of {config.patch_size}, and the network without a "
             f"position bias (it is {config.position_bias!r})"
         )
-    other = FastSAM3D(replace(config, roi_size=size), network.policy).eval()
+    other = FastSAM3D(with_size(config, size), network.policy).eval()
     state = network.state_dict()
     name = "image_encoder.pos_embed"
     table = state[name].movedim(-1, 1)

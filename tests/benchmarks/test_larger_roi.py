@@ -18,6 +18,7 @@ from lib.networks import (  # noqa: E402
     load_checkpoint,
     save_checkpoint,
 )
+from lib.networks.sparsity import lattice_groups  # noqa: E402
 
 SMALL = FastSAM3DConfig(
     roi_size=32, patch_size=8, width=24, depth=2, num_heads=3, out_channels=16,
@@ -34,7 +35,7 @@ def test_positions_are_interpolated_and_all_else_stays(tmp_path: Path) -> None:
     out = tmp_path / "large.safetensors"
     main(["--weights", str(tmp_path / "small.safetensors"), "--size", "48", "--out", str(out)])
     larger = load_checkpoint(out)
-    assert larger.config == replace(SMALL, roi_size=48)
+    assert larger.config == replace(SMALL, roi_size=48, interval=2)
     table = larger.image_encoder.pos_embed[0, :, 0, 0, 0]
     torch.testing.assert_close(table, torch.tensor([0, 0.5, 7 / 6, 11 / 6, 2.5, 3]))
     for name, x in larger.state_dict().items():
@@ -45,6 +46,15 @@ def test_positions_are_interpolated_and_all_else_stays(tmp_path: Path) -> None:
         torch.ones(1, 1),
     )
     assert logits.shape == (1, 1, 24, 24, 24)
+
+
+@pytest.mark.parametrize(("size", "interval"), [(128, 2), (192, 3), (256, 4)])
+def test_groups_of_sparse_attention_stay_at_64_tokens(size: int, interval: int) -> None:
+    config = replace(SMALL, roi_size=128, patch_size=16, sparsity="lattice")
+    larger = with_roi_size(build_untrained(config, 0), size).config
+    assert larger.interval == interval
+    groups = lattice_groups((larger.grid_size,) * 3, larger.interval)
+    assert groups.index.shape == (interval**3, 64)
 
 
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, position_bias="textbook")])

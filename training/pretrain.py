@@ -74,14 +74,15 @@ def pretrain(
 ) -> tuple[FastSAM3D, dict[str, str]]:
     """Return the trained network, on the CPU in eval mode, and the facts of its training.
 
-    folder: gets a folder of each stage. start: weights to continue from; a first stage begins with
-    an encoder of its own all the same. Raises WeightsError if they cannot be used.
+    folder: gets a folder of each stage. start: weights to continue from; without cell keys, a first
+    stage begins with an encoder of its own all the same. Raises WeightsError if they cannot be
+    used.
     """
     images = torch.stack([samples[number]["image"] for number in range(8)])
     network = build_untrained(TEACHER, options.seed, POLICIES[NAME])
     initialise(network, images)
     if start is not None:
-        take_start(network, start, images, with_encoder=not options.cell_minutes)
+        take_start(network, start, images, is_first_stage=bool(options.cell_minutes))
     facts = {"seed": str(options.seed)}
 
     def learn(name: str, minutes: float, samples: Dataset, loss: Loss) -> None:
@@ -109,17 +110,17 @@ def pretrain(
     return network.eval(), facts
 
 
-def take_start(network: FastSAM3D, path: Path, images: Tensor, with_encoder: bool) -> None:
+def take_start(network: FastSAM3D, path: Path, images: Tensor, is_first_stage: bool) -> None:
     """Copy the weights of a file; raises WeightsError if they cannot be used.
 
-    images: (B, 1, S, S, S) normalised. with_encoder: False leaves the image encoder as it is, and
-    the keys that are made of it.
+    images: (B, 1, S, S, S) normalised. is_first_stage: an image encoder that never learned keys is
+    not copied then.
     """
     with as_weights_errors():
         state = read_checkpoint(path).state
-    if not with_encoder:
-        of_encoder = ("image_encoder.", "mask_decoder.refiner.cell_keys.")
-        state = {name: x for name, x in state.items() if not name.startswith(of_encoder)}
+    of_keys = "mask_decoder.refiner.cell_keys."
+    if is_first_stage and not any(name.startswith(of_keys) for name in state):
+        state = {name: x for name, x in state.items() if not name.startswith("image_encoder.")}
     new_names = take_weights(network, state)
     if any(".refiner.key." in name for name in new_names):
         spread_keys(network, images)

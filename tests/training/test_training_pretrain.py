@@ -358,11 +358,19 @@ def test_the_stages_follow_each_other_and_resume(
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["decoder"]
 
 
-@pytest.mark.parametrize("cells", [0.0, 1.0])
-def test_a_first_stage_has_an_encoder_of_its_own(
-    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cells: float
+@pytest.mark.parametrize(
+    ("cells", "key_channels", "is_copied"), [(0.0, 0, True), (1.0, 0, False), (1.0, 3, True)]
+)
+def test_a_first_stage_goes_on_with_an_encoder_that_has_keys(
+    make_case: Callable[..., Case],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    cells: float,
+    key_channels: int,
+    is_copied: bool,
 ) -> None:
-    earlier = build_untrained(KEYED, seed=7)
+    """Any other encoder learned to serve the refiner, and the first stage begins anew."""
+    earlier = build_untrained(dataclasses.replace(KEYED, key_channels=key_channels), seed=7)
     save_weights(earlier, tmp_path / "earlier.safetensors", {})
     taken: list[dict[str, torch.Tensor]] = []
     monkeypatch.setattr(
@@ -374,9 +382,12 @@ def test_a_first_stage_has_an_encoder_of_its_own(
     )
     start = tmp_path / "earlier.safetensors"
     run_stages(tmp_path, make_case(), monkeypatch, cell_minutes=cells, minutes=0, start=start)
-    for name in ("image_encoder.neck.0.weight", "mask_decoder.refiner.cell_keys.out.weight"):
-        assert torch.equal(taken[0][name], earlier.state_dict()[name]) == (not cells)
-    name = "mask_decoder.refiner.merge.weight"
+    name = "image_encoder.neck.0.weight"
+    assert torch.equal(taken[0][name], earlier.state_dict()[name]) == is_copied
+    if key_channels:
+        name = "mask_decoder.refiner.cell_keys.out.weight"
+        assert torch.equal(taken[0][name], earlier.state_dict()[name])
+    name = "mask_decoder.refiner.key.weight"
     assert torch.equal(taken[0][name], earlier.state_dict()[name])
 
 

@@ -237,6 +237,8 @@ def adapt_if_due(image: str) -> None:
             _launch(ADAPTATION, {})
         except AppError as error:
             logger.info("%s waits for the next label: %s", ADAPTATION, error)
+        except OSError as error:  # the label is saved; its reply does not depend on this
+            logger.warning("%s could not start, the next label tries again: %s", ADAPTATION, error)
         else:
             logger.info("%s starts after %d new labels", ADAPTATION, len(_newly_labelled))
             _newly_labelled.clear()

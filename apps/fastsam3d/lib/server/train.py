@@ -194,7 +194,7 @@ def _start(model: str, options: dict[str, Any]) -> Any:
     Raises as `_launch` does.
     """
     checked, task = _launch(model, options)
-    seconds = _trainer(model).estimate_seconds(checked)
+    seconds = _trainer(model).estimate_seconds(checked, app_instance().datastore())
     return task if seconds is None else {**task, **_describe_duration(seconds)}
 
 

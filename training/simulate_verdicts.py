@@ -32,13 +32,15 @@ GAINS: dict[str, Draw] = {
 """GAINS: by name, a function that draws the gains of some studies; their mean is 0."""
 
 
-def published_share(draw: Draw, studies: int, verdicts: int, min_gain: float, seed: int) -> float:
-    """Return the share of the verdicts on students that are no better that publish them."""
+def published_share(
+    draw: Draw, studies: int, verdicts: int, min_gain: float, seed: int, gain: float = 0.0
+) -> float:
+    """Return the share of the verdicts that publish students with this mean gain."""
     generator = np.random.default_rng(seed)
     published = 0
     for _ in range(verdicts):
         served = generator.uniform(0.3, 0.8, studies)
-        candidate = served + draw(generator, studies)
+        candidate = served + gain + draw(generator, studies)
         published += decide(candidate.tolist(), served.tolist(), min_gain).answer == "publish"
     return published / verdicts
 
@@ -47,14 +49,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--verdicts", type=int, default=1000, help="for each row and column")
     parser.add_argument("--min-gain", type=float, default=MIN_GAIN)
+    parser.add_argument("--gain", type=float, default=0.0, help="of the new students")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    print(f"share published of {options.verdicts} students that are no better")
+    print(f"share published of {options.verdicts} students with a mean gain of {options.gain:g}")
     print("| studies |", " | ".join(GAINS), "|")
     print("|---|" + "---|" * len(GAINS))
     for studies in (FEWEST_STUDIES, 5, 6, 8, 12, 20):
         shares = [
-            published_share(draw, studies, options.verdicts, options.min_gain, options.seed)
+            published_share(
+                draw, studies, options.verdicts, options.min_gain, options.seed, options.gain
+            )
             for draw in GAINS.values()
         ]
         print(f"| {studies} |", " | ".join(f"{share:.1%}" for share in shares), "|", flush=True)

@@ -43,6 +43,22 @@ def test_it_waits_for_a_training_that_runs(
     assert started == ["fastsam3d_adapt"], "the next label tries again"
 
 
+def test_a_saved_label_never_fails_because_the_adaptation_cannot_start(
+    started: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_launch", full)
+        train.adapt_if_due("a")
+        train.adapt_if_due("b")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "no space left on device" in caplog.text
+    train.adapt_if_due("b")
+    assert started == ["fastsam3d_adapt"], "the next label tries again"
+
+
 def test_by_default_nothing_starts(started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     options = SimpleNamespace(adapt_every=0)
     monkeypatch.setattr(train, "app_instance", lambda: SimpleNamespace(options=options))

@@ -29,7 +29,7 @@ class FakeTrainer:
     def check(self, options, datastore):
         self.barrier.wait(timeout=60)
 
-    def estimate_seconds(self, options):
+    def estimate_seconds(self, options, datastore):
         return None
 
     def running(self):

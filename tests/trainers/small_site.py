@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -201,7 +204,18 @@ def killed_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def judge_as(monkeypatch: pytest.MonkeyPatch, new: float, served: float) -> None:
     """Let the studies that judge give the new student and the served one these Dice."""
-    values = iter([new, served] * 8)
-    monkeypatch.setattr(
-        "lib.trainers.task.mean_dice", lambda *arguments: [next(values)] * len(arguments[2])
-    )
+    values = itertools.cycle([new, served])
+    monkeypatch.setattr("lib.trainers.task.mean_dice", lambda *_: [next(values)])
+
+
+def stop_while_judging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a stop arrive while a study is judged; return the list of the judged studies' names."""
+    judged: list[str] = []
+
+    def stop(*arguments: Any) -> list[float]:
+        judged.append(arguments[2][0].name)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return [0.4]
+
+    monkeypatch.setattr("lib.trainers.task.mean_dice", stop)
+    return judged

@@ -1,11 +1,12 @@
 """The adaptation to labels: three students, cross-validated, with the encoder untouched."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_site import FolderDatastore, Killed, Site, judge_as
+from small_site import FolderDatastore, Killed, Site, judge_as, stop_while_judging
 
 from lib.errors import InputError, StoppedError
 from lib.imaging.volume import read_volume
@@ -70,6 +71,15 @@ def test_no_student_is_judged_on_studies_that_trained_it() -> None:
     assert [phase.judged for phase in make_phases(studies[:1], 0)] == [[]]  # type: ignore[arg-type]
 
 
+def test_few_studies_of_many_judge_and_none_that_the_served_student_knows() -> None:
+    studies = [Study(f"s{n}", Path("x.nii.gz"), Path("y.nii.gz")) for n in range(40)]
+    seen = {f"s{n}" for n in range(0, 40, 3)}
+    *halves, last = make_phases(studies, 0, seen)  # type: ignore[arg-type]
+    assert [len(phase.judged) for phase in halves] == [6, 6]
+    assert not seen & {x.name for phase in halves for x in phase.judged}
+    assert [len(phase.train) for phase in halves] == [20, 20] and len(last.train) == 40
+
+
 def test_only_the_mask_decoder_changes(labelled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     judge_as(monkeypatch, 0.6, 0.5)
     assert adapt(labelled, "published")["published"]
@@ -86,20 +96,59 @@ def test_only_the_mask_decoder_changes(labelled: Site, monkeypatch: pytest.Monke
     assert served().network_id == served.base.network_id, "one call undoes it"
 
 
-def test_adapting_again_keeps_the_decoder_before_the_first_time(
+def test_adapting_again_starts_from_the_decoder_before_the_first_time(
     labelled: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge_as(monkeypatch, 0.6, 0.5)
     adapt(labelled, "twice")
     first = labelled.served("twice")()
-    adapt(labelled, "twice", seed=1)
+    asked = adapt(labelled, "twice")
+    assert asked["asks"], "the served student has learned all labels"
+    assert "of 4 labelled studies 0 took no part in version 1" in asked["reason"]
+    assert adapt(labelled, "twice", accept=True)["published"]
     second = labelled.served("twice")()
-    assert second.network_id != first.network_id
     assert first.adaptation is not None and second.adaptation is not None
-    earlier = first.adaptation.earlier.state_dict()
-    assert all(
-        torch.equal(x, earlier[name]) for name, x in second.adaptation.earlier.state_dict().items()
-    )
+    for before, after in (
+        (first.network, second.network),  # the same labels, seed and start
+        (first.adaptation.earlier, second.adaptation.earlier),
+    ):
+        after_state = after.state_dict()
+        assert all(torch.equal(x, after_state[name]) for name, x in before.state_dict().items())
+
+
+def test_only_studies_that_the_served_student_never_saw_judge_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_as(monkeypatch, 0.6, 0.5)
+    site = Site(tmp_path, count=8, labelled=8)
+    labels, later = tmp_path / "studies" / "labels" / "final", tmp_path / "later"
+    later.mkdir()
+    for number in range(4):
+        (labels / f"scan{number}.nii.gz").rename(later / f"scan{number}.nii.gz")
+    assert adapt(site, "model")["published"]
+    assert len(json.loads(site.served()().metadata["studies"])) == 4
+    for path in later.iterdir():
+        path.rename(labels / path.name)
+    second = adapt(site, "model")
+    assert second["published"] and set(second["judged"]["dice"]) == {f"scan{n}" for n in range(4)}
+    assert second["studies"] == {"train": 8, "labelled": 8, "judged": 4}
+    assert len(json.loads(site.served()().metadata["studies"])) == 8
+    distilled = site.train(max_epochs=1)
+    assert distilled["studies"]["judged"] == 0 and distilled["asks"]
+    reason = "no study to judge on: of 8 studies 0 took no part in version 2"
+    assert reason in distilled["reason"]
+
+
+def test_a_stop_is_noticed_between_two_judged_studies(
+    labelled: Site, stats: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        judged = stop_while_judging(patch)
+        with pytest.raises(StoppedError):
+            adapt(labelled, "stopped", min_gain=0.9)
+    assert len(set(judged)) == 1
+    resumed = adapt(labelled, "stopped", min_gain=0.9)
+    assert resumed["resumed"] and resumed["judged"] == stats["judged"]
 
 
 @pytest.mark.parametrize("update", [3, 7])

@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_site import MASKS, SHORT, STUDENT, TEACHER, FolderDatastore, Site, judge_as, numbers
+from small_site import (
+    MASKS,
+    SHORT,
+    STUDENT,
+    TEACHER,
+    FolderDatastore,
+    Site,
+    judge_as,
+    numbers,
+    stop_while_judging,
+)
 
-from lib.errors import InputError
+from lib.errors import InputError, StoppedError
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint, save_checkpoint
 from lib.trainers import DistillationTask, run_lock
 from lib.trainers.updates import Updater
@@ -192,11 +202,29 @@ def test_a_published_file_says_how_it_was_trained(
     assert result["published"] and result["version"] == 1
     info = task._served().info()
     assert info["description"] == "distilled from teacher.safetensors on 2 studies of this site"
-    assert "after 1/3/5/10 clicks" in info["dice"]
+    assert info["dice"] == (
+        "0.500, before 0.300: mean after 1/3/5/10 clicks of served masks on 2 studies that took no "
+        "part, 1 of them against the teacher's masks"
+    )
     metadata = task._served().metadata
+    assert len(json.loads(metadata["studies"])) == 2, "those that trained it, not those that judged"
     assert metadata["teacher_sha256"] == file_weights(site.teacher).network_id
     assert metadata["parent_sha256"] == file_weights(site.student).network_id
     assert "'max_epochs': 1" in metadata["options"]
+
+
+def test_a_stop_is_noticed_between_two_judged_studies(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        judged = stop_while_judging(patch)
+        with pytest.raises(StoppedError):
+            site.train("stopped", max_epochs=1)
+    (first,) = set(judged)
+    judge_as(monkeypatch, 0.6, 0.5)
+    dice = site.train("stopped", max_epochs=1)["judged"]["dice"]
+    assert len(dice) == 2 and dice.pop(first) == [0.4, 0.4], "not measured again"
+    assert list(dice.values()) == [[0.6, 0.5]]
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -18,16 +18,16 @@ def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def distillation(**options: object) -> float:
+def distillation(judged: int = 4, **options: object) -> float:
     parsed = TrainOptions.from_request({**CPU, **options})
-    seconds = distillation_seconds(parsed, tiny.student(), tiny.teacher())
+    seconds = distillation_seconds(parsed, tiny.student(), tiny.teacher(), judged)
     assert seconds is not None
     return seconds
 
 
 def test_the_defaults_of_a_cpu_end_within_their_time_even_on_one_core() -> None:
     assert distillation() < 30 * 60
-    adaptation = adaptation_seconds(AdaptOptions.from_request(CPU), tiny.student())
+    adaptation = adaptation_seconds(AdaptOptions.from_request(CPU), tiny.student(), 4)
     assert adaptation is not None and adaptation < 10 * 60
 
 
@@ -35,10 +35,11 @@ def test_more_work_takes_longer() -> None:
     default = distillation()
     for more in ({"max_epochs": 96}, {"train_batch_size": 16}, {"rois": 999}, {"val_rois": 99}):
         assert distillation(**more) > default
+    assert distillation(judged=12) > default + 100
     assert distillation(stage1_fraction=0) > default, "a click costs more than an encoding"
 
 
 def test_nothing_is_measured_for_a_gpu() -> None:
     options = TrainOptions(device="cuda")
-    assert distillation_seconds(options, tiny.student(), tiny.teacher()) is None
-    assert adaptation_seconds(AdaptOptions(device="cuda"), tiny.student()) is None
+    assert distillation_seconds(options, tiny.student(), tiny.teacher(), 4) is None
+    assert adaptation_seconds(AdaptOptions(device="cuda"), tiny.student(), 4) is None

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -13,7 +14,7 @@ from monailabel.datastore.local import LocalDatastore
 from lib.errors import InputError
 from lib.imaging.volume import read_volume
 from lib.trainers.data import Study, examine, find_studies, split
-from lib.trainers.data.studies import PLACES, examine_study, halves
+from lib.trainers.data.studies import PLACES, examine_study, halves, list_studies
 
 
 def datastore_in(folder: Path) -> LocalDatastore:
@@ -252,7 +253,13 @@ def test_no_study_that_trains_or_selects_judges(count: int, labelled: int, seed:
 
 @pytest.mark.parametrize(
     ("count", "labelled", "sizes"),
-    [(7, 7, (2, 1, 4)), (40, 40, (26, 6, 8)), (40, 0, (29, 7, 4)), (40, 2, (29, 7, 4))],
+    [
+        (7, 7, (2, 1, 4)),
+        (40, 40, (26, 6, 8)),
+        (90, 90, (62, 16, 12)),
+        (40, 0, (29, 7, 4)),
+        (40, 2, (29, 7, 4)),
+    ],
 )
 def test_sizes_of_the_parts(count: int, labelled: int, sizes: tuple[int, ...]) -> None:
     assert tuple(len(part) for part in split(named(count, labelled), 0.2, 0)) == sizes
@@ -263,6 +270,28 @@ def test_the_split_depends_on_names_and_seed_alone() -> None:
     judged = {x.name for x in split(studies, 0.3, 1).judged}
     assert {x.name for x in split(studies[::-1], 0.3, 1).judged} == judged
     assert len({frozenset(x.name for x in split(studies, 0.3, n).judged) for n in range(8)}) > 3
+
+
+def test_studies_that_the_served_student_knows_train_and_do_not_judge() -> None:
+    studies = named(12, 8)
+    first = split(studies, 0.2, 0)
+    learned = {x.name for x in first.train + first.held_out}
+    assert {x.name for x in split(studies, 0.2, 0, learned).judged} == {
+        x.name for x in first.judged
+    }
+    labelled = {f"s{n}" for n in range(8)}
+    parts = split(studies, 0.2, 0, labelled)
+    assert parts.judged and not labelled & {x.name for x in parts.judged}
+    assert sorted(x.name for x in parts.all()) == sorted(x.name for x in studies)
+    assert not split(studies, 0.2, 0, {x.name for x in studies}).judged
+
+
+def test_studies_are_listed_without_reading_them() -> None:
+    labels = {"a": {"final": "a"}, "b": {"other": "b"}, "._a": {}}
+    datastore = SimpleNamespace(list_images=lambda: ["b", "._a", "a"])
+    datastore.get_labels_by_image_id = labels.__getitem__
+    listed = list_studies(datastore)  # type: ignore[arg-type]
+    assert [(x.name, x.is_labelled) for x in listed] == [("a", True), ("b", False)]
 
 
 def test_a_single_study_judges_nothing_and_none_is_an_error() -> None:

@@ -121,7 +121,7 @@ class ModelTrainer(Protocol):
         """Return the parsed options; raise InputError if a training with them cannot succeed."""
         ...
 
-    def estimate_seconds(self, options: Any) -> float | None:
+    def estimate_seconds(self, options: Any, datastore: Studies) -> float | None:
         """Return how long a training with parsed options will take; None if that is unknown."""
         ...
 

@@ -194,7 +194,7 @@ def _start(model: str, options: dict[str, Any]) -> Any:
     Raises as `_launch` does.
     """
     checked, task = _launch(model, options)
-    seconds = _trainer(model).estimate_seconds(checked)
+    seconds = _trainer(model).estimate_seconds(checked, app_instance().datastore())
     return task if seconds is None else {**task, **_describe_duration(seconds)}
 
 
@@ -237,6 +237,8 @@ def adapt_if_due(image: str) -> None:
             _launch(ADAPTATION, {})
         except AppError as error:
             logger.info("%s waits for the next label: %s", ADAPTATION, error)
+        except OSError as error:  # the label is saved; its reply does not depend on this
+            logger.warning("%s could not start, the next label tries again: %s", ADAPTATION, error)
         else:
             logger.info("%s starts after %d new labels", ADAPTATION, len(_newly_labelled))
             _newly_labelled.clear()

@@ -6,8 +6,9 @@ statistics. processes: one process or several. train_options, adapt_options, req
 options. duration: how long it will take. schedule: Eq. 2 and learning rates. stages: the losses of
 both stages. updates: one update of the student. losses, clicks: their parts. teacher,
 student_start: the teacher's features and copied weights. validation: Dice on held-out ROIs, which
-selects. served_judge, verdict: Dice of served masks on other studies, which judges. curves:
-pictures of a run. data/: studies, ROIs and batches.
+selects. served_judge, verdict: Dice of served masks on other studies, which judges. seen_studies:
+the studies that the served version has learned. curves: pictures of a run. data/: studies, ROIs and
+batches.
 """
 
 from .adaptation import AdaptationTask

@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from lib.weights.files import Weights
 from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
 from .data.roi_pool import SpacingAt
-from .data.studies import ExaminedStudy, halves
+from .data.studies import MOST_JUDGED, ExaminedStudy, halves
 from .decoder_autocast import decoder_autocast
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
@@ -56,18 +56,26 @@ class Phase(NamedTuple):
     share: float
 
 
-def make_phases(studies: Sequence[ExaminedStudy], seed: int) -> list[Phase]:
+def make_phases(
+    studies: Sequence[ExaminedStudy], seed: int, seen: Collection[str] = ()
+) -> list[Phase]:
     """Return the phases of a run: two halves that judge each other's student, then all studies.
 
     The gain of the published student, which has seen all labels, is estimated by that of the two
     others (two-fold cross-validation). They have half the labels and half the updates, so the
-    estimate is rather too low. A single study has no half to judge on.
+    estimate is rather too low. Of each half at most `MOST_JUDGED` / 2 studies judge, and none of
+    those named in `seen`: the served version has learned them. A single study has no half to judge
+    on.
     """
     last = Phase(list(studies), [], 1.0)
     if len(studies) < 2:
         return [last]
     first, second = halves(studies, seed)
-    return [Phase(first, second, 0.5), Phase(second, first, 0.5), last]
+    judging = [
+        [study for study in half if study.name not in seen][: MOST_JUDGED // 2]
+        for half in (first, second)
+    ]
+    return [Phase(first, judging[1], 0.5), Phase(second, judging[0], 0.5), last]
 
 
 def adapted_parameters(student: FastSAM3D) -> list[nn.Parameter]:
@@ -82,7 +90,9 @@ def adapted_parameters(student: FastSAM3D) -> list[nn.Parameter]:
 class AdaptRun(TrainingLoop):
     """The training of the three students, one after the other.
 
-    judge: is called at the end of each phase that has studies to judge on.
+    Each starts from the weights before the first adaptation, because all labels take part each
+    time. judge: is called at the end of each phase but the last. seen: names of the studies that
+    the served version has learned, which do not judge.
     """
 
     def __init__(
@@ -94,16 +104,16 @@ class AdaptRun(TrainingLoop):
         spacing_mm_at: SpacingAt,
         device: torch.device,
         judge: Judge,
+        seen: Collection[str] = (),
     ) -> None:
         super().__init__(folder, options, device)
         self.options = options
-        self.phases = make_phases(studies, options.seed)
+        self.phases = make_phases(studies, options.seed, seen)
         self._judge = judge
-        self._served = copy.deepcopy(served.network).to(device).eval().requires_grad_(False)
         self._before = copy.deepcopy(served.before_adaptation).to(device).eval()
         self._before.requires_grad_(False)
         self._batches = EmbeddedBatches(
-            self._served, [phase.train for phase in self.phases], options, spacing_mm_at
+            self._before, [phase.train for phase in self.phases], options, spacing_mm_at
         )
         self._step_seconds: deque[float] = deque(maxlen=TIMED_UPDATES)
         self._spent_seconds = 0.0
@@ -116,8 +126,8 @@ class AdaptRun(TrainingLoop):
         )
 
     def _start_student(self) -> None:
-        """Start with the served student, for the first phase or the next one."""
-        self.student = copy.deepcopy(self._served).train()
+        """Start with the student before adaptations, for the first phase or the next one."""
+        self.student = copy.deepcopy(self._before).train()
         self._trained = adapted_parameters(self.student)
         self._optimizer = torch.optim.Adam(self._trained, lr=self.options.lr, betas=(0.9, 0.99))
         clicks = Stage2Options(clicks=self.options.clicks)
@@ -269,11 +279,7 @@ class AdaptRun(TrainingLoop):
         return copy.deepcopy(self.student).cpu().eval().requires_grad_(False)
 
     def candidate_adaptation(self) -> Adaptation:
-        """Return what that student keeps: the decoder before, and which images have the new one.
-
-        A student that is adapted again keeps the decoder before the first adaptation, because all
-        labels take part each time.
-        """
+        """Return what that student keeps: the decoder before, and which images have the new one."""
         phase, _ = self._place(self.progress.update - 1)
         earlier = copy.deepcopy(self._before.mask_decoder).cpu()
         return Adaptation(earlier, self._batches.likeness(phase))

@@ -17,10 +17,12 @@ from lib.weights.served import ServedWeights
 from . import processes
 from .adapt_options import AdaptOptions
 from .adapt_run import AdaptRun
-from .data.studies import Datastore, ExaminedStudy
+from .data.studies import MOST_JUDGED, Datastore, ExaminedStudy, list_studies
 from .duration import adaptation_seconds
+from .seen_studies import seen_studies, studies_metadata
 from .served_judge import MaskSource
 from .task import PublishingTask
+from .verdict import describe_dice
 
 
 class AdaptationTask(PublishingTask):
@@ -51,9 +53,10 @@ class AdaptationTask(PublishingTask):
             raise InputError("there are no labels to adapt to; save some first, three are enough")
         return options
 
-    def estimate_seconds(self, options: Any) -> float | None:
+    def estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
         """Estimate the duration from the speed of the student here; None on a GPU."""
-        return adaptation_seconds(options, self._served().network)
+        labelled = sum(study.is_labelled for study in list_studies(datastore))
+        return adaptation_seconds(options, self._served().network, min(labelled, MOST_JUDGED))
 
     def _train_on(
         self, options: AdaptOptions, studies: list[ExaminedStudy], skipped: dict[str, str]
@@ -69,29 +72,35 @@ class AdaptationTask(PublishingTask):
             self._measure(run, student, judged, options, adaptation=adaptation)
 
         scales = self._mask_source.spacing_mm_at
-        run = AdaptRun(self._folder, options, studies, served, scales, device, judge)
+        seen = {study.name for study in seen_studies(studies, self._served)}
+        run = AdaptRun(self._folder, options, studies, served, scales, device, judge, seen)
         facts = {"skipped": skipped, "skipped_count": len(skipped), "start_ts": start_ts}
         run.begin({"curves": f"/train/{self.name}/curves.png", **facts})
         run.train()
         if not run.is_done:
             raise StoppedError
-        verdict = self._decide(run, options)
-        metadata = self._metadata(run, options, served)
+        verdict = self._decide(run, options, studies)
+        metadata = self._metadata(run, options, served, studies)
         return self._publish(
             run, run.candidate(), verdict, metadata, options, run.candidate_adaptation()
         )
 
-    def _metadata(self, run: AdaptRun, options: AdaptOptions, served: Weights) -> dict[str, str]:
+    def _metadata(
+        self,
+        run: AdaptRun,
+        options: AdaptOptions,
+        served: Weights,
+        studies: Sequence[ExaminedStudy],
+    ) -> dict[str, str]:
         """Return the metadata for the student's file."""
-        count = run.progress.facts["studies"]["train"]
-        dice = run.progress.facts["judged"]["dice"].values()
-        mean = sum(new for new, _ in dice) / max(1, len(dice))
+        pairs = list(run.progress.facts["judged"]["dice"].values())
         description = served.metadata.get("description", served.file)
         return {
             "trained": "true",
             "licence": served.metadata.get("licence", "that of the weights it was trained from"),
-            "description": f"{description}; adapted to {count} labels of this site",
-            "dice": f"{mean:.3f}, mean after 1/3/5/10 clicks, cross-validated on {len(dice)}",
+            "description": f"{description}; adapted to {len(studies)} labels of this site",
+            "dice": f"{describe_dice(pairs)} (cross-validated)",
             "parent_sha256": served.network_id,
             "options": str(options.result_options()),
+            **studies_metadata(served, studies),
         }

@@ -14,15 +14,16 @@ from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
 from . import processes
-from .data.studies import Datastore, ExaminedStudy, Split, split
+from .data.studies import Datastore, ExaminedStudy, Split, list_studies, split
 from .duration import distillation_seconds
 from .run import Run, RunWeights
 from .schedule import layer_pairs
+from .seen_studies import seen_studies, studies_metadata
 from .served_judge import MaskSource
 from .student_start import check_compatible
 from .task import PublishingTask
 from .train_options import TrainOptions
-from .verdict import Verdict
+from .verdict import Verdict, describe_dice
 
 
 class DistillationTask(PublishingTask):
@@ -68,11 +69,14 @@ class DistillationTask(PublishingTask):
                 layer_pairs(teacher_config.depth, student_config.depth)
         return options
 
-    def estimate_seconds(self, options: Any) -> float | None:
+    def estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
         """Estimate the duration from the speed of both networks here; None on a GPU."""
         teacher = self._teacher_for(options)
+        needs_labels = self._needs_labels(options)
+        studies = [x for x in list_studies(datastore) if x.is_labelled or not needs_labels]
+        judged = len(split(studies, options.val_split, options.seed).judged) if studies else 0
         return distillation_seconds(
-            options, self._served().network, teacher.network if teacher else None
+            options, self._served().network, teacher.network if teacher else None, judged
         )
 
     def _teacher_for(self, options: TrainOptions) -> Weights | None:
@@ -93,7 +97,8 @@ class DistillationTask(PublishingTask):
     def _train_on(
         self, options: TrainOptions, studies: list[ExaminedStudy], skipped: dict[str, str]
     ) -> dict[str, Any]:
-        parts = split(studies, options.val_split, options.seed)
+        seen = {study.name for study in seen_studies(studies, self._served)}
+        parts = split(studies, options.val_split, options.seed, seen)
         count = processes.process_count(options.processes, options.device)
         if processes.is_under_torchrun():
             return _train_in_group(self, options, parts, skipped)
@@ -130,29 +135,36 @@ class DistillationTask(PublishingTask):
         self, run: Run, studies: Split[ExaminedStudy], options: TrainOptions
     ) -> dict[str, Any]:
         student, served = run.candidate(), self._served()
-        self._measure(run, student, studies.judged, options, self._teacher_for(options))
-        verdict = self._decide(run, options)
+        try:
+            self._measure(run, student, studies.judged, options, self._teacher_for(options))
+        finally:
+            run.save()
+        verdict = self._decide(run, options, studies.all())
         if verdict.answer != "publish" and not served.trained:
             reason = f"{verdict.reason}; published, as that one was never trained"
             verdict = Verdict("publish", reason, verdict.gain, verdict.lower)
-        run.save()
-        return self._publish(run, student, verdict, self._metadata(run, options, served), options)
+        metadata = self._metadata(run, options, served, studies)
+        return self._publish(run, student, verdict, metadata, options)
 
-    def _metadata(self, run: Run, options: TrainOptions, served: Weights) -> dict[str, str]:
+    def _metadata(
+        self, run: Run, options: TrainOptions, served: Weights, studies: Split[ExaminedStudy]
+    ) -> dict[str, str]:
         """Return the metadata for the student's file."""
-        best, studies = run.progress.best, run.progress.facts["studies"]
-        dice = ", ".join(f"{value:.3f}" for value in best["dice"].values())
-        clicks = "/".join(str(count) for count in best["dice"])
+        pairs = list(run.progress.facts["judged"]["dice"].values())
+        by_teacher = sum(not study.is_labelled for study in studies.judged)
+        learned = [*studies.train, *studies.held_out]
+        learned += seen_studies(studies.all(), self._served)
         teacher = self._teacher if options.teacher != "none" else None
         source = f"distilled from {teacher.file}" if teacher else "fine-tuned on labels"
         return {
             "trained": "true",
             "licence": served.metadata.get("licence", "that of the weights it was trained from"),
-            "description": f"{source} on {studies['train']} studies of this site",
-            "dice": f"{dice} after {clicks} clicks, on {studies['held_out']} held-out",
+            "description": f"{source} on {len(studies.train)} studies of this site",
+            "dice": describe_dice(pairs, by_teacher),
             "teacher_sha256": teacher.network_id if teacher else "",
             "parent_sha256": served.network_id,
             "options": str(options.result_options()),
+            **studies_metadata(served, learned),
         }
 
     def _memory_advice(self, options: TrainOptions) -> str:

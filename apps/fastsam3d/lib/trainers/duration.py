@@ -63,9 +63,12 @@ def _fastest(call: Callable[[], object]) -> float:
 
 
 def distillation_seconds(
-    options: TrainOptions, student: FastSAM3D, teacher: FastSAM3D | None
+    options: TrainOptions, student: FastSAM3D, teacher: FastSAM3D | None, judged: int
 ) -> float | None:
-    """Estimate the seconds of a distillation with these networks; None if it runs on a GPU."""
+    """Estimate the seconds of a distillation with these networks; None if it runs on a GPU.
+
+    judged: number of studies to judge on.
+    """
     if options.device != "cpu":
         return None
     of_student = measure_seconds(student)
@@ -83,17 +86,20 @@ def distillation_seconds(
     validations = options.val_rois * (
         (options.max_epochs / options.val_interval + 3) * validation + of_teacher.encode
     )
-    return prepared + blocks + masks + validations + judging_seconds(of_student)
+    return prepared + blocks + masks + validations + judging_seconds(of_student, judged)
 
 
-def judging_seconds(network: Seconds, studies: int = 4) -> float:
+def judging_seconds(network: Seconds, studies: int) -> float:
     """Estimate the time to read and judge some studies with two networks."""
     clicks = max(CLICKS) * (network.decode + SERVED_CLICK_SECONDS)
     return studies * (STUDY_SECONDS + 2 * SERIES * (network.encode + clicks))
 
 
-def adaptation_seconds(options: AdaptOptions, student: FastSAM3D) -> float | None:
-    """Estimate the seconds of an adaptation with this student; None if it runs on a GPU."""
+def adaptation_seconds(options: AdaptOptions, student: FastSAM3D, judged: int) -> float | None:
+    """Estimate the seconds of an adaptation with this student; None if it runs on a GPU.
+
+    judged: number of studies to judge on.
+    """
     if options.device != "cpu":
         return None
     of_student = measure_seconds(student)
@@ -101,4 +107,5 @@ def adaptation_seconds(options: AdaptOptions, student: FastSAM3D) -> float | Non
     rois = options.train_batch_size + (2 * options.beside if options.rehearsal else 0)
     updates = 2 * options.updates_per_student * rois * clicks
     training = min(60 * options.max_minutes, updates * of_student.decode)
-    return training + options.rois * (ROI_SECONDS + of_student.encode) + judging_seconds(of_student)
+    prepared = options.rois * (ROI_SECONDS + of_student.encode)
+    return prepared + training + judging_seconds(of_student, judged)

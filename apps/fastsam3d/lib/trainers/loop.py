@@ -75,7 +75,7 @@ class TrainingLoop(ABC):
     def train(self) -> None:
         """Train until the last update, or until SIGTERM; the state is saved in both cases."""
         is_stopping = False
-        with self._stop_on_sigterm():
+        with self.stop_on_sigterm():
             while not self.is_done and not is_stopping:
                 for batch in self._batches_of_epoch():
                     self._step(batch)
@@ -92,9 +92,14 @@ class TrainingLoop(ABC):
         """True after the last update; publishing may still be due."""
         return self.progress.update >= self.updates
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether SIGTERM arrived within `stop_on_sigterm`."""
+        return self._stop_requested
+
     @contextmanager
-    def _stop_on_sigterm(self) -> Iterator[None]:
-        """Let SIGTERM end the loop of all processes after the current update."""
+    def stop_on_sigterm(self) -> Iterator[None]:
+        """Let SIGTERM end the loop of all processes after the current update, or study judged."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -23,6 +23,7 @@ from .data.studies import Datastore, ExaminedStudy, examine, find_studies
 from .loop import TrainingLoop
 from .request_options import RequestOptions
 from .run_state import RunFolder
+from .seen_studies import seen_studies
 from .served_judge import MaskSource, mean_dice
 from .verdict import Verdict, decide
 
@@ -83,7 +84,7 @@ class PublishingTask(TrainTask):
         """Return the options; raise InputError for anything known to fail before training."""
 
     @abstractmethod
-    def estimate_seconds(self, options: RequestOptions) -> float | None:
+    def estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
         """Estimate the duration of a training here; None where nothing was measured."""
 
     @abstractmethod
@@ -173,7 +174,7 @@ class PublishingTask(TrainTask):
 
         Both meet the same first clicks and random numbers. Studies that were measured before, by a
         run that was stopped or waits for an answer, are not measured again. adaptation: what an
-        adapted student would be published with.
+        adapted student would be published with. Raise StoppedError at a stop, between two studies.
         """
         served, device = self._served(), str(loop.device)
         judged = loop.progress.facts.setdefault("judged", {})
@@ -186,16 +187,18 @@ class PublishingTask(TrainTask):
         targets = self._mask_source.masks(teacher, device) if teacher else None
         name = f"new student of {self.name}"
         new = Weights(student, name, "new student", adaptation=adaptation)
-        with _quiet():
-            pair = [
-                mean_dice(self._mask_source.masks(each, device), targets, missing, options.seed)
-                for each in (new, served)
-            ]
-        for study, *values in zip(missing, *pair, strict=True):
-            judged["dice"][study.name] = [round(value, 4) for value in values]
+        pair = [self._mask_source.masks(each, device) for each in (new, served)]
+        with _quiet(), loop.stop_on_sigterm():
+            for study in missing:
+                if loop.is_stopping:
+                    raise StoppedError
+                values = [mean_dice(masks, targets, [study], options.seed)[0] for masks in pair]
+                judged["dice"][study.name] = [round(value, 4) for value in values]
 
-    def _decide(self, loop: TrainingLoop, options: RequestOptions) -> Verdict:
-        """Return the verdict from the Dice that `_measure` added."""
+    def _decide(
+        self, loop: TrainingLoop, options: RequestOptions, studies: Sequence[ExaminedStudy]
+    ) -> Verdict:
+        """Return the verdict from the Dice that `_measure` added; studies: all of the run."""
         judged = loop.progress.facts.setdefault("judged", {"dice": {}})
         pairs = list(judged["dice"].values())
         verdict = decide(
@@ -203,9 +206,19 @@ class PublishingTask(TrainTask):
             [served for _, served in pairs],
             options.min_gain,
             options.accept,
+            self._why_few(
+                studies, "labelled studies" if self._needs_labels(options) else "studies"
+            ),
         )
         judged |= {"gain": verdict.gain, "lower": verdict.lower}
         return verdict
+
+    def _why_few(self, studies: Sequence[ExaminedStudy], kind: str) -> str:
+        """Return how many studies the served version has not learned; empty if it learned none."""
+        seen = len(seen_studies(studies, self._served))
+        number = self._served.published.read().served
+        new = len(studies) - seen
+        return f"of {len(studies)} {kind} {new} took no part in version {number}" if seen else ""
 
     def _publish(
         self,

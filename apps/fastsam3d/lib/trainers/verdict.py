@@ -12,9 +12,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.975
-"""LEVEL: confidence of the one-sided lower bound of the gain. It is more than 95 %, because gains
-may be skewed to rare large losses, where the bound of few studies is too high."""
+LEVEL, LEVEL_OF_FEW = 0.975, 0.99
+"""LEVEL, LEVEL_OF_FEW: confidence of the one-sided lower bound of the gain, and that with fewer
+studies than FEW. Both are more than 95 %, because gains may be skewed to rare large losses, where
+the bound of few studies is too high."""
+
+FEW = 8
+"""FEW: from so many studies on the level is LEVEL."""
 
 FEWEST_STUDIES = 4
 """FEWEST_STUDIES: with fewer studies to judge on, a user decides."""
@@ -39,19 +43,24 @@ class Verdict(NamedTuple):
     lower: float | None
 
 
+def level_of(count: int) -> float:
+    """Return the confidence of the lower bound for a number of studies."""
+    return LEVEL_OF_FEW if count < FEW else LEVEL
+
+
 def lower_bound(gains: Sequence[float] | np.ndarray, seed: int = 0) -> float:
-    """Return the one-sided lower bound of the mean of some gains at `LEVEL`.
+    """Return the one-sided lower bound of the mean of some gains at `level_of` their number.
 
     gains: one for each study, two or more. It is the smaller of two bounds. The first is the
     quantile of the means of bootstrap samples of the studies. The share of the samples below it is
-    smaller than 1 - LEVEL for few studies, because their bootstrap means vary too little:
+    smaller than 1 - level for few studies, because their bootstrap means vary too little:
     Φ(-√(n / (n - 1)) t) with the quantile t of Student's distribution of n - 1 degrees of freedom
     (Hesterberg, What Teachers Should Know about the Bootstrap, arXiv 1411.5279). The
     second is that of Student's t, because four studies have too few different samples.
     """
     values = np.asarray(gains, dtype=np.float64)
     count = len(values)
-    quantile = float(stats.t.ppf(LEVEL, count - 1))
+    quantile = float(stats.t.ppf(level_of(count), count - 1))
     chosen = np.random.default_rng(seed).integers(0, count, (SAMPLES, count))
     share = float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * quantile))
     by_bootstrap = float(np.quantile(values[chosen].mean(axis=1), share))
@@ -64,16 +73,17 @@ def decide(
     served: Sequence[float],
     min_gain: float,
     is_accepted: bool = False,
+    why_few: str = "",
 ) -> Verdict:
     """Decide whether to publish a new student.
 
     candidate, served: the mean Dice of each study, with the same first clicks and random numbers.
     is_accepted: a user accepts a new student whose gain is above `min_gain`, where there are too
-    few studies for a bound.
+    few studies for a bound. why_few: says why there may be few, for the user.
     """
     count = len(candidate)
     if not count:
-        reason = "there is no study to judge on"
+        reason = "there is no study to judge on" + (f": {why_few}" if why_few else "")
         if is_accepted:
             return Verdict("publish", f"{reason}; published, as accept is true", 0.0, None)
         return Verdict("ask", f"{reason}; {_how_to_accept()}", 0.0, None)
@@ -85,7 +95,7 @@ def decide(
         f"on {count} {'study' if count == 1 else 'studies'} that took no part, a gain of {gain:.3f}"
     )
     if count >= FEWEST_STUDIES and lower is not None:
-        numbers += f", with {LEVEL:.1%} confidence at least {lower:.3f}"
+        numbers += f", with {level_of(count):.1%} confidence at least {lower:.3f}"
         if lower > min_gain:
             return Verdict("publish", numbers, gain, lower)
         wanted = f"it must be more than {min_gain:g} (min_gain)"
@@ -95,8 +105,28 @@ def decide(
         return Verdict("keep", reason, gain, lower)
     if is_accepted:
         return Verdict("publish", f"{numbers}; published, as accept is true", gain, lower)
-    reason = f"{numbers}; {FEWEST_STUDIES} studies are needed to judge: {_how_to_accept()}"
+    needed = f"{FEWEST_STUDIES} studies are needed to judge" + (
+        f", but {why_few}" if why_few else ""
+    )
+    reason = f"{numbers}; {needed}: {_how_to_accept()}"
     return Verdict("ask", reason, gain, lower)
+
+
+def describe_dice(pairs: Sequence[Sequence[float]], by_teacher: int = 0) -> str:
+    """Return what was measured on what, for the metadata of a student.
+
+    pairs: the Dice of the new and of the served student in each study that judged. by_teacher: in
+    how many of them the target was the teacher's mask.
+    """
+    if not pairs:
+        return "not measured: there was no study to judge on"
+    new, served = np.mean(pairs, axis=0)
+    count = f"{len(pairs)} {'study' if len(pairs) == 1 else 'studies'} that took no part"
+    targets = f", {by_teacher} of them against the teacher's masks" if by_teacher else ""
+    return (
+        f"{new:.3f}, before {served:.3f}: mean after 1/3/5/10 clicks of served masks on "
+        f"{count}{targets}"
+    )
 
 
 def _how_to_accept() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,9 @@ BODY_SPACING_MM = 4.0
 
 JUDGED = 4
 """JUDGED: studies that judge a new student, unless that is more than half of them."""
+
+MOST_JUDGED = 12
+"""MOST_JUDGED: more studies are not judged on, because each takes up to half a minute."""
 
 FEWEST_TO_VALIDATE = 3
 """FEWEST_TO_VALIDATE: of fewer studies none is held out for validation."""
@@ -128,6 +131,19 @@ def _find_label(datastore: Datastore, name: str) -> Path | None:
             if path and Path(path).exists() and not is_hidden(path):
                 return Path(path)
     return None
+
+
+def list_studies(datastore: Datastore) -> list[Study]:
+    """Return the studies of a datastore by name and whether they have a label; nothing is read."""
+    names = sorted(name for name in datastore.list_images() if not is_hidden(name))
+    return [
+        Study(name, Path(name), Path(name) if _has_label(datastore, name) else None)
+        for name in names
+    ]
+
+
+def _has_label(datastore: Datastore, name: str) -> bool:
+    return any(tag in LABEL_TAGS for tag in datastore.get_labels_by_image_id(name))
 
 
 def examine(studies: Sequence[Study]) -> tuple[list[ExaminedStudy], dict[str, str]]:
@@ -262,14 +278,17 @@ class Split(NamedTuple, Generic[AnyStudy]):
         return self.train + self.held_out + self.judged
 
 
-def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[AnyStudy]:
+def split(
+    studies: Sequence[AnyStudy], val_split: float, seed: int, seen: Collection[str] = ()
+) -> Split[AnyStudy]:
     """Take about `val_split` of the studies to judge, and of the others for validation.
 
-    At least `JUDGED` studies judge, but no more than half of them. Labels judge before the masks of
-    a teacher: unlabelled studies judge only where labelled ones are too few. Of the other studies,
-    `val_split` of the labelled and of the unlabelled ones are held out for validation, or none of
-    fewer than `FEWEST_TO_VALIDATE`. The split depends on the seed and the names alone. Raise
-    InputError if there is no study.
+    At least `JUDGED` studies judge, but no more than half of them, and at most `MOST_JUDGED`. None
+    of those named in `seen` does: the served version has learned them. Labels judge before the
+    masks of a teacher: unlabelled studies judge only where labelled ones are too few. Of the other
+    studies, `val_split` of the labelled and of the unlabelled ones are held out for validation, or
+    none of fewer than `FEWEST_TO_VALIDATE`. The split depends on the seed and the names alone.
+    Raise InputError if there is no study.
     """
     if not studies:
         raise InputError("there are no studies to train on; add images to the datastore")
@@ -277,9 +296,10 @@ def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[Any
         raise InputError(f"val_split is {val_split:g}; give a share between 0 and 1")
     ranked = _shuffled(studies, seed)
     labelled, unlabelled = ([x for x in ranked if x.is_labelled == kind] for kind in (True, False))
-    judged = labelled[: _judging(len(labelled), val_split)]
+    new = [[x for x in group if x.name not in seen] for group in (labelled, unlabelled)]
+    judged = new[0][: _judging(len(labelled), val_split)]
     most = _judging(len(unlabelled), val_split) or int(len(labelled) == 1)
-    judged += unlabelled[: min(max(0, JUDGED - len(judged)), most)]
+    judged += new[1][: min(max(0, JUDGED - len(judged)), most)]
     others = [_without(group, judged) for group in (labelled, unlabelled)]
     held_out = [x for group in others for x in group[: _validating(len(group), val_split)]]
     train = _without([x for group in others for x in group], held_out)
@@ -288,7 +308,9 @@ def split(studies: Sequence[AnyStudy], val_split: float, seed: int) -> Split[Any
 
 def _judging(count: int, val_split: float) -> int:
     """Return how many of `count` studies judge, which leaves at least one for training."""
-    return min(max(JUDGED, round(val_split * count)), (count + 1) // 2) if count > 1 else 0
+    if count < 2:
+        return 0
+    return min(max(JUDGED, round(val_split * count)), MOST_JUDGED, (count + 1) // 2)
 
 
 def _without(studies: Sequence[AnyStudy], taken: Sequence[AnyStudy]) -> list[AnyStudy]:

@@ -2,7 +2,8 @@
 
 Image encoder, image detail and cell keys get no gradient, so each ROI is encoded once. A step has
 one new ROI and the newest click of each series that is under way. The series are at
-different clicks, and every mask that is computed is learned from.
+different clicks, and every mask that is computed is learned from. Most clicks lie on the errors of
+the network's own masks, the others on those of another model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ from .interaction import HARM_WEIGHT, loss_of_harm
 LEAST_CELLS = 8
 """LEAST_CELLS: targets with fewer cells of at least half are left out."""
 
+OTHERS_SHARE = 0.25
+"""OTHERS_SHARE: share of series whose clicks lie on the errors of another model, as replayed clicks
+do: balls around the clicks, which know no image."""
+
+BALL_RADIUS = 10.0
+"""BALL_RADIUS: in ROI voxels."""
+
 
 @dataclass(eq=False)
 class OpenSeries:
@@ -34,6 +42,7 @@ class OpenSeries:
     embedding: [C, g, g, g] of the neck. detail: [D, s, s, s]. keys: [K, s, s, s], or None for a
     network without them. target: (c, c, c). points_roi: (N, 3); labels: (N,). low_res: (s, s, s),
     the logits before the newest click. left: clicks that follow, the newest one included.
+    on_others: the clicks lie on the errors of another model.
     """
 
     embedding: Tensor
@@ -44,6 +53,7 @@ class OpenSeries:
     labels: Tensor
     low_res: Tensor
     left: int
+    on_others: bool
 
 
 class SeriesLoss:
@@ -92,8 +102,11 @@ class SeriesLoss:
         roi_size: int,
         generator: torch.Generator,
     ) -> None:
-        """Click on the error of each mask, and drop the series that have ended."""
+        """Click on the error of each mask, or of the other model's; drop the ended series."""
         cell = roi_size // targets.shape[-1]
+        for n, series in enumerate(self.active):
+            if series.on_others:
+                margins[n] = ball_margins(series.points_roi, series.labels, margins[n], cell)
         points_roi, labels = next_clicks(margins, targets, generator, cell)
         for n, series in enumerate(self.active):
             series.points_roi = torch.cat([series.points_roi, points_roi[n]])
@@ -128,7 +141,20 @@ def new_series(
                 labels=torch.ones(1, dtype=torch.long, device=target.device),
                 low_res=low_res,
                 left=int(torch.randint(1, clicks + 1, (), generator=generator)),
+                on_others=bool(torch.rand((), generator=generator) < OTHERS_SHARE),
             )
+
+
+def ball_margins(points_roi: Tensor, labels: Tensor, margins: Tensor, cell: int) -> Tensor:
+    """Return 1 on the cells whose nearest click is foreground and near, else -1, as `margins`.
+
+    points_roi: (N, 3); labels: (N,); margins: (c, c, c). cell: ROI voxels along a cell.
+    """
+    along = (torch.arange(margins.shape[-1], device=margins.device) + 0.5) * cell - 0.5
+    places_roi = torch.stack(torch.meshgrid(along, along, along, indexing="ij"), dim=-1)
+    distance, nearest = torch.cdist(places_roi.flatten(0, 2), points_roi).min(dim=1)
+    is_inside = (distance <= BALL_RADIUS) & (labels[nearest] == 1)
+    return (2 * is_inside.to(margins) - 1).reshape(margins.shape)
 
 
 def decode_newest(network: FastSAM3D, active: Sequence[OpenSeries]) -> Tensor:

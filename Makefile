@@ -199,9 +199,11 @@ check-data:
 # --- default weights ------------------------------------------------------------------------------
 
 # MINUTES: duration of the teacher's pretraining, a quarter for its encoder alone and a quarter for its
-# decoder alone. WEIGHTS_BUILD: output folder. TEACHER: weights of an existing teacher, which skip the
-# pretraining. ATTENTION: operator of the student, sparse or dense.
+# decoder alone. START: a teacher in training that the pretraining goes on with, as in
+# START=training/teacher_start.safetensors. WEIGHTS_BUILD: output folder. TEACHER: weights of an existing
+# teacher, which skip the pretraining. ATTENTION: operator of the student, sparse or dense.
 MINUTES ?= 600
+START ?=
 WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
 ATTENTION ?= sparse
@@ -212,7 +214,7 @@ DISTILLATION := --start-from teacher --max-epochs 39 --stage1-fraction 0.923 --i
 
 weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
 	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' \
-	    --cell-minutes $$(($(MINUTES) / 4)) --minutes $$(($(MINUTES) / 2)) --decoder-minutes $$(($(MINUTES) / 4)))
+	    $(if $(START),--start '$(START)') --cell-minutes $$(($(MINUTES) / 4)) --minutes $$(($(MINUTES) / 2)) --decoder-minutes $$(($(MINUTES) / 4)))
 	.venv/bin/python -m training.student --teacher '$(TEACHER_FILE)' --attention '$(ATTENTION)' \
 	    --out '$(WEIGHTS_BUILD)/student.safetensors'
 	.venv/bin/python -m training.painted_studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'

@@ -2,11 +2,14 @@
 
 import argparse
 import importlib
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
+from unittest import mock
 
 import pytest
 
@@ -63,6 +66,12 @@ def documented() -> Iterator[tuple[str, str, str, list[str]]]:
                 yield name_of(page), command, *found
 
 
+def program(module: str) -> ModuleType:
+    """Import a program; what it sets in the environment is not for the servers of later tests."""
+    with mock.patch.dict(os.environ):
+        return importlib.import_module(module)
+
+
 class Parsed(Exception):
     """The parser took the arguments; what the program would do with them is not done."""
 
@@ -90,9 +99,11 @@ COMMANDS = list(documented())
 def test_the_program_takes_the_options(
     module: str, arguments: list[str], capsys: pytest.CaptureFixture
 ) -> None:
+    environment = dict(os.environ)
     try:
-        importlib.import_module(module).main(arguments)
+        program(module).main(arguments)
     except Parsed:
+        assert dict(os.environ) == environment
         return
     except SystemExit:
         pytest.fail(capsys.readouterr().err)
@@ -112,7 +123,7 @@ def test_a_wrong_option_is_found(capsys: pytest.CaptureFixture) -> None:
     module, arguments = program_and_arguments(command) or ("", [])
     assert arguments == ["--data", "data", "--pert", "eval"]
     with pytest.raises(SystemExit):
-        importlib.import_module(module).main(arguments)
+        program(module).main(arguments)
     assert "--pert" in capsys.readouterr().err
 
 

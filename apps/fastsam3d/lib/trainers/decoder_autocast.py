@@ -11,7 +11,7 @@ def decoder_autocast(device: torch.device) -> torch.autocast:
     """Return autocast to bfloat16 on CPUs and GPUs that multiply it, else no change.
 
     The weights stay in float32. With AMX an update of a mask decoder with its refiner takes half as
-    long, with AVX512 alone two thirds.
+    long. With AVX512 alone a step of ``training/cells.py`` takes 0.6 times as long.
     """
     enabled = _has_bf16(device) or (device.type == "cpu" and multiplies_bfloat16())
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -41,13 +41,11 @@ from .datasets import BenchmarkCase, find_cases
 from .distillation_benchmark import IDLE_CLICKS, POLL_SECONDS, ClickTimer, train
 from .machine import machine
 from .protocols import make_protocol
+from .report_table import write_report
 
 TRAINER = "fastsam3d_adapt"
 WEIGHTS = APP / "weights" / "fastsam3d_default.safetensors"
 CLICKS = (1, 3, 5, 10)
-RADIUS_MM = 10.0
-"""RADIUS_MM: of the ball baseline, which is not measured here."""
-
 ROIS = 40
 """ROIS: ROIs of each source whose distance to those on the labels is measured."""
 
@@ -88,11 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"adaptation_benchmark: {error}")
     finally:
         logging.disable(logging.NOTSET)  # a test's process goes on
-    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = markdown(result)
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
-    print(text)
+    write_report(result, markdown(result), options)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +185,7 @@ def measure(
     """Return the Dice before and after, on other cases of the source and of other sources."""
     files = {"before": str(before), "after": str(after)}
     protocol = make_protocol("random", CLICKS, options.seed)
-    bench = Bench(Plan(tuple(files), files, protocol, RADIUS_MM, options.repeats))
+    bench = Bench(Plan(tuple(files), files, protocol, repeats=options.repeats))
     if bench.weights()["before"]["sha256"] != base.network_id:
         raise InputError(f"another version is served instead of {before}; roll it back")
     groups = {"same": selection.same, "others": selection.others}

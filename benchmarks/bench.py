@@ -39,7 +39,7 @@ class Plan:
     models: tuple[str, ...]
     weights: Mapping[str, str]
     protocol: Protocol
-    radius_mm: float
+    radius_mm: float = 10.0
     repeats: int = 1
     threads: int = 1
     options: Mapping[str, str] = field(default_factory=dict)

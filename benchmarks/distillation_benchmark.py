@@ -36,6 +36,7 @@ from .click_report import percentiles
 from .datasets import find_cases
 from .distillation_report import markdown
 from .machine import machine
+from .report_table import write_report
 
 POLL_SECONDS = 2.0
 IDLE_CLICKS, CLICK_EVERY = 15, 4.0
@@ -64,11 +65,7 @@ def run(options: argparse.Namespace) -> None:
             result = measure(server, studies, train_options, options.logits_rate, options.kill)
         curves = folder / "model" / MODEL / "run" / "curves.png"
         shutil.copy(curves, options.json.with_suffix(".png"))
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
-    text = markdown(result)
-    if options.markdown:
-        options.markdown.write_text(text)
-    print(text)
+    write_report(result, markdown(result), options)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

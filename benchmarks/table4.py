@@ -13,7 +13,6 @@ CUDA in bfloat16.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
@@ -37,12 +36,10 @@ from .growth import VARIANTS, encode_call, encoder_facts
 from .larger_roi import with_roi_size
 from .measure import CLOCKS, describe_machine, relative_difference, time_calls
 from .protocols import MIN_MM3, make_protocol
-from .report_table import table
+from .report_table import table, write_report
 
 CLICKS = (1, 3, 5, 10)
 OPERATORS = ("dense", "sparse")
-RADIUS_MM = 10.0
-"""RADIUS_MM: of the ball baseline, which is not measured here."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -75,11 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"table4: {error}")
     finally:
         logging.disable(logging.NOTSET)  # a test's process goes on
-    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = markdown(result)
-    if options.markdown:
-        options.markdown.write_text(text, encoding="utf-8")
-    print(text)
+    write_report(result, markdown(result), options)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -171,7 +164,7 @@ def dice_of(
         for name, network in networks.items():
             save_weights(network, Path(files[name]))
         protocol = make_protocol("random", CLICKS, options.seed)
-        bench = Bench(Plan(tuple(files), files, protocol, RADIUS_MM, options.repeats))
+        bench = Bench(Plan(tuple(files), files, protocol, repeats=options.repeats))
         scores, _ = collect(bench, cases)
     summaries = {name: summarise(each, CLICKS, options.seed) for name, each in scores.items()}
     return {

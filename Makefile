@@ -198,23 +198,28 @@ check-data:
 
 # --- default weights ------------------------------------------------------------------------------
 
-# MINUTES: duration of the teacher's pretraining, a quarter for its encoder alone and a quarter for its
-# decoder alone. START: a teacher in training that the pretraining goes on with, as in
-# START=training/teacher_start.safetensors. WEIGHTS_BUILD: output folder. TEACHER: weights of an existing
-# teacher, which skip the pretraining. ATTENTION: operator of the student, sparse or dense.
+# MINUTES: duration of the teacher's pretraining, a quarter for its encoder alone. START: weights that the
+# pretraining goes on with, as in START=apps/fastsam3d/weights/sam_med3d_default.safetensors. DEVICE: of
+# the pretraining, with ROIS per step and WORKERS that crop them, as in DEVICE=cuda ROIS=8 WORKERS=16.
+# WEIGHTS_BUILD: output folder. TEACHER: weights of an existing teacher, which skip the pretraining.
+# ATTENTION: operator of the student, sparse or dense.
 MINUTES ?= 600
 START ?=
+DEVICE ?= cpu
+ROIS ?= 0
+WORKERS ?= 1
 WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
 ATTENTION ?= sparse
 TEACHER_FILE = $(abspath $(or $(TEACHER),$(WEIGHTS_BUILD)/teacher/weights.safetensors))
-# 36 epochs of stage 1 and 3 of stage 2; 12 minutes with the verdict on two cores, beside little else.
+# 36 epochs of stage 1 and 3 of stage 2; 9 minutes with the verdict on two cores, beside little else.
 DISTILLATION := --start-from teacher --max-epochs 39 --stage1-fraction 0.923 --iterations-per-epoch 5 \
     --train-batch-size 12 --rois 240 --val-rois 16 --val-interval 39 --val-split 0.06 --lr-stage2 3e-6
 
 weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
 	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' \
-	    $(if $(START),--start '$(START)') --cell-minutes $$(($(MINUTES) / 4)) --minutes $$(($(MINUTES) / 2)) --decoder-minutes $$(($(MINUTES) / 4)))
+	    $(if $(START),--start '$(START)') --device '$(DEVICE)' --rois '$(ROIS)' --workers '$(WORKERS)' \
+	    --cell-minutes $$(($(MINUTES) / 4)) --minutes $$(($(MINUTES) - $(MINUTES) / 4)))
 	.venv/bin/python -m training.student --teacher '$(TEACHER_FILE)' --attention '$(ATTENTION)' \
 	    --out '$(WEIGHTS_BUILD)/student.safetensors'
 	.venv/bin/python -m training.painted_studies --data '$(DATA)' --out '$(WEIGHTS_BUILD)/studies'

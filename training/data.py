@@ -26,7 +26,8 @@ from lib.imaging.roi import Roi, crop_labels
 from lib.trainers.data.roi_pool import POOLING
 
 from . import synthesis
-from .fields import log_uniform
+from .cell_pairs import cells_of, draw_pairs
+from .fields import bend, log_uniform
 from .scenes import clutter_scene, lesion
 from .sources import Case
 
@@ -47,10 +48,11 @@ class SampleOptions:
     roi_size: voxels along each side of the ROI. spacings_mm: range of the ROI's voxel size.
     shares: range of the structure's extent relative to the ROI's; a share is drawn for each
     sample, and the voxel size follows from it within `spacings_mm`. targets: structures per ROI.
-    scenes: number of different label maps of shapes.
+    cell: ROI voxels along a cell that has a key. scenes: number of different label maps of shapes.
 
     The rest are probabilities for each sample. scene: the label map is made of shapes. synthetic:
-    the image is painted from a label map. lesion: a blob is added and is the first target. merge:
+    the image is painted from a label map. bend: a label map of a case and its image are turned and
+    deformed. lesion: a blob is added and is the first target. merge:
     the first target is joined with structures that touch it. field_of_view: the image ends inside
     the ROI.
     """
@@ -58,10 +60,12 @@ class SampleOptions:
     roi_size: int = 128
     spacings_mm: tuple[float, float] = (0.4, 4.0)
     shares: tuple[float, float] = (0.1, 1.0)
-    targets: int = 3
+    targets: int = 4
+    cell: int = 4
     scenes: int = 64
-    scene: float = 0.2
-    synthetic: float = 0.35
+    scene: float = 0.25
+    synthetic: float = 0.45
+    bend: float = 0.5
     lesion: float = 0.15
     merge: float = 0.12
     field_of_view: float = 0.25
@@ -72,6 +76,7 @@ class ClickSamples(Dataset):
 
     A sample is a dictionary. image: (1, S, S, S) float32. targets: (T, c, c, c), the share of each
     cell of `POOLING`³ voxels that belongs to the target, with c = S / POOLING. clicks_roi: (T, 3).
+    anchors, others, is_same: pairs of cells, see :func:`training.cell_pairs.draw_pairs`.
     """
 
     def __init__(self, cases: Sequence[Case], options: SampleOptions, seed: int) -> None:
@@ -122,7 +127,10 @@ class ClickSamples(Dataset):
         number = int(generator.choice(list(case.boxes)))
         roi = place(case, number, options, generator)
         labels = crop_labels(roi, case.labels)
-        image, is_ct = make_image(case, roi, labels, is_synthetic, generator)
+        image = None if case.image is None else roi.crop(case.image)
+        if not is_scene and generator.random() < options.bend:
+            labels, image = bend(labels, image, generator)
+        image, is_ct = make_image(case, roi, labels, image, is_synthetic, generator)
 
         target = merged(labels, number, options.merge, generator)
         if generator.random() < options.lesion:
@@ -177,11 +185,14 @@ def make_image(
     case: Case,
     roi: Roi,
     labels: np.ndarray,
+    image: Any,
     is_synthetic: bool,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, bool]:
-    """Return the degraded image (S, S, S) of a ROI, and whether to normalise it as a CT."""
-    image: Any = None if case.image is None else roi.crop(case.image)
+    """Return the degraded image (S, S, S) of a ROI, and whether to normalise it as a CT.
+
+    image: of the case, on the ROI's grid; None without one, for a synthetic image.
+    """
     if is_synthetic:
         painted = labels if image is None else synthesis.split_ground(labels, image, generator)
         image, is_ct = synthesis.paint(painted, generator), generator.random() < 0.25
@@ -258,4 +269,5 @@ def to_tensors(
         "image": torch.from_numpy(image)[None],
         "targets": F.avg_pool3d(targets[:, None], POOLING)[:, 0],
         "clicks_roi": torch.from_numpy(np.stack(clicks_roi)).float(),
+        **draw_pairs(cells_of(labels, options.cell), generator),
     }

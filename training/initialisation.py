@@ -170,14 +170,16 @@ def learn_to_mark_clicks(network: FastSAM3D, images: Tensor, steps: int, seed: i
     return float(loss.detach())
 
 
-def clip_each(parameters: Iterable[Tensor], norm: float) -> float:
-    """Clip the gradient of each parameter alone; return the largest norm before clipping.
+def clip_each(parameters: Iterable[Tensor], norm: float) -> Tensor:
+    """Clip the gradient of each parameter alone; return the largest norm before clipping, (,).
 
     The gradients of 1×1×1 convolutions over whole volumes are hundreds of times larger than those
     of the transformer: clipping all together would remove the transformer's gradient.
     """
-    norms = [torch.nn.utils.clip_grad_norm_(x, norm) for x in parameters if x.grad is not None]
-    return float(torch.stack(norms).max())
+    gradients = [x.grad for x in parameters if x.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    torch._foreach_mul_(gradients, [(norm / (x + 1e-6)).clamp(max=1) for x in norms])
+    return torch.stack(norms).max()
 
 
 def click_balls(

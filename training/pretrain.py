@@ -1,9 +1,9 @@
 """Train the default weights: `python -m training.pretrain --data DIR --out DIR`.
 
-Three stages: the image encoder learns without clicks (:mod:`training.cells`), then the whole
-network learns from series of clicks, then the mask decoder alone (:mod:`training.click_series`). An
-interrupted run resumes from `state.pt` in the stage's folder; so does a finished run with more
-minutes. The average of the weights is written to `weights.safetensors`.
+Two stages: the image encoder learns without clicks (:mod:`training.cells`), then the whole network
+learns from series of clicks (:mod:`training.interaction`). An interrupted run resumes from
+`state.pt` in the stage's folder; so does a finished run with more minutes. The average of the
+weights is written to `weights.safetensors`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from lib.weights import save_weights
 from lib.weights.files import as_weights_errors
 
 from .cells import CellRois, cell_loss
-from .click_series import SeriesLoss
 from .data import ClickSamples, SampleOptions
 from .initialisation import initialise, learn_to_mark_clicks, spread_keys, take_weights
 from .interaction import interactive_loss
@@ -37,13 +36,12 @@ from .stage_loop import Loss, StageOptions, train
 ATLASES = Path("/usr/share/mricron/templates")
 
 NAME = "sam_med3d_default"
-TEACHER = replace(CONFIGS[NAME], width=192, num_heads=6, key_channels=24)
-"""TEACHER: what is trained. The shipped teacher is wider and has no keys."""
+TEACHER = CONFIGS[NAME]
+"""TEACHER: what is trained."""
 
 STAGES = {
     "cells": StageOptions(rois=4, peak_rate=6e-4, average_decay=0.995),
-    "clicks": StageOptions(rois=2, peak_rate=4e-4),
-    "decoder": StageOptions(rois=1, peak_rate=3e-4, average_decay=0.995),
+    "clicks": StageOptions(rois=2, peak_rate=5e-4, average_decay=0.996),
 }
 """STAGES: the stages in their order, with the options in which they differ; also their folders."""
 
@@ -52,17 +50,18 @@ STAGES = {
 class PretrainOptions:
     """Options of the pretraining.
 
-    cell_minutes, minutes, decoder_minutes: budgets of the three stages, with all resumed parts; 0
-    skips a stage. max_steps: stop each stage earlier. clicks: maximum clicks of a series.
-    click_steps: steps in which the decoder of a new network learns to mark clicks, before the
-    second stage.
+    cell_minutes, minutes: budgets of the two stages, with all resumed parts; 0 skips a stage.
+    max_steps: stop each stage earlier. clicks: maximum clicks of a series. rois: ROIs per step; 0:
+    as few as suit a CPU. targets: structures of each ROI. click_steps: steps in which the decoder
+    of a new network learns to mark clicks, before the second stage.
     """
 
     cell_minutes: float = 60.0
     minutes: float = 60.0
-    decoder_minutes: float = 60.0
     max_steps: int = 1 << 40
     clicks: int = 10
+    rois: int = 0
+    targets: int = 4
     click_steps: int = 100
     workers: int = 1
     seed: int = 0
@@ -89,6 +88,7 @@ def pretrain(
         stage = replace(
             STAGES[name],
             minutes=minutes,
+            rois=options.rois or STAGES[name].rois,
             max_steps=options.max_steps,
             workers=options.workers,
             seed=options.seed,
@@ -99,14 +99,11 @@ def pretrain(
         facts[f"{name}_steps"], facts[f"{name}_minutes"] = str(run.step), f"{run.minutes:.1f}"
 
     if options.cell_minutes:
-        cell = network.config.roi_size // network.config.low_res_size
-        learn("cells", options.cell_minutes, CellRois(samples, cell), cell_loss)
+        learn("cells", options.cell_minutes, CellRois(samples), cell_loss)
     if start is None:
         learn_to_mark_clicks(network, images, options.click_steps, options.seed)
     if options.minutes:
         learn("clicks", options.minutes, samples, partial(click_loss, clicks=options.clicks))
-    if options.decoder_minutes:
-        learn("decoder", options.decoder_minutes, samples, SeriesLoss(options.clicks))
     return network.eval(), facts
 
 
@@ -114,13 +111,20 @@ def take_start(network: FastSAM3D, path: Path, images: Tensor, is_first_stage: b
     """Copy the weights of a file; raises WeightsError if they cannot be used.
 
     images: (B, 1, S, S, S) normalised. is_first_stage: an image encoder that never learned keys is
-    not copied then.
+    not copied then. A refiner's coarser cells are not copied if they have other channels.
     """
     with as_weights_errors():
         state = read_checkpoint(path).state
     of_keys = "mask_decoder.refiner.cell_keys."
     if is_first_stage and not any(name.startswith(of_keys) for name in state):
         state = {name: x for name, x in state.items() if not name.startswith("image_encoder.")}
+    own = network.state_dict()
+    of_refiner = "mask_decoder.refiner.coarser."
+    state = {
+        name: x
+        for name, x in state.items()
+        if not name.startswith(of_refiner) or (name in own and own[name].shape == x.shape)
+    }
     new_names = take_weights(network, state)
     if any(".refiner.key." in name for name in new_names):
         spread_keys(network, images)
@@ -128,13 +132,13 @@ def take_start(network: FastSAM3D, path: Path, images: Tensor, is_first_stage: b
 
 def click_loss(
     network: FastSAM3D, batch: dict[str, Tensor], generator: torch.Generator, clicks: int
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of a series of at most ``clicks`` clicks, and the values to log.
 
-    The series has a random length; its first and last clicks have a loss.
+    The series has a random length, and each of its clicks has a loss.
     """
-    length = int(torch.randint(2, clicks + 1, (), generator=generator))
-    return interactive_loss(network, batch, length, {0, length - 1}, generator)
+    length = int(torch.randint(1, clicks + 1, (), generator=generator))
+    return interactive_loss(network, batch, length, set(range(length)), generator)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -158,7 +162,7 @@ def run_command(parsed: argparse.Namespace) -> None:
     names = [field.name for field in dataclasses.fields(PretrainOptions)]
     options = PretrainOptions(**{name: getattr(parsed, name) for name in names})
     cases = [*load_cases(parsed.data), *load_atlases(parsed.atlases)]
-    samples = ClickSamples(cases, SampleOptions(), options.seed)
+    samples = ClickSamples(cases, SampleOptions(targets=options.targets), options.seed)
     network, facts = pretrain(samples, parsed.out, options, parsed.start)
     save_weights(network, parsed.out / "weights.safetensors", facts, dtype=torch.float16)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -21,8 +20,8 @@ from lib.options import find_device
 from .initialisation import clip_each
 from .state import AveragedWeights, RunState, learning_rate, load_state, save_state, write_log
 
-Loss = Callable[[FastSAM3D, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, float]]]
-"""Loss: the loss of a batch, and the values to log."""
+Loss = Callable[[FastSAM3D, dict[str, Tensor], torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+"""Loss: the loss of a batch, and the values to log, (,) each."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,16 @@ def train(
 
     before = run.minutes
     start = time.monotonic()
-    recent: dict[str, list[float]] = defaultdict(list)
+    recent: dict[str, list[Tensor]] = defaultdict(list)
     bar = tqdm(initial=run.step, unit="step", mininterval=5)
-    for batch in batches(samples, run.step, options):
+    for batch in batches(samples, run.step, options, device):
         run.minutes = before + (time.monotonic() - start) / 60
         if run.minutes >= options.minutes or run.step >= options.max_steps:
             break
         rate = learning_rate(
             run.minutes / options.minutes, run.step, options.peak_rate, options.warm_up
         )
-        batch = {name: x.to(device) for name, x in batch.items()}
+        batch = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
         for group in optimizer.param_groups:
             group["lr"] = rate
         value, facts = loss(network, batch, generator)
@@ -95,13 +94,13 @@ def train(
         value.backward()
         facts["gradient"] = clip_each(network.parameters(), options.clip_norm)
         optimizer.step()
-        for name, fact in {"loss": float(value.detach()), **facts}.items():
-            recent[name].append(fact)
+        for name, fact in {"loss": value, **facts}.items():
+            recent[name].append(fact.detach())
         run.step += 1
         average.update(network, run.step)
         bar.update()
         if run.step % options.log_every == 0:
-            row = {name: float(np.mean(values)) for name, values in recent.items()}
+            row = {name: float(torch.stack(values).mean()) for name, values in recent.items()}
             run.log.append({"step": run.step, "minutes": run.minutes, "rate": rate, **row})
             bar.set_postfix(
                 {"min": f"{run.minutes:.1f}", "loss": f"{row.get('loss', math.nan):.3f}"}
@@ -133,7 +132,7 @@ def make_optimizer(network: FastSAM3D, options: StageOptions) -> torch.optim.Ada
 
 
 def batches(
-    samples: Dataset, first_step: int, options: StageOptions
+    samples: Dataset, first_step: int, options: StageOptions, device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """Yield batches from `first_step` on without end; sample n belongs to step n // rois."""
     loader = DataLoader(
@@ -142,5 +141,6 @@ def batches(
         sampler=range(first_step * options.rois, 1 << 40),
         num_workers=options.workers,
         prefetch_factor=3 if options.workers else None,
+        pin_memory=device.type == "cuda",
     )
     return iter(loader)

@@ -35,8 +35,9 @@ class AveragedWeights:
     def update(self, network: nn.Module, step: int) -> None:
         """Add the network's weights; step: number of the step, from 0."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
-        for name, x in network.state_dict().items():
-            self.weights[name].lerp_(x, share)
+        state = network.state_dict()
+        now = [state[name] for name in self.weights]
+        torch._foreach_lerp_(list(self.weights.values()), now, share)
 
 
 def learning_rate(progress: float, step: int, peak: float, warm_up: int) -> float:

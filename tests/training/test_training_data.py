@@ -159,8 +159,9 @@ def test_samples_have_the_shapes_of_the_networks_input(
     for number in range(25):
         sample = samples[number]
         assert sample["image"].shape == (1, 32, 32, 32)
-        assert sample["targets"].shape == (3, 16, 16, 16)
-        assert sample["clicks_roi"].shape == (3, 3)
+        assert sample["targets"].shape == (4, 16, 16, 16)
+        assert sample["clicks_roi"].shape == (4, 3)
+        assert sample["is_same"].shape == (*sample["anchors"].shape, *sample["others"].shape)
         assert sample["image"].dtype == sample["targets"].dtype == torch.float32
         assert torch.isfinite(sample["image"]).all()
         assert sample["clicks_roi"][0].tolist() == [16, 16, 16]

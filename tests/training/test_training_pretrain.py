@@ -346,16 +346,14 @@ def test_the_stages_follow_each_other_and_resume(
 ) -> None:
     case = make_case()
     network, facts = run_stages(tmp_path, case, monkeypatch)
-    assert {path.name for path in tmp_path.iterdir()} == {"cells", "clicks", "decoder"}
-    assert {facts[f"{name}_steps"] for name in ("cells", "clicks", "decoder")} == {"2"}
-    again, _ = run_stages(tmp_path, case, monkeypatch)  # all stages have their steps already
+    assert {path.name for path in tmp_path.iterdir()} == {"cells", "clicks"}
+    assert {facts[f"{name}_steps"] for name in ("cells", "clicks")} == {"2"}
+    again, _ = run_stages(tmp_path, case, monkeypatch)  # both stages have their steps already
     for name, x in network.state_dict().items():
         assert torch.equal(x, again.state_dict()[name]), name
-    decoder_only, facts = run_stages(
-        tmp_path / "other", case, monkeypatch, cell_minutes=0, minutes=0
-    )
-    assert "cells_steps" not in facts and "clicks_steps" not in facts
-    assert [path.name for path in (tmp_path / "other").iterdir()] == ["decoder"]
+    _, facts = run_stages(tmp_path / "other", case, monkeypatch, cell_minutes=0)
+    assert "cells_steps" not in facts
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["clicks"]
 
 
 @pytest.mark.parametrize(
@@ -381,7 +379,7 @@ def test_a_first_stage_goes_on_with_an_encoder_that_has_keys(
         ),
     )
     start = tmp_path / "earlier.safetensors"
-    run_stages(tmp_path, make_case(), monkeypatch, cell_minutes=cells, minutes=0, start=start)
+    run_stages(tmp_path, make_case(), monkeypatch, cell_minutes=cells, start=start)
     name = "image_encoder.neck.0.weight"
     assert torch.equal(taken[0][name], earlier.state_dict()[name]) == is_copied
     if key_channels:

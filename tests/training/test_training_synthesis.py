@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from training.fields import resize, smooth_field
+from training.fields import bend, resize, smooth_field
 from training.scenes import clutter_scene, lesion
 
 from training import synthesis
@@ -98,3 +98,42 @@ def test_fields_are_smooth_and_resizing_keeps_the_extent() -> None:
     blocks = np.kron(np.array([[[1.0, 2.0]]]), np.ones((1, 1, 10)))
     small = resize(np.array([[[[1.0, 2.0]]]]), (1, 1, 20))[0]
     np.testing.assert_allclose(small[..., [0, 1, -2, -1]], blocks[..., [0, 1, -2, -1]])
+
+
+def test_label_map_and_image_are_bent_alike_around_the_centre() -> None:
+    labels = np.zeros((32, 32, 32), np.uint8)
+    labels[8:24, 6:26, 13:19] = 3
+    image = 10 * labels.astype(np.float32)
+    changed = []
+    for seed in range(4):
+        bent, its_image = bend(labels, image, rng(seed))
+        assert bent.dtype == labels.dtype and set(np.unique(bent)) == {0, 3}
+        assert bent[16, 16, 16] == 3
+        inside = its_image[bent == 3]
+        assert np.median(inside) == 30 and np.median(its_image[bent == 0]) == 0
+        assert 0.7 < np.count_nonzero(bent) / np.count_nonzero(labels) < 1.4
+        changed.append(np.count_nonzero(bent != labels))
+    assert min(changed) > 100
+    assert bend(labels, None, rng())[1] is None
+
+
+def test_nothing_is_bent_without_turn_and_shift() -> None:
+    class Still:
+        """Draws the mean of each distribution."""
+
+        def normal(self, mean: float, deviation: float, count: int) -> np.ndarray:
+            return np.zeros(count)
+
+        def uniform(self, low: float, high: float) -> float:
+            return low
+
+        def integers(self, low: int, high: int) -> int:
+            return low
+
+        def standard_normal(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            return np.ones(shape, dtype)
+
+    labels = rng().integers(0, 5, (16, 16, 16)).astype(np.uint8)
+    bent, image = bend(labels, labels.astype(np.float32), Still())
+    np.testing.assert_array_equal(bent, labels)
+    np.testing.assert_allclose(image, labels, atol=1e-4)

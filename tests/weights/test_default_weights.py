@@ -17,10 +17,9 @@ from benchmarks.protocols import Scan, make_protocol  # noqa: E402
 
 SHAPE_IJK = (160, 128, 70)
 SPACING_MM = (2.4, 2.4, 4.5)
-STRUCTURES = ("kidney_right", "spleen")
-MIN_DICE = (0.74, 0.80)
-"""MIN_DICE: Dice after the first and the second click; measured are .760 to .877 and .817 to .936.
-Later clicks depend on the rounding of the machine.
+MIN_DICE = {"kidney_right": (0.80, 0.82, 0.84), "spleen": (0.44, 0.66, 0.77)}
+"""MIN_DICE: Dice after the first, second and third click. The student has .89, .90 and .91 on the
+kidney, and .51, .73 and .84 on the spleen. Later clicks depend on the rounding of the machine.
 """
 
 
@@ -42,10 +41,10 @@ def model(request):
     return Prompted(served, "point")
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_two_clicks_segment_an_organ(model, scan, structure):
+@pytest.mark.parametrize("structure", MIN_DICE)
+def test_three_clicks_segment_an_organ(model, scan, structure):
     """Each click lies deepest in the largest error."""
     value = next(value for value, name in torso.LABELS.items() if name == structure)
     series = model(scan[0], scan[1] == value, make_protocol("cvpr2025", ()), structure)
-    for dice, floor in zip(series.dice, MIN_DICE, strict=False):
+    for dice, floor in zip(series.dice, MIN_DICE[structure], strict=False):
         assert dice > floor, f"{structure}: {series.dice}"

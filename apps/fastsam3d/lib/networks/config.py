@@ -39,6 +39,8 @@ class FastSAM3DConfig:
         (:mod:`lib.networks.mask_refiner`); 0, as published: the network has no mask refiner.
     key_channels: channels of the cells' keys (:mod:`lib.networks.cell_keys`), by which the refiner
         compares cells with clicked ones; 0: it compares them by the image detail alone.
+    refiner_channels: channels of the mask refiner's U-Net on cells that are twice, four times, …
+        as wide as those of the low-resolution mask.
     swap_dense_axes: coordinate 0 of the dense positional encoding runs along grid axis 1, as
         published, instead of axis 0.
     """
@@ -69,6 +71,7 @@ class FastSAM3DConfig:
     iou_head_width: int = 256
     detail_channels: int = 0
     key_channels: int = 0
+    refiner_channels: tuple[int, ...] = (48, 96)
     swap_dense_axes: bool = True
 
     def __post_init__(self) -> None:
@@ -176,6 +179,7 @@ DECODER_OPTIONS = (
     "iou_head_width",
     "detail_channels",
     "key_channels",
+    "refiner_channels",
     "swap_dense_axes",
 )
 """DECODER_OPTIONS: the fields that belong to the prompt encoder and the mask decoder."""
@@ -192,14 +196,16 @@ _STUDENT: dict[str, Any] = {
 }
 
 _DEFAULT: dict[str, Any] = {
-    "width": 256,
-    "num_heads": 4,
+    "width": 192,
+    "num_heads": 6,
     "out_channels": 192,
     "decoder_mlp_width": 512,
     # the absolute position embedding suffices, and attention without a bias is faster
     "position_bias": "none",
     "swap_dense_axes": False,
     "detail_channels": 32,
+    "key_channels": 24,
+    "refiner_channels": (64, 128),
 }
 
 CONFIGS: dict[str, FastSAM3DConfig] = {

@@ -25,9 +25,6 @@ likeness, two more."""
 KEY_CHANNELS = 8
 """KEY_CHANNELS: features by which cells are compared with clicked cells."""
 
-COARSER = (48, 96)
-"""COARSER: channels of the refiner's U-Net on cells that are twice and four times as wide."""
-
 BRIGHTEST = 6.0
 """BRIGHTEST: limit of the normalised image in standard deviations. Metal in CT and hot spots in PET
 lie far above it."""
@@ -94,7 +91,7 @@ class MaskRefiner(nn.Module):
         self.merge = Conv3d(
             channels + config.detail_channels + PROMPT_MAPS + of_keys, channels, kernel_size=1
         )
-        self.coarser = Coarser(channels, COARSER)
+        self.coarser = Coarser(channels, config.refiner_channels)
         self.mix = ResidualConv3d(channels)
 
     def keys_of(self, embedding: Tensor, detail: Tensor) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .policy import MaskThreshold
 
@@ -22,18 +23,23 @@ def mask_threshold(logits: Tensor, kind: MaskThreshold) -> Tensor:
     """
     if kind == "zero":
         return torch.zeros(len(logits), device=logits.device)
-    cuts = [_best_cut(probability) for probability in logits.detach().flatten(1).float().sigmoid()]
-    return torch.stack(cuts).logit()
+    probabilities = logits.detach().flatten(1).float().sigmoid()
+    if logits.is_cuda:  # sorts all rows at once; to select voxels would wait for the device
+        return _best_cuts(probabilities, probabilities.sum(dim=1)).logit()
+    cuts = [_best_cuts(row[row > LEAST_PROBABILITY][None], row.sum()) for row in probabilities]
+    return torch.cat(cuts).logit()
 
 
-def _best_cut(probability: Tensor) -> Tensor:
-    """Return the best threshold (,) for the probabilities (N,) of a mask's voxels.
+def _best_cuts(marked: Tensor, sums: Tensor) -> Tensor:
+    """Return the best thresholds (B,) for masks within the voxels ``marked`` (B, N).
 
-    Only probabilities above the least one are sorted, which are few: the best threshold is half of
-    the expected Dice, so a mask that held less likely voxels would get the least threshold anyway.
+    Voxels up to the least probability may be left out, to sort fewer: the best threshold is half
+    of the expected Dice, so a mask that held them would get the least threshold anyway.
+
+    marked: probabilities in any order. sums: (B,) or (,), over all voxels of each mask.
     """
-    marked = probability[probability > LEAST_PROBABILITY].sort(descending=True).values
-    count = torch.arange(1, len(marked) + 1, device=probability.device)
-    expected = 2 * marked.cumsum(dim=0) / (count + probability.sum())
-    best = torch.cat([expected.new_zeros(1), expected]).amax()
+    marked = marked.sort(dim=1, descending=True).values
+    count = torch.arange(1, marked.shape[1] + 1, device=marked.device)
+    expected = 2 * marked.cumsum(dim=1) / (count + sums[..., None])
+    best = F.pad(expected, (0, 1)).amax(dim=1)
     return (best / 2).clamp(LEAST_PROBABILITY, 0.5)

@@ -106,6 +106,20 @@ def test_keys_need_image_detail() -> None:
         replace(CONFIG, detail_channels=0, key_channels=3)
 
 
+@pytest.mark.parametrize("channels", [(), (4, 4, 4, 4, 4)])
+def test_levels_of_the_refiner_must_fit_its_cells(channels: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"refiner_channels \(.*16 cells"):
+        replace(CONFIG, refiner_channels=channels)
+
+
+def test_a_refiner_has_the_levels_of_its_configuration(volume: torch.Tensor) -> None:
+    deep = build_untrained(replace(CONFIG, refiner_channels=(6, 8, 10)), seed=0)
+    assert deep.mask_decoder.refiner.coarser.below.below.up.in_channels == 10
+    points = torch.tensor([[[3.0, 12.0, 3.0]]])
+    logits, _ = deep.decode(deep.encode(volume), points, torch.ones(1, 1))
+    assert logits.shape == (1, 1, 16, 16, 16) and torch.isfinite(logits).all()
+
+
 def test_coarser_levels_begin_as_zero_and_reach_far(network: FastSAM3D) -> None:
     refiner = network.mask_decoder.refiner
     upscaled, detail = torch.randn(1, 6, 16, 16, 16), torch.randn(1, 5, 16, 16, 16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.networks import mask_threshold
-from lib.networks.threshold import LEAST_PROBABILITY
+from lib.networks.threshold import LEAST_PROBABILITY, _best_cuts
 
 
 def expected_dice(probabilities: torch.Tensor, marked: torch.Tensor) -> float:
@@ -49,6 +49,15 @@ def test_equal_probabilities_give_half_of_the_expected_dice() -> None:
     threshold = mask_threshold(logits, "expected_dice")
     assert threshold.sigmoid() == pytest.approx(0.15 / 1.15)
     assert (logits > threshold).all()
+
+
+def test_masks_have_the_same_thresholds_with_all_voxels_sorted_at_once() -> None:
+    """As a GPU sorts them."""
+    spread = torch.tensor([0.1, 1.0, 4.0, 8.0])[:, None]
+    logits = spread * torch.randn(4, 300, generator=torch.Generator().manual_seed(0)) - 2
+    probabilities = logits.sigmoid()
+    at_once = _best_cuts(probabilities, probabilities.sum(dim=1)).logit()
+    torch.testing.assert_close(at_once, mask_threshold(logits, "expected_dice"))
 
 
 def test_the_threshold_of_published_networks_is_0() -> None:

@@ -389,6 +389,22 @@ def test_a_first_stage_goes_on_with_an_encoder_that_has_keys(
     assert torch.equal(taken[0][name], earlier.state_dict()[name])
 
 
+def test_a_refiner_of_other_channels_begins_anew(
+    make_case: Callable[..., Case], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    earlier = build_untrained(dataclasses.replace(KEYED, refiner_channels=(6, 96)), seed=7)
+    start = tmp_path / "earlier.safetensors"
+    save_weights(earlier, start, {})
+    network, _ = run_stages(
+        tmp_path, make_case(), monkeypatch, cell_minutes=0, minutes=0, start=start
+    )
+    taken, given = network.state_dict(), earlier.state_dict()
+    coarser = "mask_decoder.refiner.coarser."
+    assert not taken[f"{coarser}up.weight"].any()  # as in a new network
+    for name in ("mask_decoder.refiner.merge.weight", "image_encoder.neck.0.weight"):
+        assert torch.equal(taken[name], given[name])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

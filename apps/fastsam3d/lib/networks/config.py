@@ -84,6 +84,12 @@ class FastSAM3DConfig:
                 f"key_channels {self.key_channels} needs detail_channels, which are 0: the mask "
                 "refiner compares the keys"
             )
+        levels = len(self.refiner_channels)
+        if self.detail_channels and (not levels or self.low_res_size % 2**levels):
+            raise ValueError(
+                f"refiner_channels {self.refiner_channels} must be 1 or more, and halve "
+                f"{self.low_res_size} cells without a rest each time"
+            )
         if self.interval < 1 or self.segment_length < 1:
             raise ValueError(
                 f"interval {self.interval}, segment_length {self.segment_length} must be positive"

@@ -50,7 +50,7 @@ def pair_loss(keys: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def cells_of(labels: np.ndarray, cell: int) -> np.ndarray:
-    """Return the label at the centre of each cell of ``cell``³ voxels."""
+    """Return the label at the centre of each cell of ``cell``³ voxels: (S, S, S) to (s, s, s)."""
     return labels[(slice(cell // 2, None, cell),) * 3]
 
 

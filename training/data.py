@@ -52,9 +52,8 @@ class SampleOptions:
 
     The rest are probabilities for each sample. scene: the label map is made of shapes. synthetic:
     the image is painted from a label map. bend: a label map of a case and its image are turned and
-    deformed. lesion: a blob is added and is the first target. merge:
-    the first target is joined with structures that touch it. field_of_view: the image ends inside
-    the ROI.
+    deformed. lesion: a blob is added and is the first target. merge: the first target is joined
+    with structures that touch it. field_of_view: the image ends inside the ROI.
     """
 
     roi_size: int = 128
@@ -191,7 +190,7 @@ def make_image(
 ) -> tuple[np.ndarray, bool]:
     """Return the degraded image (S, S, S) of a ROI, and whether to normalise it as a CT.
 
-    image: of the case, on the ROI's grid; None without one, for a synthetic image.
+    image: (S, S, S) of the case, on the ROI's grid; None without one, for a synthetic image.
     """
     if is_synthetic:
         painted = labels if image is None else synthesis.split_ground(labels, image, generator)

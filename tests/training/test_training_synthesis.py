@@ -109,8 +109,8 @@ def test_label_map_and_image_are_bent_alike_around_the_centre() -> None:
         bent, its_image = bend(labels, image, rng(seed))
         assert bent.dtype == labels.dtype and set(np.unique(bent)) == {0, 3}
         assert bent[16, 16, 16] == 3
-        inside = its_image[bent == 3]
-        assert np.median(inside) == 30 and np.median(its_image[bent == 0]) == 0
+        apart = np.count_nonzero((its_image > 15) != (bent == 3))  # of the image and its labels
+        assert apart < 0.2 * np.count_nonzero(bent != labels)
         assert 0.7 < np.count_nonzero(bent) / np.count_nonzero(labels) < 1.4
         changed.append(np.count_nonzero(bent != labels))
     assert min(changed) > 100

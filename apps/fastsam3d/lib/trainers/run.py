@@ -196,7 +196,7 @@ class Run(TrainingLoop):
         epoch, stage = self.progress.update // self._schedule.per_epoch, self._schedule.stage(last)
         dice = {}
         if self.is_first and self._schedule.is_validated(epoch):
-            dice = self._validate_student(epoch)
+            dice = self._validate_student(epoch, stage)
         row = self.progress.end_epoch(
             len(self.pairs),
             epoch=epoch,
@@ -217,17 +217,23 @@ class Run(TrainingLoop):
         self._report(row)
         self.save()
 
-    def _validate_student(self, epoch: int) -> dict[str, Any]:
-        """Measure student and teacher for the history; keep the student if it is the best."""
+    def _validate_student(self, epoch: int, stage: int) -> dict[str, Any]:
+        """Measure student and teacher for the history; keep the student if it is the best.
+
+        One of stage 2 replaces those of stage 1 whatever its Dice: it has learned from masks and
+        labels, and the difference is often chance.
+        """
         validation = self._validate(self.student)
         if self.features is not None and self._teacher_dice is None:
             self._teacher_dice = self._validate(self.features.teacher).dice
-        if validation.mean > self.progress.best.get("mean", -1.0):
+        best = self.progress.best
+        if (stage, validation.mean) > (best.get("stage", 0), best.get("mean", -1.0)):
             self.folder.save_best(self.student)
             self.progress.best = {
                 "mean": validation.mean,
                 "dice": validation.dice,
                 "epoch": epoch,
+                "stage": stage,
                 "per_roi": validation.per_roi.tolist(),
             }
         return {"dice_student": validation.dice, "dice_teacher": self._teacher_dice}
@@ -267,7 +273,7 @@ class Run(TrainingLoop):
     # --- end --------------------------------------------------------------------------------------
 
     def candidate(self) -> FastSAM3D:
-        """Return the best student of the run, on the CPU, and measure its pair errors."""
+        """Return the best student of the last stage, on the CPU, and measure its pair errors."""
         best = torch.load(self.folder.best, map_location=self.device, weights_only=True)
         self.student.load_state_dict(best)
         if self.pairs:

@@ -30,7 +30,7 @@ class Progress:
 
     update: number of updates done. seconds: training time, including earlier attempts. history: one
     row per epoch. sums: name -> [sum, count] for each value of the current epoch. facts: further
-    statistics for clients. best: the best validation so far.
+    statistics for clients. best: the best validation of the stage.
     """
 
     update: int = 0
@@ -120,7 +120,7 @@ class RunFolder:
         self.state.unlink(missing_ok=True)
 
     def save_best(self, student: torch.nn.Module) -> None:
-        """Save the weights of the best student so far."""
+        """Save the weights of the best student of the stage so far."""
         save_tensors(self.best, student.state_dict())
 
     def write_stats(

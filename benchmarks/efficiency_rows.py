@@ -149,7 +149,7 @@ class Candidates3D:
         computed = network
         served: FastSAM3D | CapturedNetwork = network
         if name in AS_SERVED:
-            computed, precision = choose(network, self.device)
+            (computed,), precision = choose([network], self.device)
             served = CapturedNetwork(computed)
             notes = {"number_type": precision.number_type, "precision": precision.reason}
         encoder_weights, decoder_weights = _weights(computed)

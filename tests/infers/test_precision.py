@@ -105,9 +105,10 @@ def test_a_mask_refiner_convolves_in_bfloat16_between_float32_maps():
 
 
 def decide(monkeypatch, network, dice, number_type="bfloat16"):
-    monkeypatch.setattr(precision, "candidate", lambda device: number_type)
+    monkeypatch.setattr(precision, "candidate", lambda *_: number_type)
     monkeypatch.setattr(precision, "lowest_dice", lambda *_: dice)
-    return choose(network, CPU)
+    (chosen,), decision = choose([network], CPU)
+    return chosen, decision
 
 
 def test_a_type_that_preserves_the_masks_is_used(monkeypatch, network):
@@ -118,25 +119,45 @@ def test_a_type_that_preserves_the_masks_is_used(monkeypatch, network):
     assert "0.9950" in decision.reason
 
 
-@pytest.mark.parametrize(
-    ("dice", "number_type", "reason"),
-    [(0.98, "bfloat16", "changes the masks: Dice 0.98"), (1.0, "int8", "too small to gain")],
-)
-def test_otherwise_the_network_stays_in_float32(monkeypatch, network, dice, number_type, reason):
-    chosen, decision = decide(monkeypatch, network, dice, number_type)
+def test_a_type_that_changes_the_masks_is_not_used(monkeypatch, network):
+    chosen, decision = decide(monkeypatch, network, dice=0.98)
     assert chosen is network
     assert decision.number_type == "float32"
-    assert reason in decision.reason
+    assert "changes the masks: Dice 0.98" in decision.reason
 
 
-def test_hardware_without_a_lower_type(monkeypatch, network):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
-    assert candidate(CPU) == "float32"
-    chosen, decision = choose(network, CPU)
-    assert chosen is network
-    assert "no faster type" in decision.reason
+def test_networks_that_share_an_encoder_have_one_type(monkeypatch, network):
+    """One of them whose masks change keeps the other in float32, too."""
+    other = build_untrained(TINY, seed=1)
+    monkeypatch.setattr(precision, "candidate", lambda *_: "bfloat16")
+    monkeypatch.setattr(
+        precision, "lowest_dice", lambda _, expected, __: 0.995 if expected is network else 0.97
+    )
+    chosen, decision = choose([network, other], CPU)
+    assert chosen == [network, other]
+    assert decision.number_type == "float32" and decision.dice == 0.97
+
+
+@pytest.mark.parametrize(
+    ("instructions", "wide", "narrow"),
+    [
+        ({"amx_tile", "avx512_bf16", "vnni", "avx2"}, "bfloat16", "bfloat16"),
+        ({"avx512_bf16", "vnni", "avx2"}, "int8", "bfloat16"),
+        ({"vnni", "avx2"}, "int8", "float32"),
+        ({"avx2"}, "int8", "float32"),
+        (set(), "float32", "float32"),
+    ],
+)
+def test_candidates_of_cpus(monkeypatch, network, instructions, wide, narrow):
+    for name in ("amx_tile", "avx512_bf16", "vnni", "avx2"):
+        answer = name in instructions
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda answer=answer: answer)
+    assert candidate(CPU, 768) == wide
+    assert candidate(CPU, network.config.width) == narrow
+    if narrow == "float32":
+        (chosen,), decision = choose([network], CPU)
+        assert chosen is network
+        assert "no faster type for a width of 96" in decision.reason
 
 
 def test_masks_that_differ_are_noticed(network):

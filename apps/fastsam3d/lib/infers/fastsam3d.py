@@ -289,10 +289,14 @@ class FastSAM3DInfer(BasicInferTask):
 
         def make() -> FastSAM3DPredictor:
             self._drop_others(weights.network_id)
-            network, precision = self._computed(weights.network, device)
-            served: CapturedNetwork | AdaptedNetwork = CapturedNetwork(network)
-            if weights.adaptation is not None:
-                earlier, _ = self._computed(weights.before_adaptation, device)
+            served: CapturedNetwork | AdaptedNetwork
+            if weights.adaptation is None:
+                (network,), precision = self._computed([weights.network], device)
+                served = CapturedNetwork(network)
+            else:
+                (network, earlier), precision = self._computed(
+                    [weights.network, weights.before_adaptation], device
+                )
                 adapted = earlier.with_decoder(network.mask_decoder)  # one encoder in memory
                 likeness = weights.adaptation.likeness.to(torch.device(device))
                 served = AdaptedNetwork(
@@ -309,11 +313,14 @@ class FastSAM3DInfer(BasicInferTask):
 
         return self._predictors.get_or_make((weights.network_id, device), make)
 
-    def _computed(self, network: FastSAM3D, device: str) -> tuple[FastSAM3D, Precision]:
-        """Return a network on a device, with the operator to compute with, and its precision."""
-        network = with_attention(network, self._attention)
-        network = network if device == "cpu" else copy.deepcopy(network)
-        return choose(network, torch.device(device))
+    def _computed(
+        self, networks: list[FastSAM3D], device: str
+    ) -> tuple[list[FastSAM3D], Precision]:
+        """Return networks on a device, with the operator to compute with, and their precision."""
+        networks = [with_attention(network, self._attention) for network in networks]
+        if device != "cpu":
+            networks = [copy.deepcopy(network) for network in networks]
+        return choose(networks, torch.device(device))
 
     def _drop_others(self, network_id: str) -> None:
         """Drop the predictors of all other weights, and their cached results."""

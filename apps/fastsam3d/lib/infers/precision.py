@@ -5,9 +5,11 @@ is large enough to gain from them, and the masks stay the same: Dice of at least
 float32 over a series of clicks on a synthetic ROI, checked once when a network is loaded.
 
 * CUDA: bfloat16, from Ampere on.
-* CPU: bfloat16 with AMX; otherwise, with AVX2, 8-bit integers in the linear layers of the encoder's
-  blocks, with one scale for each token and one for each output. Without 8-bit dot products (VNNI)
-  the weights have 7 bits.
+* CPU with AMX: bfloat16.
+* Other CPUs, wide networks: 8-bit integers in the linear layers of the encoder's blocks, with one
+  scale for each token and one for each output; it needs AVX2. Without 8-bit dot products (VNNI) the
+  weights have 7 bits.
+* Other CPUs, narrow networks: bfloat16 with AVX512-BF16.
 
 A network with a mask refiner, whose likeness of cells needs float32, has bfloat16 only in its
 encoder and in the convolutions of the refiner, of the cell keys and of the image detail.
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +28,12 @@ from torch import Tensor, nn
 
 from lib.imaging.mask import dice
 from lib.networks import FastSAM3D, mask_threshold
-from lib.networks.torch_private import has_amx, int8_levels, int8_matmul
+from lib.networks.torch_private import (
+    has_amx,
+    int8_levels,
+    int8_matmul,
+    multiplies_bfloat16,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +43,7 @@ DICE = 0.99
 """DICE: a lower type is used if all its masks reach this Dice against float32."""
 
 INT8_WIDTH = 512
-"""INT8_WIDTH: narrower encoders stay in float32 on a CPU.
+"""INT8_WIDTH: narrower encoders have no 8-bit layers.
 
 8-bit layers take half the time at width 768 and no less at 192, where converting the inputs costs
 as much as the product saves.
@@ -90,15 +97,15 @@ class Bfloat16Convolution(nn.Module):
         return self.convolution(x.bfloat16()).float()
 
 
-def candidate(device: torch.device) -> NumberType:
-    """Return the lower type that the hardware has instructions for; float32 if there is none."""
+def candidate(device: torch.device, width: int) -> NumberType:
+    """Return the lower type that makes an encoder of this width faster; float32 if none does."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    if device.type == "cpu" and has_amx():
-        return "bfloat16"
-    if device.type == "cpu" and int8_levels():
+    if device.type != "cpu":
+        return "float32"
+    if width >= INT8_WIDTH and int8_levels() and not has_amx():
         return "int8"
-    return "float32"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def lowered(network: FastSAM3D, number_type: NumberType) -> FastSAM3D:
@@ -132,26 +139,32 @@ def _replace(part: nn.Module, old: type[nn.Module], new: Callable[[Any], nn.Modu
                 setattr(parent, name, new(child))
 
 
-def choose(network: FastSAM3D, device: torch.device) -> tuple[FastSAM3D, Precision]:
-    """Return the network to serve on a device, and the chosen number type.
+def choose(
+    networks: Sequence[FastSAM3D], device: torch.device
+) -> tuple[list[FastSAM3D], Precision]:
+    """Return the networks to serve on a device, and the number type that was chosen for all.
+
+    networks: of one width; the decoders of an adapted network share an encoder, so they need the
+    same type.
 
     The choice uses no timing, so a machine always makes the same one. It takes as long as two
-    encodings and six clicks. A network without a decoder stays in float32, because it has no masks
-    to check.
+    encodings and six clicks of each network. A network without a decoder stays in float32, because
+    it has no masks to check.
     """
-    number_type = candidate(device)
-    network = network.to(device)
+    networks = [network.to(device) for network in networks]
+    width = networks[0].config.width
+    number_type = candidate(device, width)
     if number_type == "float32":
-        return network, _log(Precision("float32", f"this {device.type} has no faster type"))
-    if number_type == "int8" and network.config.width < INT8_WIDTH:
-        return network, _log(Precision("float32", "the network is too small to gain by int8"))
-    if not network.has_decoder:
-        return network, _log(Precision("float32", "the network has no decoder to check masks with"))
-    low = lowered(network, number_type)
-    lowest = lowest_dice(low, network, device)
+        reason = f"this {device.type} has no faster type for a width of {width}"
+        return networks, _log(Precision("float32", reason))
+    if not all(network.has_decoder for network in networks):
+        reason = "the network has no decoder to check masks with"
+        return networks, _log(Precision("float32", reason))
+    low = [lowered(network, number_type) for network in networks]
+    lowest = min(lowest_dice(*pair, device) for pair in zip(low, networks, strict=True))
     if lowest < DICE:
         reason = f"{number_type} changes the masks: Dice {lowest:.4f} is below {DICE}"
-        return network, _log(Precision("float32", reason, lowest))
+        return networks, _log(Precision("float32", reason, lowest))
     reason = f"masks as in float32: lowest Dice {lowest:.4f}"
     return low, _log(Precision(number_type, reason, lowest))
 

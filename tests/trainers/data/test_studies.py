@@ -14,7 +14,8 @@ from monailabel.datastore.local import LocalDatastore
 from lib.errors import InputError
 from lib.imaging.volume import read_volume
 from lib.trainers.data import Study, examine, find_studies, split
-from lib.trainers.data.studies import PLACES, examine_study, halves, list_studies
+from lib.trainers.data.studies import PLACES, examine_study, list_studies
+from lib.trainers.data.study_split import halves
 
 
 def datastore_in(folder: Path) -> LocalDatastore:

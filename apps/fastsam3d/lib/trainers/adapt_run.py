@@ -21,7 +21,8 @@ from lib.weights.files import Weights
 from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
 from .data.roi_pool import SpacingAt
-from .data.studies import MOST_JUDGED, ExaminedStudy, halves
+from .data.studies import ExaminedStudy
+from .data.study_split import MOST_JUDGED, halves
 from .decoder_autocast import decoder_autocast
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature

@@ -17,7 +17,8 @@ from lib.weights.served import ServedWeights
 from . import processes
 from .adapt_options import AdaptOptions
 from .adapt_run import AdaptRun
-from .data.studies import MOST_JUDGED, Datastore, ExaminedStudy, list_studies
+from .data.studies import Datastore, ExaminedStudy, list_studies
+from .data.study_split import MOST_JUDGED
 from .duration import adaptation_seconds
 from .seen_studies import seen_studies, studies_metadata
 from .served_judge import MaskSource

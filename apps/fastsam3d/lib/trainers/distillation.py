@@ -14,7 +14,8 @@ from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
 from . import processes
-from .data.studies import Datastore, ExaminedStudy, Split, list_studies, split
+from .data.studies import Datastore, ExaminedStudy, list_studies
+from .data.study_split import Split, split
 from .duration import distillation_seconds
 from .run import Run, RunWeights
 from .schedule import layer_pairs

@@ -16,7 +16,8 @@ from lib.weights.files import Weights
 from . import processes
 from .data.batches import Batches
 from .data.roi_pool import SpacingAt, make_pools
-from .data.studies import ExaminedStudy, Split
+from .data.studies import ExaminedStudy
+from .data.study_split import Split
 from .data.tensor_store import TensorStore
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, private_folder, run_signature

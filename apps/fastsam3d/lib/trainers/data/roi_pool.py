@@ -23,7 +23,8 @@ from lib.imaging.volume import Volume, read_volume
 from lib.networks import FastSAM3DConfig
 
 from ..train_options import TrainOptions
-from .studies import ExaminedStudy, Split, read_label
+from .studies import ExaminedStudy, read_label
+from .study_split import Split
 from .tensor_store import TensorStore
 
 POOLING = 2

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -146,9 +148,36 @@ def test_a_stop_is_noticed_between_two_judged_studies(
         judged = stop_while_judging(patch)
         with pytest.raises(StoppedError):
             adapt(labelled, "stopped", min_gain=0.9)
-    assert len(set(judged)) == 1
+    (first,) = set(judged)
+    updates = []
+    step = AdaptRun._step
+    monkeypatch.setattr(AdaptRun, "_step", lambda *x: updates.append(step(*x)))
     resumed = adapt(labelled, "stopped", min_gain=0.9)
-    assert resumed["resumed"] and resumed["judged"] == stats["judged"]
+    assert resumed["resumed"] == "resumed after update 4", "the first student's last one"
+    assert len(updates) == 12, "nothing is trained again"
+    assert resumed["judged"]["dice"].pop(first) == [0.4, 0.4], "not measured again"
+    expected = dict(stats["judged"]["dice"])
+    expected.pop(first)
+    assert resumed["judged"]["dice"] == expected
+
+
+def test_killed_while_it_judges_a_run_goes_on_there(
+    labelled: Site, stats: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def measure_one(*arguments: Any) -> list[float]:
+        if len(measured) == 2:
+            raise Killed
+        measured.append(arguments[2][0].name)
+        return [0.4]
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("lib.trainers.task.mean_dice", measure_one)
+        adapt(labelled, "killed while judging", min_gain=0.9)
+    resumed = adapt(labelled, "killed while judging", min_gain=0.9)
+    assert numbers(resumed) == numbers(stats)
+    assert resumed["judged"]["dice"][measured[0]] == [0.4, 0.4]
 
 
 @pytest.mark.parametrize("update", [3, 7])
@@ -168,6 +197,15 @@ def test_a_killed_run_resumes(
     resumed = adapt(labelled, name, min_gain=0.9)
     assert resumed["resumed"].startswith("resumed after update")
     assert numbers(resumed) == numbers(stats) and resumed["judged"] == stats["judged"]
+
+
+def test_empty_labels_are_no_labels(tmp_path: Path) -> None:
+    site = Site(tmp_path, count=2, labelled=2)
+    for path in (tmp_path / "studies" / "labels" / "final").iterdir():
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
+    with pytest.raises(InputError, match="scan0: its label is empty; scan1: its label is empty"):
+        adapt(site, "empty")
 
 
 def test_three_labels_ask_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -241,6 +242,24 @@ def test_a_stop_is_noticed_between_two_judged_studies(
     dice = site.train("stopped", max_epochs=1)["judged"]["dice"]
     assert len(dice) == 2 and dice.pop(first) == [0.4, 0.4], "not measured again"
     assert list(dice.values()) == [[0.6, 0.5]]
+
+
+def test_a_study_that_was_removed_meanwhile_does_not_judge(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*arguments: Any) -> list[float]:
+        (study,) = arguments[2]
+        if study.name == measured[0]:
+            raise InputError(f"label {study.name} does not exist")
+        return [0.4]
+
+    measured = list(site.train("all are there", max_epochs=1)["judged"]["dice"])
+    monkeypatch.setattr("lib.trainers.task.mean_dice", measure)
+    stats = site.train("one was removed", max_epochs=1)
+    assert list(stats["judged"]["dice"]) == measured[1:]
+    reason = f"it did not judge: label {measured[0]} does not exist"
+    assert stats["skipped"][measured[0]] == reason
+    assert stats["skipped_count"] == len(stats["skipped"])
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_rollback_goes_back_step_by_step_and_to_a_number(served, base, published
         published.rollback()
     assert published.rollback(2) == 2
     assert served().network_id == second.sha256
-    with pytest.raises(NotFoundError, match="no version 7; there are 0, 1, 2"):
+    with pytest.raises(NotFoundError, match="no version 7; these are kept: 0, 1, 2"):
         published.rollback(7)
     third = published.publish(network(3), {}, keep=3)
     assert (third.number, third.parent) == (3, 2)

@@ -131,6 +131,18 @@ def test_a_healthy_case_takes_part_without_a_label(tmp_path: Path) -> None:
     assert not examined.is_labelled and not skipped
 
 
+def test_one_of_several_copies_of_a_scan_takes_part(tmp_path: Path) -> None:
+    """Otherwise one could train the student that another one judges."""
+    other = tiny.make_study(tmp_path, "other", labelled=False)
+    image = nibabel.load(other.image)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), other.image)
+    studies = [tiny.make_study(tmp_path, name, labelled=name != "a") for name in "abc"]
+    usable, skipped = examine([*studies, other])
+    assert [study.name for study in usable] == ["b", "other"], "a labelled copy"
+    reason = 'it is the same scan as "b"; keep all labels there'
+    assert skipped == {"a": reason, "c": reason}
+
+
 def test_what_is_replaced_in_a_study_is_logged(tmp_path: Path, caplog) -> None:
     study = tiny.make_study(tmp_path, "a", labelled=False)
     image = nibabel.load(study.image)

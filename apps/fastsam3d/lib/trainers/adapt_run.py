@@ -119,6 +119,7 @@ class AdaptRun(TrainingLoop):
         self._step_seconds: deque[float] = deque(maxlen=TIMED_UPDATES)
         self._spent_seconds = 0.0
         self._lengths = self._lengths_of(options.updates_per_student)
+        self._phase = 0
         self._start_student()
         self.signature = run_signature(
             options,
@@ -251,16 +252,33 @@ class AdaptRun(TrainingLoop):
         )
         logger.info("student %d, epoch %d, loss %.4f", phase + 1, row["epoch"], row["loss"])
         self._draw(row)
-        if update + 1 == self._lengths[phase] and phase + 1 < len(self.phases):
-            self._clock.tick(self.progress)
-            adaptation = self.candidate_adaptation()
-            self._judge(self.candidate(), adaptation, self.phases[phase].judged)
-            self._start_student()
-            self._plan(phase + 1)
         self.save()
+        if self._is_phase_over:
+            self._end_phase()
+
+    @property
+    def _is_phase_over(self) -> bool:
+        """Whether the student of this phase is trained but not judged yet; the last one never is."""
+        return self._phase < min(self._place(self.progress.update)[0], len(self.phases) - 1)
+
+    def _end_phase(self) -> None:
+        """Judge the student of this phase, and start that of the next one."""
+        judged = self.phases[self._phase].judged
+        self._judge(self.candidate(), self.candidate_adaptation(), judged)
+        self._phase += 1
+        self._start_student()
+        self._plan(self._phase)
+        self.save()
+
+    def train(self) -> None:
+        """See :meth:`TrainingLoop.train`; a run that was stopped while it judged goes on there."""
+        if self._is_phase_over:
+            self._end_phase()
+        super().train()
 
     def _state(self) -> dict[str, Any]:
         return {
+            "phase": self._phase,
             "lengths": self._lengths,
             "spent_seconds": self._spent_seconds,
             "trained": [parameter.detach().clone() for parameter in self._trained],
@@ -269,7 +287,8 @@ class AdaptRun(TrainingLoop):
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
-        self._lengths, self._spent_seconds = state["lengths"], state["spent_seconds"]
+        self._phase, self._lengths = state["phase"], state["lengths"]
+        self._spent_seconds = state["spent_seconds"]
         with torch.no_grad():
             for parameter, value in zip(self._trained, state["trained"], strict=True):
                 parameter.copy_(value)

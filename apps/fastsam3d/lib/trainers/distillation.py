@@ -136,10 +136,7 @@ class DistillationTask(PublishingTask):
         self, run: Run, studies: Split[ExaminedStudy], options: TrainOptions
     ) -> dict[str, Any]:
         student, served = run.candidate(), self._served()
-        try:
-            self._measure(run, student, studies.judged, options, self._teacher_for(options))
-        finally:
-            run.save()
+        self._measure(run, student, studies.judged, options, self._teacher_for(options))
         verdict = self._decide(run, options, studies.all())
         if verdict.answer != "publish" and not served.trained:
             reason = f"{verdict.reason}; published, as that one was never trained"

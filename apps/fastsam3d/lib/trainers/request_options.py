@@ -41,7 +41,7 @@ class RequestOptions:
     CPU_DEFAULTS: ClassVar[Mapping[str, Any]] = {}
 
     device: str = option("", "cpu, cuda or cuda:N; empty: the best available", in_table=True)
-    seed: int = option(0, "seed of all random numbers", least=0)
+    seed: int = option(0, "seed of all random numbers", least=0, most=2**32 - 1)
     min_gain: float = option(
         0.005,
         "Dice by which the lower bound of the gain must exceed 0 to publish",
@@ -104,7 +104,7 @@ def _value(field_: Field[Any], value: Any) -> Any:
     kind = type(field_.default)
     try:
         parsed = _parse(kind, value)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise InputError(f"{field_.name} is {value!r}; give {_NAMES[kind]}") from error
     if field_.name == "device":
         return _device(parsed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,9 @@ from lib.atomic_file import write_atomically, write_text_atomically
 from .data.studies import ExaminedStudy
 from .request_options import RequestOptions
 
-STATE_FORMAT = 1
+logger = logging.getLogger(__name__)
+
+STATE_FORMAT = 2
 """STATE_FORMAT: version of the state file; a run resumes from its own version only."""
 
 
@@ -39,6 +42,13 @@ class Progress:
     sums: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
+
+    def skip(self, study: str, reason: str) -> None:
+        """Add a study to the skipped ones in the facts, and log the reason."""
+        logger.warning("%s is skipped: %s", study, reason)
+        skipped = self.facts.setdefault("skipped", {})
+        skipped[study] = reason
+        self.facts["skipped_count"] = len(skipped)
 
     def add(self, parts: Mapping[str, Any]) -> None:
         """Add the loss and its parts of one update; the list `pair_losses` may grow."""

@@ -150,6 +150,7 @@ class PublishingTask(TrainTask):
                 )
         usable, unusable = examine(studies)
         if self._needs_labels(options):
+            skipped |= {x.name: "its label is empty" for x in usable if not x.is_labelled}
             usable = [study for study in usable if study.is_labelled]
         skipped |= unusable
         for name, reason in skipped.items():
@@ -172,9 +173,10 @@ class PublishingTask(TrainTask):
     ) -> None:
         """Add to the facts of a run the Dice of a student and of the served one on some studies.
 
-        Both meet the same first clicks and random numbers. Studies that were measured before, by a
-        run that was stopped or waits for an answer, are not measured again. adaptation: what an
-        adapted student would be published with. Raise StoppedError at a stop, between two studies.
+        Both meet the same first clicks and random numbers. The run is saved after each study.
+        Studies that were measured before, by a run that was stopped or waits for an answer, are not
+        measured again. adaptation: what an adapted student would be published with. Raise
+        StoppedError at a stop, between two studies.
         """
         served, device = self._served(), str(loop.device)
         judged = loop.progress.facts.setdefault("judged", {})
@@ -192,8 +194,13 @@ class PublishingTask(TrainTask):
             for study in missing:
                 if loop.is_stopping:
                     raise StoppedError
-                values = [mean_dice(masks, targets, [study], options.seed)[0] for masks in pair]
+                try:
+                    values = [mean_dice(masks, targets, [study], options.seed)[0] for masks in pair]
+                except (InputError, OSError) as error:  # removed or replaced meanwhile
+                    loop.progress.skip(study.name, f"it did not judge: {error}")
+                    continue
                 judged["dice"][study.name] = [round(value, 4) for value in values]
+                loop.save()
 
     def _decide(
         self, loop: TrainingLoop, options: RequestOptions, studies: Sequence[ExaminedStudy]

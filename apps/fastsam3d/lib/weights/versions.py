@@ -131,8 +131,10 @@ class StudentVersions:
                     )
                 number = served.parent if manifest.find(served.parent) else BASE
             if number != BASE and not self._is_kept(manifest, number):
-                kept = ", ".join(str(version.number) for version in manifest.versions)
-                raise NotFoundError(f"there is no version {number}; there are 0, {kept}")
+                kept = ", ".join(
+                    str(each) for each in (BASE, *(v.number for v in manifest.versions))
+                )
+                raise NotFoundError(f"there is no version {number}; these are kept: {kept}")
             self._check_unchanged(manifest.find(number))
             self._serve(Manifest(number, manifest.versions))
         logger.info("version %d is served again", number)

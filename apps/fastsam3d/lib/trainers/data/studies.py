@@ -65,13 +65,15 @@ class Study:
 class ExaminedStudy:
     """A study that was read once, and the voxels where a user could click.
 
-    key: hash of the voxels of image and label. structures: label value -> up to `PLACES` stored
+    key: hash of the voxels of image and label. image_key: of those of the image alone, with their
+    place in the world. structures: label value -> up to `PLACES` stored
     voxels (N, 3), for each structure that is large enough. body: up to `PLACES` stored voxels
     (N, 3) of the body, without the air around it.
     """
 
     study: Study
     key: str
+    image_key: str
     structures: dict[int, np.ndarray]
     body: np.ndarray
 
@@ -139,7 +141,8 @@ def _has_label(datastore: Datastore, name: str) -> bool:
 def examine(studies: Sequence[Study]) -> tuple[list[ExaminedStudy], dict[str, str]]:
     """Read every study once; return the usable ones, and what was left out: name -> reason.
 
-    A study whose label cannot be used takes part without it.
+    A study whose label cannot be used takes part without it. Of copies of one image only the first
+    takes part, a labelled one if there is one: otherwise one could train and another one judge.
     """
     usable, skipped = [], {}
     for study in studies:
@@ -152,7 +155,23 @@ def examine(studies: Sequence[Study]) -> tuple[list[ExaminedStudy], dict[str, st
                 if study.is_labelled:
                     usable.append(examine_study(without_label))
                     skipped[study.name] = f"its label is not used: {skipped[study.name]}"
-    return usable, skipped
+    usable, copies = _without_copies(usable)
+    return usable, skipped | copies
+
+
+def _without_copies(
+    studies: Sequence[ExaminedStudy],
+) -> tuple[list[ExaminedStudy], dict[str, str]]:
+    """Return the studies without copies of an image, and the copies: name -> reason."""
+    originals: dict[str, ExaminedStudy] = {}
+    for study in sorted(studies, key=lambda x: not x.is_labelled):  # stable: labelled ones first
+        originals.setdefault(study.image_key, study)
+    copies = {}
+    for study in studies:
+        original = originals[study.image_key]
+        if study is not original:
+            copies[study.name] = f'it is the same scan as "{original.name}"; keep all labels there'
+    return [study for study in studies if study.name not in copies], copies
 
 
 def _reason(name: str, error: Exception) -> str:
@@ -174,6 +193,7 @@ def examine_study(study: Study) -> ExaminedStudy:
     digest = hashlib.blake2b(repr(image.affine_mm.tolist()).encode(), digest_size=32)
     digest.update(np.ascontiguousarray(image.array.T).data)
     generator = np.random.default_rng(zlib.crc32(study.name.encode()))
+    image_key = digest.hexdigest()
     structures = {}
     if study.label is not None:
         labels = read_label(study.label, image)
@@ -184,7 +204,8 @@ def examine_study(study: Study) -> ExaminedStudy:
                 f'the label of image "{study.name}" holds no structure of at least '
                 f"{MIN_STRUCTURE_MM3:g} mm³; remove it, or label more"
             )
-    return ExaminedStudy(study, digest.hexdigest(), structures, _places_of_body(image, generator))
+    body = _places_of_body(image, generator)
+    return ExaminedStudy(study, digest.hexdigest(), image_key, structures, body)
 
 
 def read_label(path: Path, image: Volume) -> np.ndarray:

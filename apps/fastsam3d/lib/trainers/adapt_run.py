@@ -258,7 +258,7 @@ class AdaptRun(TrainingLoop):
 
     @property
     def _is_phase_over(self) -> bool:
-        """Whether the student of this phase is trained but not judged yet; the last one never is."""
+        """Whether this phase's student is trained but not judged yet; the last one never is."""
         return self._phase < min(self._place(self.progress.update)[0], len(self.phases) - 1)
 
     def _end_phase(self) -> None:

@@ -27,6 +27,7 @@ def test_defaults_and_values():
         ({"spacing_mm": "nan"}, "--conf spacing_mm 'nan'"),
         ({"attention": "flash"}, "--conf attention 'flash' cannot be used: give stored, dense, "),
         ({"adapt_every": "-1"}, "--conf adapt_every '-1' cannot be used: it is not a whole"),
+        ({"model_dir": __file__}, "test_options.py' cannot be used: it is a file; give a folder"),
         ({"zoom": "-1"}, "--conf zoom '-1' cannot be used: give auto, fixed, or the voxel size"),
         ({"allow_open": "yes"}, "--conf allow_open 'yes' cannot be used: give true or false"),
         ({"cors_origins": "*"}, "give addresses such as https://"),

@@ -85,6 +85,15 @@ def test_options_of_a_trainer_are_an_object(client, tasks, options):
     assert f"fastsam3d is '{options}'; send an object of train options" in reply.json()["detail"]
 
 
+def test_of_two_trainers_in_one_request_none_starts(client, tasks, monkeypatch):
+    trainers = {"fastsam3d": FakeTrainer(), "fastsam3d_adapt": FakeTrainer()}
+    monkeypatch.setattr(train.app_instance(), "trainers", trainers)
+    reply = client.post("/train/", json={name: {} for name in trainers})
+    assert reply.status_code == 400 and not tasks
+    message = "the body names fastsam3d, fastsam3d_adapt, but one training runs at a time"
+    assert message in reply.json()["detail"]
+
+
 @pytest.mark.parametrize("path", ["/train/", "/train/fastsam3d"])
 def test_the_server_does_not_train_in_its_own_process(client, tasks, path):
     reply = client.post(path, params={"run_sync": True}, json={})

@@ -199,6 +199,24 @@ def test_a_killed_run_resumes(
     assert numbers(resumed) == numbers(stats) and resumed["judged"] == stats["judged"]
 
 
+def test_labels_that_are_removed_meanwhile_still_train_and_judge(
+    tmp_path: Path, stats: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a client saves them anew, in another format."""
+    site = Site(tmp_path, count=5, labelled=4)
+    step = AdaptRun._step
+
+    def step_without_labels(self: AdaptRun, batch: dict) -> None:
+        for path in (tmp_path / "studies" / "labels" / "final").iterdir():
+            path.unlink()
+        step(self, batch)
+
+    monkeypatch.setattr(AdaptRun, "_step", step_without_labels)
+    disturbed = adapt(site, "model", min_gain=0.9)
+    assert numbers(disturbed) == numbers(stats)
+    assert disturbed["judged"]["dice"] == stats["judged"]["dice"]
+
+
 def test_empty_labels_are_no_labels(tmp_path: Path) -> None:
     site = Site(tmp_path, count=2, labelled=2)
     for path in (tmp_path / "studies" / "labels" / "final").iterdir():

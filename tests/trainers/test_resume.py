@@ -148,7 +148,7 @@ def test_a_run_with_a_damaged_state_starts_anew(site: Site, killed: Path) -> Non
 
 def test_the_signature_depends_on_options_studies_and_networks() -> None:
     options = TrainOptions()
-    study = ExaminedStudy(Study("a", Path("a.nii.gz")), "key", "image", {}, np.zeros((1, 3)))
+    study = ExaminedStudy(Study("a", Path("a.nii.gz")), "key", "image", None, {}, np.zeros((1, 3)))
     networks = {"base": "abc", "spacing_mm": 1.5}
     signature = run_signature(options, [study], networks)
     for option in dataclasses.fields(TrainOptions):

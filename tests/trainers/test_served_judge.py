@@ -1,5 +1,6 @@
 """Dice of served masks: the click path makes them, and users click on their errors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lib.errors import InputError
 from lib.imaging.volume import read_label_map, read_volume
 from lib.infers.served_masks import ServedMasks, served_mask, small_caches, spatial_prompt
 from lib.options import Options
-from lib.trainers.data import ExaminedStudy, examine, find_studies
+from lib.trainers.data import ExaminedStudy, Study, examine, find_studies
 from lib.trainers.served_judge import make_series, mean_dice, next_click, series_dice
 from lib.weights.files import file_weights
 
@@ -60,6 +61,22 @@ def test_without_an_error_the_click_is_on_the_structure() -> None:
     place, label = next_click(target, target, generator())
     assert all(0 <= x < side for x, side in zip(place, SHAPE, strict=True))
     assert label == int(target[tuple(place)])
+
+
+def test_all_of_many_structures_may_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lib.trainers.served_judge.SERIES", 6)
+    places = {value: np.full((1, 3), value) for value in range(1, 41)}
+    judged = set()
+    for number in range(40):
+        study = ExaminedStudy(
+            Study("a", Path("a.nii.gz")), f"{number:012x}", "image", None, places, places[1]
+        )
+        chosen = [series.structure for series in make_series(study, seed=0)]
+        assert len(set(chosen)) == 6
+        judged.update(chosen)
+    assert len(judged) > 35
+    few = replace(study, structures={value: places[value] for value in (3, 5)})
+    assert sorted(x.structure for x in make_series(few, seed=0)) == [3, 3, 3, 5, 5, 5]
 
 
 def test_perfect_masks_score_one_and_each_study_counts_once(

@@ -75,6 +75,7 @@ def test_values_as_clients_send_them() -> None:
         ({"max_epochs": 2.5}, "max_epochs is 2.5; give a whole number"),
         ({"max_epochs": 0}, "max_epochs is 0; it must be at least 1"),
         ({"max_epochs": 10**400}, "max_epochs is 1000.*; give a whole number"),
+        ({"threads": 100000}, "threads is 100000; it must be at most 1024"),
         ({"seed": 2**63}, "seed is 9223372036854775808; it must be at most 4294967295"),
         ({"max_epochs": True}, "max_epochs is True; give a whole number"),
         ({"lr": -1}, "lr is -1; it must be more than 0"),

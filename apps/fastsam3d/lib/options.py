@@ -227,6 +227,12 @@ def _attention(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> str:
+    if text and Path(text).exists() and not Path(text).is_dir():
+        raise ValueError("it is a file; give a folder")
+    return text
+
+
 def _zoom(text: str) -> str | float:
     if text in ("auto", "fixed"):
         return text
@@ -248,7 +254,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "adapt_every": _whole_number,
     "volume_cache_mb": _positive(int),
     "embedding_cache_mb": _positive(int),
-    "model_dir": str,
+    "model_dir": _folder,
     "api_key": _key,
     "allow_open": _truth,
     "cors_origins": _origins,

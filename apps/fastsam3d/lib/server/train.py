@@ -68,6 +68,10 @@ def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = Fals
         by_name = params
     else:
         by_name = {name: params for name in trainers if name in app_instance().configs}
+    if len(by_name) > 1:
+        raise InputError(
+            f"the body names {', '.join(by_name)}, but one training runs at a time; send one of them"
+        )
     for name, options in by_name.items():
         if not isinstance(options, dict):
             raise InputError(f"{name} is {str(options)[:80]!r}; send an object of train options")

@@ -11,13 +11,12 @@ import torch
 from scipy.ndimage import find_objects
 from torch import Tensor
 
-from lib.imaging.volume import read_volume
 from lib.networks import FastSAM3D, ImageLikeness, image_features
 
 from .adapt_options import AdaptOptions
 from .data.painted_rois import paint_roi
 from .data.roi_pool import POOLING, ZOOM, RoiOptions, RoiPool, SpacingAt
-from .data.studies import PLACES, ExaminedStudy, read_label
+from .data.studies import PLACES, ExaminedStudy
 from .stages import Batch, step_seed
 
 PAINTED = 32
@@ -135,9 +134,8 @@ def beside_label(study: ExaminedStudy) -> ExaminedStudy:
     That is the box around each structure, twice as wide along each axis, without all structures;
     the whole body where a label covers all of that.
     """
-    path = study.study.label
-    assert path is not None
-    label = read_label(path, read_volume(study.study.image))
+    assert study.label is not None
+    label = study.label.unpack()
     places = []
     for box in find_objects(label):
         if box is not None:
@@ -145,7 +143,7 @@ def beside_label(study: ExaminedStudy) -> ExaminedStudy:
             outside = np.argwhere(label[wide] == 0) + [part.start for part in wide]
             places.append(outside[:: 1 + len(outside) // PLACES])
     beside = np.concatenate(places) if sum(map(len, places)) else study.body
-    return replace(study, study=replace(study.study, label=None), structures={}, body=beside)
+    return replace(study, label=None, structures={}, body=beside)
 
 
 def _twice_as_wide(part: slice) -> slice:

@@ -57,7 +57,7 @@ class RequestOptions:
     resume: bool = option(
         True, "resume a stopped run with the same options and studies", in_table=True
     )
-    threads: int = option(0, "CPU threads per process; 0: all cores", least=0)
+    threads: int = option(0, "CPU threads per process; 0: all cores", least=0, most=1024)
 
     @classmethod
     def config(cls) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from lib.imaging.volume import Volume, read_volume
 from lib.weights.files import Weights
 
 from .clicks import next_clicks, roi_generators
-from .data.studies import ExaminedStudy, read_label
+from .data.studies import ExaminedStudy
 from .validation import CLICKS
 
 SERIES = 6
@@ -73,9 +73,12 @@ class JudgedSeries:
 
 
 def make_series(study: ExaminedStudy, seed: int) -> Iterator[JudgedSeries]:
-    """Yield the series of clicks in a study, which depend on the seed and its voxels alone."""
+    """Yield the series of clicks in a study, which depend on the seed and its voxels alone.
+
+    Of more structures than series a random choice is clicked, else each as often as the others.
+    """
     generator = np.random.default_rng([seed, int(study.key[:12], 16)])
-    structures = list(study.structures)
+    structures = generator.permutation(list(study.structures)).tolist()
     for number in range(SERIES):
         structure = structures[number % len(structures)] if structures else None
         places = study.body if structure is None else study.structures[structure]
@@ -123,9 +126,8 @@ def series_dice(
 
 def _target_of(series: JudgedSeries, teacher: MaskOf | None) -> MaskOf:
     """Return a function that makes the target of some clicks."""
-    path = series.study.study.label
-    if series.structure is not None and path is not None:
-        label = read_label(path, read_volume(series.study.study.image)) == series.structure
+    if series.structure is not None and series.study.label is not None:
+        label = series.study.label.unpack() == series.structure
         return lambda *_: label
     if teacher is None:
         raise ValueError("a study without a label can be judged only against a teacher")

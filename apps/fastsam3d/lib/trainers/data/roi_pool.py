@@ -23,7 +23,7 @@ from lib.imaging.volume import Volume, read_volume
 from lib.networks import FastSAM3DConfig
 
 from ..train_options import TrainOptions
-from .studies import ExaminedStudy, read_label
+from .studies import ExaminedStudy
 from .study_split import Split
 from .tensor_store import TensorStore
 
@@ -168,7 +168,7 @@ class RoiPool(Dataset):
         cells = self.size // POOLING
         share = np.zeros((cells,) * 3, dtype=np.uint8)
         if click.structure is not None:
-            share = voxels_of_cells(crop_labels(roi, self._label(study, volume)) == click.structure)
+            share = voxels_of_cells(crop_labels(roi, self._label(study)) == click.structure)
         return {
             "image": torch.from_numpy(np.clip(image, -HALF_MAX, HALF_MAX)).half(),
             "share": torch.from_numpy(share),
@@ -187,11 +187,10 @@ class RoiPool(Dataset):
             spacing_mm = float(np.clip(zoomed_mm, SMALLEST_MM, LARGEST_MM))
         return dataclasses.replace(self.options, spacing_mm=spacing_mm)
 
-    def _label(self, study: ExaminedStudy, volume: Volume) -> np.ndarray:
-        path = study.study.label
-        if path is None:
+    def _label(self, study: ExaminedStudy) -> np.ndarray:
+        if study.label is None:
             raise ValueError(f"{study.name} has structures, but no label")
-        return self._labels.get_or_make(study.name, lambda: read_label(path, volume))
+        return self._labels.get_or_make(study.name, study.label.unpack)
 
 
 class Click(NamedTuple):

@@ -61,12 +61,31 @@ class Study:
         return self.label is not None
 
 
+@dataclass(frozen=True)
+class PackedLabel:
+    """A label map, compressed in memory: its file may be replaced or removed during a training."""
+
+    content: bytes
+    shape_ijk: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def pack(cls, labels: np.ndarray) -> PackedLabel:
+        """Compress a label map (I, J, K)."""
+        return cls(zlib.compress(labels.tobytes("F"), level=1), labels.shape, labels.dtype.str)
+
+    def unpack(self) -> np.ndarray:
+        """Return the label map (I, J, K)."""
+        flat = np.frombuffer(zlib.decompress(self.content), self.dtype)
+        return flat.reshape(self.shape_ijk, order="F")
+
+
 @dataclass(frozen=True, eq=False)
 class ExaminedStudy:
     """A study that was read once, and the voxels where a user could click.
 
     key: hash of the voxels of image and label. image_key: of those of the image alone, with their
-    place in the world. structures: label value -> up to `PLACES` stored
+    place in the world. label: None if no structure is large enough. structures: label value -> up to `PLACES` stored
     voxels (N, 3), for each structure that is large enough. body: up to `PLACES` stored voxels
     (N, 3) of the body, without the air around it.
     """
@@ -74,6 +93,7 @@ class ExaminedStudy:
     study: Study
     key: str
     image_key: str
+    label: PackedLabel | None
     structures: dict[int, np.ndarray]
     body: np.ndarray
 
@@ -194,7 +214,7 @@ def examine_study(study: Study) -> ExaminedStudy:
     digest.update(np.ascontiguousarray(image.array.T).data)
     generator = np.random.default_rng(zlib.crc32(study.name.encode()))
     image_key = digest.hexdigest()
-    structures = {}
+    structures, packed = {}, None
     if study.label is not None:
         labels = read_label(study.label, image)
         digest.update(np.ascontiguousarray(labels.T).data)
@@ -204,8 +224,9 @@ def examine_study(study: Study) -> ExaminedStudy:
                 f'the label of image "{study.name}" holds no structure of at least '
                 f"{MIN_STRUCTURE_MM3:g} mm³; remove it, or label more"
             )
+        packed = PackedLabel.pack(labels) if structures else None
     body = _places_of_body(image, generator)
-    return ExaminedStudy(study, digest.hexdigest(), image_key, structures, body)
+    return ExaminedStudy(study, digest.hexdigest(), image_key, packed, structures, body)
 
 
 def read_label(path: Path, image: Volume) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The adaptation to labels: three students, cross-validated, with the encoder untouched."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from small_site import FolderDatastore, Killed, Site, judge_as, stop_while_judging
+from small_site import MASKS, FolderDatastore, Killed, Site, judge_as, stop_while_judging
 
 from lib.errors import InputError, StoppedError
 from lib.imaging.volume import read_volume
@@ -197,6 +198,39 @@ def test_a_killed_run_resumes(
     resumed = adapt(labelled, name, min_gain=0.9)
     assert resumed["resumed"].startswith("resumed after update")
     assert numbers(resumed) == numbers(stats) and resumed["judged"] == stats["judged"]
+
+
+def test_with_other_masks_a_stopped_run_starts_anew(
+    labelled: Site, stats: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ROIs and verdict depend on the options of the server."""
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stop_while_judging(patch)
+        adapt(labelled, "other masks", min_gain=0.9)
+    task = labelled.adaptation("other masks")
+    task._mask_source = replace(MASKS, spacing_mm=5.0)
+    task({**SHORT, "min_gain": 0.9}, labelled.datastore)
+    assert "were different; training starts anew" in task.stats()["resumed"]
+
+
+def test_a_rollback_meanwhile_publishes_nothing(
+    labelled: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student was judged against a version that is not served any more."""
+    judge_as(monkeypatch, 0.6, 0.5)
+    adapt(labelled, "rolled back")
+    task = labelled.adaptation("rolled back")
+    step = AdaptRun._step
+
+    def step_after_rollback(self: AdaptRun, batch: dict) -> None:
+        if self.progress.update == 6:
+            task._served.published.rollback(0)
+        step(self, batch)
+
+    monkeypatch.setattr(AdaptRun, "_step", step_after_rollback)
+    task({**SHORT, "accept": True, "seed": 1}, labelled.datastore)
+    stats = task.stats()
+    assert not stats["published"] and "another version is served" in stats["reason"]
 
 
 def test_labels_that_are_removed_meanwhile_still_train_and_judge(

@@ -244,6 +244,34 @@ def test_a_stop_is_noticed_between_two_judged_studies(
     assert list(dice.values()) == [[0.6, 0.5]]
 
 
+def test_statistics_of_a_run_that_starts_are_not_those_of_the_last_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.train("two runs", max_epochs=1)
+    seen = []
+
+    def examine(studies: list) -> Any:
+        seen.append(site.task("two runs").stats())
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("lib.trainers.task.examine", examine)
+    with pytest.raises(RuntimeError):
+        site.train("two runs", max_epochs=1)
+    (stats,) = seen
+    assert stats["reason"] == "the run has not ended" and not stats["published"]
+    assert stats["epoch"] == 0 and not stats["history"] and "error" not in stats
+
+
+def test_a_killed_run_says_so(site: Site, tmp_path: Path) -> None:
+    folder = site.run_folder("killed")
+    task = site.task("killed")
+    task._folder.begin_stats()
+    with run_lock.only_run(folder.parent, "fastsam3d"):
+        assert task.stats()["reason"] == "the run has not ended" and not task.error
+    message = "the training ended without a message, as when it is killed because memory is short"
+    assert task.stats()["reason"].startswith(message) and task.error.startswith(message)
+
+
 def test_a_study_that_was_removed_meanwhile_does_not_judge(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

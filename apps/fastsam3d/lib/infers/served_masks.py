@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class ServedMasks:
     spacing_mm: float = 1.5
     auto_zoom: bool = True
     attention: AttentionChoice = "stored"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the masks of given weights."""
+        return asdict(self)
 
     def masks(
         self, weights: Weights, device: str

@@ -70,7 +70,7 @@ def train_all(user: AdminRole, params: dict | None = None, run_sync: bool = Fals
         by_name = {name: params for name in trainers if name in app_instance().configs}
     if len(by_name) > 1:
         raise InputError(
-            f"the body names {', '.join(by_name)}, but one training runs at a time; send one of them"
+            f"the body names {', '.join(by_name)}, but one training runs at a time; send one name"
         )
     for name, options in by_name.items():
         if not isinstance(options, dict):

@@ -20,12 +20,12 @@ from lib.weights.files import Weights
 
 from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
-from .data.roi_pool import SpacingAt
 from .data.studies import ExaminedStudy
 from .data.study_split import MOST_JUDGED, halves
 from .decoder_autocast import decoder_autocast
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
+from .served_judge import MaskSource
 from .stages import Batch, SameEncoder, Stage2, Stage2Options, step_seed, to_device
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,8 @@ class AdaptRun(TrainingLoop):
     """The training of the three students, one after the other.
 
     Each starts from the weights before the first adaptation, because all labels take part each
-    time. judge: is called at the end of each phase but the last. seen: names of the studies that
-    the served version has learned, which do not judge.
+    time. masks: chooses the voxel sizes of the ROIs. judge: is called at the end of each phase but
+    the last. seen: names of the studies that the served version has learned, which do not judge.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class AdaptRun(TrainingLoop):
         options: AdaptOptions,
         studies: Sequence[ExaminedStudy],
         served: Weights,
-        spacing_mm_at: SpacingAt,
+        masks: MaskSource,
         device: torch.device,
         judge: Judge,
         seen: Collection[str] = (),
@@ -114,7 +114,7 @@ class AdaptRun(TrainingLoop):
         self._before = copy.deepcopy(served.before_adaptation).to(device).eval()
         self._before.requires_grad_(False)
         self._batches = EmbeddedBatches(
-            self._before, [phase.train for phase in self.phases], options, spacing_mm_at
+            self._before, [phase.train for phase in self.phases], options, masks.spacing_mm_at
         )
         self._step_seconds: deque[float] = deque(maxlen=TIMED_UPDATES)
         self._spent_seconds = 0.0
@@ -124,7 +124,11 @@ class AdaptRun(TrainingLoop):
         self.signature = run_signature(
             options,
             list(studies),
-            {"served": served.network_id, "policy": served.network.policy.to_dict()},
+            {
+                "served": served.network_id,
+                "policy": served.network.policy.to_dict(),
+                "masks": masks.settings,
+            },
         )
 
     def _start_student(self) -> None:
@@ -222,6 +226,12 @@ class AdaptRun(TrainingLoop):
         self._spent_seconds += self._step_seconds[-1]
         if self.progress.update == FIRST_TIMED:
             self._plan(phase=0)
+
+    def _write_stats(self, **results: Any) -> None:
+        """See :class:`TrainingLoop`; before the updates are planned no time is left to tell."""
+        if self.progress.update < FIRST_TIMED:
+            results = {"remaining_time": None, **results}
+        super()._write_stats(**results)
 
     def _plan(self, phase: int) -> None:
         """Plan how many updates of this phase and the later ones fit into the time that is left."""

@@ -70,11 +70,12 @@ class AdaptationTask(PublishingTask):
         def judge(
             student: FastSAM3D, adaptation: Adaptation, judged: Sequence[ExaminedStudy]
         ) -> None:
-            self._measure(run, student, judged, options, adaptation=adaptation)
+            self._measure(run, student, served, judged, options, adaptation=adaptation)
 
-        scales = self._mask_source.spacing_mm_at
         seen = {study.name for study in seen_studies(studies, self._served)}
-        run = AdaptRun(self._folder, options, studies, served, scales, device, judge, seen)
+        run = AdaptRun(
+            self._folder, options, studies, served, self._mask_source, device, judge, seen
+        )
         facts = {"skipped": skipped, "skipped_count": len(skipped), "start_ts": start_ts}
         run.begin({"curves": f"/train/{self.name}/curves.png", **facts})
         run.train()

@@ -136,7 +136,8 @@ class DistillationTask(PublishingTask):
         self, run: Run, studies: Split[ExaminedStudy], options: TrainOptions
     ) -> dict[str, Any]:
         student, served = run.candidate(), self._served()
-        self._measure(run, student, studies.judged, options, self._teacher_for(options))
+        teacher = self._teacher_for(options)
+        self._measure(run, student, served, studies.judged, options, teacher)
         verdict = self._decide(run, options, studies.all())
         if verdict.answer != "publish" and not served.trained:
             reason = f"{verdict.reason}; published, as that one was never trained"

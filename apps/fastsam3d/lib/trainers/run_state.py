@@ -23,6 +23,9 @@ from .request_options import RequestOptions
 
 logger = logging.getLogger(__name__)
 
+NOT_ENDED = "the run has not ended"
+"""NOT_ENDED: the `reason` in the statistics of a run until its end."""
+
 STATE_FORMAT = 2
 """STATE_FORMAT: version of the state file; a run resumes from its own version only."""
 
@@ -149,21 +152,23 @@ class RunFolder:
             "best_metric_epoch": progress.best.get("epoch"),
             "current_time": duration(progress.seconds),
             "published": False,
-            "reason": "the run has not ended",
+            "reason": NOT_ENDED,
             **progress.facts,
             "history": progress.history,
             **results,
         }
         write_text_atomically(self.stats, json.dumps(plain(stats), indent=1))
 
-    def write_reason(self, reason: str, is_error: bool = True) -> None:
-        """Add to the statistics why the run ended early; remove an old error if it is empty."""
+    def begin_stats(self) -> None:
+        """Replace the statistics of the run before: the next one is still reading its studies."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        stats = self.read_stats()
-        stats.pop("error", None)
-        if reason:
-            stats |= {"published": False, "reason": reason}
-        if reason and is_error:
+        stats = {"epoch": 0, "published": False, "reason": NOT_ENDED, "history": []}
+        write_text_atomically(self.stats, json.dumps(stats, indent=1))
+
+    def write_reason(self, reason: str, is_error: bool = True) -> None:
+        """Add to the statistics why the run ended early."""
+        stats = {**self.read_stats(), "published": False, "reason": reason}
+        if is_error:
             stats["error"] = reason
         write_text_atomically(self.stats, json.dumps(stats, indent=1))
 

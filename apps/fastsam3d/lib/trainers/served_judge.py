@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -46,6 +46,11 @@ class MaskSource(Protocol):
     @property
     def auto_zoom(self) -> bool:
         """Whether the voxel size of a ROI is chosen for each structure."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the masks of given weights."""
         ...
 
     def masks(self, weights: Weights, device: str) -> MaskOf:

@@ -22,12 +22,17 @@ from . import processes, run_lock
 from .data.studies import Datastore, ExaminedStudy, examine, find_studies
 from .loop import TrainingLoop
 from .request_options import RequestOptions
-from .run_state import RunFolder
+from .run_state import NOT_ENDED, RunFolder
 from .seen_studies import seen_studies
 from .served_judge import MaskSource, mean_dice
 from .verdict import Verdict, decide
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = (
+    "the training ended without a message, as when it is killed because memory is short; train "
+    "again to go on where it was"
+)
 
 
 class PublishingTask(TrainTask):
@@ -65,7 +70,10 @@ class PublishingTask(TrainTask):
 
     def stats(self) -> dict[str, Any]:
         """Return the statistics of the current or last run."""
-        return self._folder.read_stats()
+        stats = self._folder.read_stats()
+        if stats.get("reason") == NOT_ENDED and self.running() is None:
+            stats |= {"reason": INTERRUPTED, "error": INTERRUPTED}
+        return stats
 
     @property
     def error(self) -> str:
@@ -166,22 +174,23 @@ class PublishingTask(TrainTask):
         self,
         loop: TrainingLoop,
         student: FastSAM3D,
+        served: Weights,
         studies: Sequence[ExaminedStudy],
         options: RequestOptions,
         teacher: Weights | None = None,
         adaptation: Adaptation | None = None,
     ) -> None:
-        """Add to the facts of a run the Dice of a student and of the served one on some studies.
+        """Add to the facts of a run the Dice of a student and of a served one on some studies.
 
         Both meet the same first clicks and random numbers. The run is saved after each study.
         Studies that were measured before, by a run that was stopped or waits for an answer, are not
         measured again. adaptation: what an adapted student would be published with. Raise
         StoppedError at a stop, between two studies.
         """
-        served, device = self._served(), str(loop.device)
+        device, masks = str(loop.device), self._mask_source.settings
         judged = loop.progress.facts.setdefault("judged", {})
-        if judged.get("served") != served.network_id:
-            judged |= {"served": served.network_id, "dice": {}}
+        if (judged.get("served"), judged.get("masks")) != (served.network_id, masks):
+            judged |= {"served": served.network_id, "masks": masks, "dice": {}}
         missing = [study for study in studies if study.name not in judged["dice"]]
         if not missing:
             return
@@ -207,6 +216,9 @@ class PublishingTask(TrainTask):
     ) -> Verdict:
         """Return the verdict from the Dice that `_measure` added; studies: all of the run."""
         judged = loop.progress.facts.setdefault("judged", {"dice": {}})
+        if judged.get("served", self._served().network_id) != self._served().network_id:
+            reason = "another version is served than when the new student was judged; train again"
+            return Verdict("keep", reason, 0.0, None)
         pairs = list(judged["dice"].values())
         verdict = decide(
             [new for new, _ in pairs],
@@ -260,7 +272,8 @@ class PublishingTask(TrainTask):
     @contextmanager
     def _record_errors(self, options: RequestOptions) -> Iterator[None]:
         """Write errors to the statistics, for clients; turn out-of-memory into an InputError."""
-        self._folder.write_reason("")
+        if processes.is_launcher():
+            self._folder.begin_stats()
         try:
             yield
         except StoppedError as error:

@@ -85,9 +85,9 @@ class ExaminedStudy:
     """A study that was read once, and the voxels where a user could click.
 
     key: hash of the voxels of image and label. image_key: of those of the image alone, with their
-    place in the world. label: None if no structure is large enough. structures: label value -> up to `PLACES` stored
-    voxels (N, 3), for each structure that is large enough. body: up to `PLACES` stored voxels
-    (N, 3) of the body, without the air around it.
+    place in the world. label: None if no structure is large enough. structures: label value -> up
+    to `PLACES` stored voxels (N, 3), for each structure that is large enough. body: up to `PLACES`
+    stored voxels (N, 3) of the body, without the air around it.
     """
 
     study: Study

@@ -3,7 +3,8 @@
 Each verdict is on gains of studies whose mean is 0: the new student is as good as the served one.
 The share that is published is the error of `lib.trainers.verdict.decide`. The gains are normally
 distributed, heavy-tailed (Student's t with three degrees of freedom), or skewed (exponential) to
-large gains or to large losses.
+large gains or to large losses. With --half-spread they are those of an adaptation: each half of the
+studies has a student of its own, which adds a common gain with this standard deviation.
 """
 
 from __future__ import annotations
@@ -33,15 +34,29 @@ GAINS: dict[str, Draw] = {
 
 
 def published_share(
-    draw: Draw, studies: int, verdicts: int, min_gain: float, seed: int, gain: float = 0.0
+    draw: Draw,
+    studies: int,
+    verdicts: int,
+    min_gain: float,
+    seed: int,
+    gain: float = 0.0,
+    half_spread: float | None = None,
 ) -> float:
-    """Return the share of the verdicts that publish students with this mean gain."""
+    """Return the share of the verdicts that publish students with this mean gain.
+
+    half_spread: standard deviation of the gain that all studies of a half share, as in an
+    adaptation; None for a single student.
+    """
     generator = np.random.default_rng(seed)
     published = 0
     for _ in range(verdicts):
         served = generator.uniform(0.3, 0.8, studies)
         candidate = served + gain + draw(generator, studies)
-        published += decide(candidate.tolist(), served.tolist(), min_gain).answer == "publish"
+        if half_spread is not None:
+            candidate += np.resize(generator.normal(0, half_spread, 2), studies)
+        pair = candidate.tolist(), served.tolist()
+        verdict = decide(*pair, min_gain, in_halves=half_spread is not None)
+        published += verdict.answer == "publish"
     return published / verdicts
 
 
@@ -50,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--verdicts", type=int, default=1000, help="for each row and column")
     parser.add_argument("--min-gain", type=float, default=MIN_GAIN)
     parser.add_argument("--gain", type=float, default=0.0, help="of the new students")
+    parser.add_argument("--half-spread", type=float, help="see above; default: one student")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     print(f"share published of {options.verdicts} students with a mean gain of {options.gain:g}")
@@ -58,7 +74,13 @@ def main(arguments: list[str] | None = None) -> None:
     for studies in (FEWEST_STUDIES, 5, 6, 8, 12, 20):
         shares = [
             published_share(
-                draw, studies, options.verdicts, options.min_gain, options.seed, options.gain
+                draw,
+                studies,
+                options.verdicts,
+                options.min_gain,
+                options.seed,
+                options.gain,
+                options.half_spread,
             )
             for draw in GAINS.values()
         ]

@@ -44,7 +44,7 @@ def test_without_a_certain_gain_the_served_student_stays(gains: list[float]) -> 
 
 def test_the_bound_counts_and_not_the_mean() -> None:
     gains = np.array([0.03, 0.05, 0.01, 0.06, 0.04, 0.02])
-    lower = lower_bound(gains)
+    lower = lower_bound(gains, level=0.99)  # of six studies
     assert 0 < lower < gains.mean()
     served = np.array(SERVED)
     assert decide(served + gains, served, lower - 1e-6).answer == "publish"
@@ -94,3 +94,17 @@ def test_most_students_that_are_clearly_better_are_published() -> None:
         lambda generator, count: generator.normal(0.1, 0.03, count), 6, 100, 0.005, seed=0
     )
     assert share > 0.9
+
+
+@pytest.mark.parametrize("studies", [4, 8, 12])
+def test_students_of_two_halves_that_are_no_better_are_seldom_published(studies: int) -> None:
+    share = published_share(GAINS["normal"], studies, VERDICTS, 0.005, seed=1, half_spread=0.02)
+    assert share <= 0.05 + (0.05 * 0.95 / VERDICTS) ** 0.5
+
+
+def test_halves_need_more_confidence() -> None:
+    served = [0.5] * 12
+    candidate = [0.5 + gain for gain in [0.03, -0.004] * 6]
+    assert decide(candidate, served, 0.001).answer == "publish"
+    in_halves = decide(candidate, served, 0.001, in_halves=True)
+    assert in_halves.answer == "keep" and "99.0% confidence" in in_halves.reason

@@ -34,6 +34,7 @@ class AdaptationTask(PublishingTask):
     """
 
     options_class = AdaptOptions
+    judges_in_halves = True
 
     def __init__(
         self, folder: Path, served: ServedWeights, mask_source: MaskSource, *, device: str = ""

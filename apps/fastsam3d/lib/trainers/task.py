@@ -39,10 +39,11 @@ class PublishingTask(TrainTask):
     """Train the served student and publish the result if it is better on studies it never saw.
 
     options_class: the options of the trainer. needs_labels: whether studies without a label are of
-    no use.
+    no use. judges_in_halves: whether each half of the studies that judge has a student of its own.
     """
 
     options_class: type[RequestOptions]
+    judges_in_halves = False
 
     def __init__(
         self,
@@ -228,6 +229,7 @@ class PublishingTask(TrainTask):
             self._why_few(
                 studies, "labelled studies" if self._needs_labels(options) else "studies"
             ),
+            self.judges_in_halves,
         )
         judged |= {"gain": verdict.gain, "lower": verdict.lower}
         return verdict

@@ -18,7 +18,7 @@ studies than FEW. Both are more than 95 %, because gains may be skewed to rare l
 the bound of few studies is too high."""
 
 FEW = 8
-"""FEW: from so many studies on the level is LEVEL."""
+"""FEW: from so many studies on the level is LEVEL, unless they judge two students in halves."""
 
 FEWEST_STUDIES = 4
 """FEWEST_STUDIES: with fewer studies to judge on, a user decides."""
@@ -43,13 +43,17 @@ class Verdict(NamedTuple):
     lower: float | None
 
 
-def level_of(count: int) -> float:
-    """Return the confidence of the lower bound for a number of studies."""
-    return LEVEL_OF_FEW if count < FEW else LEVEL
+def level_of(count: int, in_halves: bool = False) -> float:
+    """Return the confidence of the lower bound for a number of studies.
+
+    in_halves: each half of them judges another student, so what is chance in a student is in all
+    gains of its half, and the bound is too high.
+    """
+    return LEVEL_OF_FEW if count < FEW or in_halves else LEVEL
 
 
-def lower_bound(gains: Sequence[float] | np.ndarray, seed: int = 0) -> float:
-    """Return the one-sided lower bound of the mean of some gains at `level_of` their number.
+def lower_bound(gains: Sequence[float] | np.ndarray, level: float, seed: int = 0) -> float:
+    """Return the one-sided lower bound of the mean of some gains at a level of confidence.
 
     gains: one for each study, two or more. It is the smaller of two bounds. The first is the
     quantile of the means of bootstrap samples of the studies. The share of the samples below it is
@@ -60,7 +64,7 @@ def lower_bound(gains: Sequence[float] | np.ndarray, seed: int = 0) -> float:
     """
     values = np.asarray(gains, dtype=np.float64)
     count = len(values)
-    quantile = float(stats.t.ppf(level_of(count), count - 1))
+    quantile = float(stats.t.ppf(level, count - 1))
     chosen = np.random.default_rng(seed).integers(0, count, (SAMPLES, count))
     share = float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * quantile))
     by_bootstrap = float(np.quantile(values[chosen].mean(axis=1), share))
@@ -74,12 +78,14 @@ def decide(
     min_gain: float,
     is_accepted: bool = False,
     why_few: str = "",
+    in_halves: bool = False,
 ) -> Verdict:
     """Decide whether to publish a new student.
 
     candidate, served: the mean Dice of each study, with the same first clicks and random numbers.
     is_accepted: a user accepts a new student whose gain is above `min_gain`, where there are too
-    few studies for a bound. why_few: says why there may be few, for the user.
+    few studies for a bound. why_few: says why there may be few, for the user. in_halves: see
+    `level_of`.
     """
     count = len(candidate)
     if not count:
@@ -89,13 +95,14 @@ def decide(
         return Verdict("ask", f"{reason}; {_how_to_accept()}", 0.0, None)
     gains = np.subtract(candidate, served)
     gain = float(gains.mean())
-    lower = lower_bound(gains) if count > 1 else None
+    level = level_of(count, in_halves)
+    lower = lower_bound(gains, level) if count > 1 else None
     numbers = (
         f"mean Dice {np.mean(candidate):.3f} against {np.mean(served):.3f} of the served weights "
         f"on {count} {'study' if count == 1 else 'studies'} that took no part, a gain of {gain:.3f}"
     )
     if count >= FEWEST_STUDIES and lower is not None:
-        numbers += f", with {level_of(count):.1%} confidence at least {lower:.3f}"
+        numbers += f", with {level:.1%} confidence at least {lower:.3f}"
         if lower > min_gain:
             return Verdict("publish", numbers, gain, lower)
         wanted = f"it must be more than {min_gain:g} (min_gain)"

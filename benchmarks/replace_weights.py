@@ -95,14 +95,17 @@ def _is_measured(path: Path, command: str, folders: Folders) -> bool:
 
 
 def write_dice(folders: Folders) -> None:
-    """Write the measured Dice into the files, and name these files in all reports.
+    """Write the measured Dice into new files, and name these files in all reports.
 
-    The student names its teacher's file, whose hash changes here too.
+    A file that has the Dice of an earlier measurement stays as it is. A new student names its
+    teacher's file, whose hash may change here too.
     """
     report = read_report(folders.results / f"{IN_METADATA}.json")
     paths = [folders.results / f"{name}.json" for name in REPORTS]
     for model in sorted(report["weights"], key=lambda model: model != TEACHER):
         file = folders.file(model)
+        if "measured_with" in file_weights(file).metadata:
+            continue
         teacher = file_weights(folders.file(TEACHER)).network_id if model == STUDENT else ""
         with tempfile.TemporaryDirectory(dir=folders.weights) as folder:
             final = Path(folder, file.name)

@@ -59,6 +59,7 @@ def publish(
     with as_weights_errors():
         checkpoint = read_checkpoint(weights)
     metadata = {**checkpoint.metadata, "trained": "true", "licence": LICENCE}
+    metadata.pop("measured_with", None)  # of other weights, or of these before
     if description:
         metadata["description"] = description
     if teacher_sha256:

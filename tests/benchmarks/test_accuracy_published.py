@@ -39,7 +39,8 @@ def test_the_report_measured_these_weights(path) -> None:
     info = file_weights(path).info()
     assert info["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert REPORT["weights"][name]["sha256"] == info["sha256"], "measure these weights"
-    if file_weights(path).metadata["measured_with"] == REPORT["command"]:  # not the teacher's file
+    if name == "fastsam3d":  # the teacher's file may have the Dice of an earlier measurement
+        assert file_weights(path).metadata["measured_with"] == REPORT["command"]
         assert info["dice"] == measured(REPORT, name)
     assert info["trained"] and info["file"] == path.name and info["licence"] == "Apache-2.0"
     assert len(info["description"]) > 80  # data with licences, time and machine

@@ -103,7 +103,8 @@ def datastore(client, tmp_path, monkeypatch):
 @pytest.fixture
 def add_scan(client, tmp_path):
     def add(name, modality="CT", **tags):
-        paths = write_ct_series(scan(), AFFINE_MM, tmp_path / name, description=name)
+        hu = scan() + len(list(tmp_path.iterdir()))  # no scan is a copy of another one
+        paths = write_ct_series(hu, AFFINE_MM, tmp_path / name, description=name)
         slices = [pydicom.dcmread(path) for path in paths]
         for dataset in slices:
             dataset.Modality = modality

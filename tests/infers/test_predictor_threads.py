@@ -65,12 +65,13 @@ class SlowChoice:
         self.calls, self._slow = [], slow
         self.has_begun, self.may_end = threading.Event(), threading.Event()
 
-    def __call__(self, network, device):
+    def __call__(self, networks, device):
+        (network,) = networks
         self.calls.append(network)
         if network is self._slow:
             self.has_begun.set()
             assert self.may_end.wait(SECONDS)
-        return network, Precision("float32", "a test")
+        return networks, Precision("float32", "a test")
 
 
 def test_only_requests_for_a_predictor_wait_for_its_precision(network, caches, monkeypatch):

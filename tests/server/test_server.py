@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from monailabel.client import MONAILabelClient
 
 from lib.errors import NotFoundError
-from lib.networks.torch_private import has_amx
+from lib.networks.torch_private import multiplies_bfloat16
 from main import MyApp
 from serving import APP, running_server
 
@@ -184,7 +184,7 @@ def test_info_names_models_labels_and_weights(server):
         assert len(weights["sha256"]) == 64
         # chosen when the server starts, not by the first click
         (precision,) = described["precision"].values()
-        is_low = has_amx() and precision["dice"] >= 0.99
+        is_low = multiplies_bfloat16() and precision["dice"] >= 0.99
         assert precision["number_type"] == ("bfloat16" if is_low else "float32")
         assert precision["reason"]
 

@@ -158,6 +158,7 @@ class Site:
             "teacher_weights": self.teacher,
             "model_dir": self.folder / model_dir,
             "spacing_mm": "8",
+            "zoom": "fixed",  # as MASKS
         }
         for name, value in conf.items():
             command += ["--conf", name, str(value)]

@@ -188,10 +188,10 @@ class PublishingTask(TrainTask):
         measured again. adaptation: what an adapted student would be published with. Raise
         StoppedError at a stop, between two studies.
         """
-        device, masks = str(loop.device), self._mask_source.settings
+        device, settings = str(loop.device), self._mask_source.settings
         judged = loop.progress.facts.setdefault("judged", {})
-        if (judged.get("served"), judged.get("masks")) != (served.network_id, masks):
-            judged |= {"served": served.network_id, "masks": masks, "dice": {}}
+        if (judged.get("served"), judged.get("masks")) != (served.network_id, settings):
+            judged |= {"served": served.network_id, "masks": settings, "dice": {}}
         missing = [study for study in studies if study.name not in judged["dice"]]
         if not missing:
             return

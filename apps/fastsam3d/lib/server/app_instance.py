@@ -117,6 +117,11 @@ class ModelTrainer(Protocol):
         """The PNG file of the training curves; it may not exist yet."""
         ...
 
+    @property
+    def shared_folder(self) -> Path:
+        """The folder of the runs of all trainers of the model; it may not exist yet."""
+        ...
+
     def check(self, options: Mapping[str, Any], datastore: Studies) -> object:
         """Return the parsed options; raise InputError if a training with them cannot succeed."""
         ...

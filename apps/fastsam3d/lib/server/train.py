@@ -27,6 +27,7 @@ from lib.errors import AppError, ConflictError, InputError, NotFoundError, Stopp
 from lib.server.app_instance import ModelTrainer, app_instance
 from lib.server.auth import AdminRole, UserRole
 from lib.server.form_json import check_text
+from lib.server.new_labels import NewLabels
 from lib.server.other_training import other_training, stop_other_training
 from lib.weights.versions import describe_versions
 
@@ -47,8 +48,6 @@ ADAPTATION = "fastsam3d_adapt"
 """ADAPTATION: name of the trainer that the option ``adapt_every`` starts."""
 
 _start_lock = threading.Lock()
-_label_lock = threading.Lock()
-_newly_labelled: set[str] = set()
 
 
 # --- routes ---------------------------------------------------------------------------------------
@@ -222,30 +221,41 @@ def _launch(model: str, options: dict[str, Any]) -> tuple[object, dict[str, Any]
         # The process inherits this: its waiting threads sleep, and leave the cores to clicks.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         task, _ = AsyncTask.run("train", request={"model": model}, params=options, enqueue=True)
+    if model == ADAPTATION:
+        _count_labels_anew()
     return checked, task
 
 
 def adapt_if_due(image: str) -> None:
     """Count the label of an image; start the adaptation after `adapt_every` images.
 
-    The option is that of the server. If the adaptation cannot start, the next label tries again.
+    Counted are the images since the last adaptation that a server started, by itself or not. The
+    option is that of the server. If the adaptation cannot start, the next label tries again.
     """
     every = app_instance().options.adapt_every
     if not every:
         return
-    with _label_lock:
-        _newly_labelled.add(image)
-        if len(_newly_labelled) < every:
-            return
-        try:
+    try:
+        count = _new_labels().add(image)
+        if count >= every:
             _launch(ADAPTATION, {})
-        except AppError as error:
-            logger.info("%s waits for the next label: %s", ADAPTATION, error)
-        except OSError as error:  # the label is saved; its reply does not depend on this
-            logger.warning("%s could not start, the next label tries again: %s", ADAPTATION, error)
-        else:
-            logger.info("%s starts after %d new labels", ADAPTATION, len(_newly_labelled))
-            _newly_labelled.clear()
+            logger.info("%s starts after %d new labels", ADAPTATION, count)
+    except AppError as error:
+        logger.info("%s waits for the next label: %s", ADAPTATION, error)
+    except OSError as error:  # the label is saved; its reply does not depend on this
+        logger.warning("%s could not start, the next label tries again: %s", ADAPTATION, error)
+
+
+def _count_labels_anew() -> None:
+    """Forget the labels that the adaptation which has just started learns from."""
+    try:
+        _new_labels().clear()
+    except OSError as error:  # it starts once more than necessary
+        logger.warning("the new labels are still counted: %s", error)
+
+
+def _new_labels() -> NewLabels:
+    return NewLabels(_trainer(ADAPTATION).shared_folder)
 
 
 def _describe_duration(seconds: float) -> dict[str, Any]:

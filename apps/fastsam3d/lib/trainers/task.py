@@ -111,7 +111,7 @@ class PublishingTask(TrainTask):
         """
         options = self.check(request, datastore)
         is_launcher = processes.is_launcher()
-        lock = run_lock.only_run(self._shared_folder, self.name) if is_launcher else nullcontext()
+        lock = run_lock.only_run(self.shared_folder, self.name) if is_launcher else nullcontext()
         # The lock comes first: the statistics are those of the run that has it.
         with lock, self._record_errors(options):
             studies, skipped = self._find_studies(options, datastore)
@@ -122,14 +122,14 @@ class PublishingTask(TrainTask):
 
         None if none runs.
         """
-        return run_lock.running(self._shared_folder)
+        return run_lock.running(self.shared_folder)
 
     def request_stop(self) -> None:
         """Ask that training to end after the update under way."""
-        run_lock.request_stop(self._shared_folder)
+        run_lock.request_stop(self.shared_folder)
 
     @property
-    def _shared_folder(self) -> Path:
+    def shared_folder(self) -> Path:
         """The folder of the runs of all trainers of the model."""
         return self._folder.folder.parent
 

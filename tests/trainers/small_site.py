@@ -57,16 +57,23 @@ SHORT = {
 
 
 class FolderDatastore:
-    """The part of MONAI Label's datastore that training uses, on a folder."""
+    """The part of MONAI Label's datastore that training uses, on a folder.
+
+    patients: PatientID of images, as a datastore of a DICOM server knows it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.patients: dict[str, str] = {}
 
     def list_images(self) -> list[str]:
         return [path.name.partition(".")[0] for path in self.folder.glob("*.nii.gz")]
 
     def get_image_uri(self, image_id: str) -> str:
         return str(self.folder / f"{image_id}.nii.gz")
+
+    def get_image_info(self, image_id: str) -> dict[str, str]:
+        return {"PatientID": self.patients[image_id]} if image_id in self.patients else {}
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         exists = Path(self.get_label_uri(image_id, "final")).exists()

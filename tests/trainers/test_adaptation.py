@@ -280,6 +280,15 @@ def test_one_label_asks_too(tmp_path: Path) -> None:
     assert adapt(site, "one", accept=True)["published"]
 
 
+def test_several_scans_of_one_patient_ask_too(tmp_path: Path) -> None:
+    site = Site(tmp_path, count=3, labelled=3)
+    site.datastore.patients = {f"scan{n}": "P-1" for n in range(3)}
+    asked = adapt(site, "one patient")
+    assert asked["asks"] and asked["studies"]["judged"] == 0
+    assert "all labelled studies have the same PatientID" in asked["reason"]
+    assert "P-1" not in str(asked), "clients and logs do not need it"
+
+
 def test_a_distillation_starts_from_the_decoder_before_the_adaptation(
     labelled: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,6 +210,18 @@ def test_too_few_studies_to_judge_on_ask_the_user(
     assert task.stats()["asks"] is False and not task._folder.state.exists()
 
 
+def test_scans_of_one_patient_are_in_one_part_and_count_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_as(monkeypatch, 0.5, 0.3)
+    site = Site(tmp_path, count=5, labelled=3)
+    site.datastore.patients = {f"scan{n}": "P-2" for n in (0, 1, 3)} | {"scan2": "P-1"}
+    stats = site.train("patients", max_epochs=1)
+    assert stats["skipped"] == {"scan3": "other studies of its patient judge"}
+    assert "on 2 studies of 1 patient that took no part" in stats["reason"]
+    assert stats["studies"] == {"train": 2, "held_out": 2, "judged": 2, "labelled": 3}
+
+
 def test_a_published_file_says_how_it_was_trained(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

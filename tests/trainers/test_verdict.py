@@ -51,6 +51,21 @@ def test_the_bound_counts_and_not_the_mean() -> None:
     assert decide(served + gains, served, lower + 1e-6).answer == "keep"
 
 
+def test_the_studies_of_a_patient_count_once() -> None:
+    patients = ["a", "a", "a", "b", "c", "d"]
+    served = [0.5] * 6
+    better = [0.9, 0.8, 0.7, 0.5, 0.5, 0.51]
+    verdict = decide(better, served, 0.005, patients=patients)
+    assert verdict.gain == pytest.approx((0.3 + 0 + 0 + 0.01) / 4)
+    assert verdict.answer == "keep" and "on 6 studies of 4 patients" in verdict.reason
+    alone = decide([0.8, 0.5, 0.5, 0.51], [0.5] * 4, 0.005)
+    assert (verdict.gain, verdict.lower) == pytest.approx((alone.gain, alone.lower))
+    even = decide([0.6] * 6, served, 0.005, patients=patients[:3] * 2)
+    assert even.answer == "ask"
+    assert "6 studies of 2 patients" in decide([0.6] * 6, served, 0, patients=list("abbaab")).reason
+    assert "4 studies of other patients are needed" in even.reason
+
+
 def test_few_studies_ask_and_a_user_accepts() -> None:
     few = SERVED[: FEWEST_STUDIES - 1]
     better = [value + 0.1 for value in few]

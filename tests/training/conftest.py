@@ -1,9 +1,10 @@
 """Fixtures of the tests of `training`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+import torch
 from training.sources import Case
 
 from lib.networks import FastSAM3D, FastSAM3DConfig
@@ -23,6 +24,13 @@ TINY = FastSAM3DConfig(
     iou_head_width=16,
     swap_dense_axes=False,
 )
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """Undo what the pretraining sets for its process; property-based tests elsewhere draw them."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -57,6 +57,9 @@ class Failing:
             raise InputError("its slices are not evenly spaced")
         return "" if image_id == "gone" else "/images/fine.nii.gz"
 
+    def get_image_info(self, image_id: str) -> dict[str, str]:
+        return {"PatientID": " P-1 "}
+
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         return {}
 
@@ -69,6 +72,7 @@ def test_a_series_that_cannot_be_fetched_is_skipped_with_its_reason() -> None:
     assert [study.name for study in studies] == ["fine"]
     assert skipped["refused"] == "its slices are not evenly spaced"
     assert '"gone"' in skipped["gone"]
+    assert studies[0].patient == "patient P-1"
 
 
 def test_clicks_of_a_labelled_study_lie_in_its_structures(tmp_path: Path) -> None:
@@ -303,8 +307,10 @@ def test_studies_are_listed_without_reading_them() -> None:
     labels = {"a": {"final": "a"}, "b": {"other": "b"}, "._a": {}}
     datastore = SimpleNamespace(list_images=lambda: ["b", "._a", "a"])
     datastore.get_labels_by_image_id = labels.__getitem__
+    datastore.get_image_info = lambda name: {"PatientID": "P-1" if name == "b" else ""}
     listed = list_studies(datastore)  # type: ignore[arg-type]
     assert [(x.name, x.is_labelled) for x in listed] == [("a", True), ("b", False)]
+    assert [x.patient for x in listed] == ["a", "patient P-1"]
 
 
 def test_a_single_study_judges_nothing_and_none_is_an_error() -> None:
@@ -322,3 +328,49 @@ def test_halves_are_disjoint_and_equally_large() -> None:
     assert (len(first), len(second)) == (4, 3)
     assert sorted(x.name for x in first + second) == sorted(x.name for x in studies)
     assert halves(studies[::-1], 1) == (first, second)
+
+
+def of_patients(*counts: int, labelled: int = 100) -> list[Study]:
+    """Return so many studies of each patient, the first ones with a label."""
+    path, studies = Path("x.nii.gz"), []
+    for patient, count in enumerate(counts):
+        for number in range(count):
+            label = path if number < labelled else None
+            studies.append(Study(f"{number}-of-{patient}", path, label, f"P{patient}"))
+    return studies
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("labelled", [100, 1])
+@pytest.mark.parametrize("counts", [(3, 2), (1, 4, 2), (2,) * 9, (1, 1, 1, 1, 12), (3,) * 40])
+def test_no_patient_is_in_two_parts(counts: tuple[int, ...], labelled: int, seed: int) -> None:
+    parts = split(of_patients(*counts, labelled=labelled), 0.2, seed)
+    train, held_out, judged = ({x.patient for x in part} for part in parts)
+    assert train and judged and not judged & (train | held_out)
+    assert held_out == train or not held_out & train
+    assert len(judged) <= (len(counts) + 1) // 2 and len(parts.judged) <= 12
+    assert all(x.is_labelled for x in parts.judged), "the others of their patients are left out"
+    if counts == (2,) * 9:
+        assert len(judged) == 4 and len(parts.judged) == (8 if labelled > 1 else 4)
+
+
+def test_the_studies_of_a_single_patient_judge_nothing() -> None:
+    studies = of_patients(5)
+    assert not split(studies, 0.2, 0).judged
+    assert len(split(studies, 0.2, 0).train) == 5
+    assert halves(studies, 0) == (studies, [])
+
+
+def test_a_patient_that_the_served_student_knows_does_not_judge() -> None:
+    studies = of_patients(2, 2, 2, 2)
+    judged = {x.patient for x in split(studies, 0.2, 0).judged}
+    seen = [x.name for x in studies if x.patient in judged and x.name.startswith("1-")]
+    again = split(studies, 0.2, 0, seen)
+    assert {x.patient for x in again.judged} == {x.patient for x in studies} - judged
+
+
+def test_halves_have_other_patients() -> None:
+    first, second = halves(of_patients(3, 1, 2, 2), 1)
+    patients = [{x.patient for x in half} for half in (first, second)]
+    assert [len(half) for half in patients] == [2, 2] and not patients[0] & patients[1]
+    assert len(first) + len(second) == 8

@@ -65,13 +65,13 @@ def make_phases(
     The gain of the published student, which has seen all labels, is estimated by that of the two
     others (two-fold cross-validation). They have half the labels and half the updates, so the
     estimate is rather too low. Of each half at most `MOST_JUDGED` / 2 studies judge, and none of
-    those named in `seen`: the served version has learned them. A single study has no half to judge
-    on.
+    those named in `seen`: the served version has learned them. The studies of a single patient have
+    no half to judge on.
     """
     last = Phase(list(studies), [], 1.0)
-    if len(studies) < 2:
-        return [last]
     first, second = halves(studies, seed)
+    if not second:
+        return [last]
     judging = [
         [study for study in half if study.name not in seen][: MOST_JUDGED // 2]
         for half in (first, second)

@@ -100,6 +100,9 @@ class DistillationTask(PublishingTask):
     ) -> dict[str, Any]:
         seen = {study.name for study in seen_studies(studies, self._served)}
         parts = split(studies, options.val_split, options.seed, seen)
+        taken = {study.name for study in parts.all()}
+        left_out = [study.name for study in studies if study.name not in taken]
+        skipped = skipped | dict.fromkeys(left_out, "other studies of its patient judge")
         count = processes.process_count(options.processes, options.device)
         if processes.is_under_torchrun():
             return _train_in_group(self, options, parts, skipped)

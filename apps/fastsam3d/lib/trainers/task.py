@@ -221,6 +221,7 @@ class PublishingTask(TrainTask):
             reason = "another version is served than when the new student was judged; train again"
             return Verdict("keep", reason, 0.0, None)
         pairs = list(judged["dice"].values())
+        patient_of = {study.name: study.patient for study in studies}
         verdict = decide(
             [new for new, _ in pairs],
             [served for _, served in pairs],
@@ -230,12 +231,18 @@ class PublishingTask(TrainTask):
                 studies, "labelled studies" if self._needs_labels(options) else "studies"
             ),
             self.judges_in_halves,
+            [patient_of.get(name, name) for name in judged["dice"]],
         )
         judged |= {"gain": verdict.gain, "lower": verdict.lower}
         return verdict
 
     def _why_few(self, studies: Sequence[ExaminedStudy], kind: str) -> str:
-        """Return how many studies the served version has not learned; empty if it learned none."""
+        """Return how many studies the served version has not learned, or that one patient has all.
+
+        Empty if it learned none, and there are several patients.
+        """
+        if len(studies) > 1 and len({study.patient for study in studies}) == 1:
+            return f"all {kind} have the same PatientID"
         seen = len(seen_studies(studies, self._served))
         number = self._served.published.read().served
         new = len(studies) - seen

@@ -1,7 +1,8 @@
 """The verdict on a new student: a bootstrap over studies that neither trained nor chose it.
 
-The gain of a study is the mean difference of Dice between the new student and the served one. The
-new student is published if the lower bound of the mean gain is above the option ``min_gain``.
+The gain of a study is the mean difference of Dice between the new student and the served one.
+Studies of one patient are alike, so their mean counts once. The new student is published if the
+lower bound of the mean gain is above the option ``min_gain``.
 """
 
 from __future__ import annotations
@@ -79,14 +80,18 @@ def decide(
     is_accepted: bool = False,
     why_few: str = "",
     in_halves: bool = False,
+    patients: Sequence[str] = (),
 ) -> Verdict:
     """Decide whether to publish a new student.
 
     candidate, served: the mean Dice of each study, with the same first clicks and random numbers.
+    patients: whose study each is; by default each one has a patient of its own.
     is_accepted: a user accepts a new student whose gain is above `min_gain`, where there are too
     few studies for a bound. why_few: says why there may be few, for the user. in_halves: see
     `level_of`.
     """
+    studies = len(candidate)
+    candidate, served = (mean_by_patient(values, patients) for values in (candidate, served))
     count = len(candidate)
     if not count:
         reason = "there is no study to judge on" + (f": {why_few}" if why_few else "")
@@ -99,7 +104,7 @@ def decide(
     lower = lower_bound(gains, level) if count > 1 else None
     numbers = (
         f"mean Dice {np.mean(candidate):.3f} against {np.mean(served):.3f} of the served weights "
-        f"on {count} {'study' if count == 1 else 'studies'} that took no part, a gain of {gain:.3f}"
+        f"on {_described(studies, count)} that took no part, a gain of {gain:.3f}"
     )
     if count >= FEWEST_STUDIES and lower is not None:
         numbers += f", with {level:.1%} confidence at least {lower:.3f}"
@@ -112,11 +117,32 @@ def decide(
         return Verdict("keep", reason, gain, lower)
     if is_accepted:
         return Verdict("publish", f"{numbers}; published, as accept is true", gain, lower)
-    needed = f"{FEWEST_STUDIES} studies are needed to judge" + (
+    of_patients = " of other patients" if count < studies else ""
+    needed = f"{FEWEST_STUDIES} studies{of_patients} are needed to judge" + (
         f", but {why_few}" if why_few else ""
     )
     reason = f"{numbers}; {needed}: {_how_to_accept()}"
     return Verdict("ask", reason, gain, lower)
+
+
+def mean_by_patient(values: Sequence[float], patients: Sequence[str] = ()) -> list[float]:
+    """Return the mean of the values of each patient, in the order of their first studies.
+
+    patients: see `decide`.
+    """
+    groups: dict[str, list[float]] = {}
+    names = patients or [str(number) for number in range(len(values))]
+    for name, value in zip(names, values, strict=True):
+        groups.setdefault(name, []).append(value)
+    return [float(np.mean(group)) for group in groups.values()]
+
+
+def _described(studies: int, patients: int) -> str:
+    if studies == 1:
+        return "1 study"
+    if studies == patients:
+        return f"{studies} studies"
+    return f"{studies} studies of {patients} {'patient' if patients == 1 else 'patients'}"
 
 
 def describe_dice(pairs: Sequence[Sequence[float]], by_teacher: int = 0) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -43,6 +43,8 @@ class Datastore(Protocol):
 
     def get_image_uri(self, image_id: str) -> str: ...
 
+    def get_image_info(self, image_id: str) -> dict[str, Any]: ...
+
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]: ...
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
@@ -50,11 +52,20 @@ class Datastore(Protocol):
 
 @dataclass(frozen=True)
 class Study:
-    """An image (a file, or a folder of DICOM slices) and its label, if there is one."""
+    """An image (a file, or a folder of DICOM slices) and its label, if there is one.
+
+    patient_id: DICOM's PatientID; empty where it is not known.
+    """
 
     name: str
     image: Path
     label: Path | None = None
+    patient_id: str = ""
+
+    @property
+    def patient(self) -> str:
+        """Who was imaged. Without a PatientID each study counts as a patient of its own."""
+        return f"patient {self.patient_id}" if self.patient_id else self.name
 
     @property
     def is_labelled(self) -> bool:
@@ -102,6 +113,10 @@ class ExaminedStudy:
         return self.study.name
 
     @property
+    def patient(self) -> str:
+        return self.study.patient
+
+    @property
     def is_labelled(self) -> bool:
         return bool(self.structures)
 
@@ -118,7 +133,8 @@ def find_studies(datastore: Datastore) -> tuple[list[Study], dict[str, str]]:
             image = datastore.get_image_uri(name)
             if not image:
                 raise InputError(f'image "{name}" is not in the datastore any more')
-            studies.append(Study(name, Path(image), _find_label(datastore, name)))
+            label = _find_label(datastore, name)
+            studies.append(Study(name, Path(image), label, _patient_id(datastore, name)))
         except Exception as error:  # one study never ends a training
             skipped[name] = _reason(name, error)
     return studies, skipped
@@ -146,12 +162,25 @@ def _find_label(datastore: Datastore, name: str) -> Path | None:
 
 
 def list_studies(datastore: Datastore) -> list[Study]:
-    """Return the studies of a datastore by name and whether they have a label; nothing is read."""
+    """Return the studies of a datastore: names, patients, and whether they have a label.
+
+    Nothing is read.
+    """
     names = sorted(name for name in datastore.list_images() if not is_hidden(name))
     return [
-        Study(name, Path(name), Path(name) if _has_label(datastore, name) else None)
+        Study(
+            name,
+            Path(name),
+            Path(name) if _has_label(datastore, name) else None,
+            _patient_id(datastore, name),
+        )
         for name in names
     ]
+
+
+def _patient_id(datastore: Datastore, name: str) -> str:
+    """Return the PatientID, which a datastore of a DICOM server knows; empty without one."""
+    return str(datastore.get_image_info(name).get("PatientID") or "").strip()
 
 
 def _has_label(datastore: Datastore, name: str) -> bool:

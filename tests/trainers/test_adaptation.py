@@ -20,6 +20,7 @@ from lib.trainers.data import Study
 from lib.trainers.data.painted_rois import paint_roi
 from lib.trainers.data.studies import examine, find_studies, read_label
 from lib.trainers.decoder_autocast import decoder_autocast
+from lib.trainers.duration import STUDY_SECONDS
 from lib.trainers.run import Run
 
 SHORT = {
@@ -269,6 +270,11 @@ def test_three_labels_ask_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise AssertionError("an update")
 
+    task, request = site.adaptation("few"), {**SHORT, "accept": True}
+    for changed, is_short in (({}, True), ({"seed": 5}, False), ({"accept": False}, False)):
+        options = task.check({**request, **changed}, site.datastore)
+        seconds = task.estimate_seconds(options, site.datastore)
+        assert (seconds == STUDY_SECONDS * 3) == is_short, changed
     monkeypatch.setattr(AdaptRun, "_step", fail)
     assert adapt(site, "few", accept=True)["published"]
 

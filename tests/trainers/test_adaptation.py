@@ -84,6 +84,16 @@ def test_few_studies_of_many_judge_and_none_that_the_served_student_knows() -> N
     assert [len(phase.train) for phase in halves] == [20, 20] and len(last.train) == 40
 
 
+def test_of_patients_with_many_series_as_many_as_possible_judge() -> None:
+    path = Path("x.nii.gz")
+    studies = [Study(f"s{n}", path, path, f"P{n % 10}") for n in range(80)]
+    *halves, _ = make_phases(studies, 0, {"s3"})  # type: ignore[arg-type]
+    patients = [{x.patient for x in phase.judged} for phase in halves]
+    assert sorted(len(each) for each in patients) == [4, 5]
+    assert "patient P3" not in patients[0] | patients[1], "one of its series was learned"
+    assert all(len(phase.judged) == 6 for phase in halves)
+
+
 def test_only_the_mask_decoder_changes(labelled: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     judge_as(monkeypatch, 0.6, 0.5)
     assert adapt(labelled, "published")["published"]

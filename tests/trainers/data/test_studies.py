@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.imaging.volume import read_volume
 from lib.trainers.data import Study, examine, find_studies, split
 from lib.trainers.data.studies import PLACES, examine_study, list_studies
-from lib.trainers.data.study_split import halves
+from lib.trainers.data.study_split import halves, judging_studies
 
 
 def datastore_in(folder: Path) -> LocalDatastore:
@@ -352,6 +352,16 @@ def test_no_patient_is_in_two_parts(counts: tuple[int, ...], labelled: int, seed
     assert all(x.is_labelled for x in parts.judged), "the others of their patients are left out"
     if counts == (2,) * 9:
         assert len(judged) == 4 and len(parts.judged) == (8 if labelled > 1 else 4)
+
+
+@pytest.mark.parametrize("series", [1, 3, 6, 13])
+def test_many_series_of_a_patient_do_not_keep_other_patients_from_judging(series: int) -> None:
+    judged = split(of_patients(*[series] * 20), 0.2, 0).judged
+    assert len({x.patient for x in judged}) == 4
+    assert len(judged) == min(12, 4 * series)
+    assert [x.name for x in judging_studies(of_patients(3, 1, 2), 4)] == [
+        "0-of-0", "0-of-1", "0-of-2", "1-of-0"
+    ]  # fmt: skip
 
 
 def test_the_studies_of_a_single_patient_judge_nothing() -> None:

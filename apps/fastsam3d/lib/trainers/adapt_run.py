@@ -21,7 +21,7 @@ from lib.weights.files import Weights
 from .adapt_batches import EmbeddedBatches
 from .adapt_options import AdaptOptions
 from .data.studies import ExaminedStudy
-from .data.study_split import MOST_JUDGED, halves
+from .data.study_split import MOST_JUDGED, halves, judging_studies, unseen_studies
 from .decoder_autocast import decoder_autocast
 from .loop import TrainingLoop
 from .run_state import Progress, RunFolder, run_signature
@@ -72,8 +72,9 @@ def make_phases(
     first, second = halves(studies, seed)
     if not second:
         return [last]
+    unseen = {study.name for study in unseen_studies(studies, seen)}
     judging = [
-        [study for study in half if study.name not in seen][: MOST_JUDGED // 2]
+        judging_studies([study for study in half if study.name in unseen], MOST_JUDGED // 2)
         for half in (first, second)
     ]
     return [Phase(first, judging[1], 0.5), Phase(second, judging[0], 0.5), last]

@@ -20,6 +20,7 @@ from lib.weights.served import ServedWeights
 
 from . import processes, run_lock
 from .data.studies import Datastore, ExaminedStudy, examine, find_studies, list_studies
+from .data.study_split import unseen_studies
 from .duration import STUDY_SECONDS
 from .loop import TrainingLoop
 from .request_options import RequestOptions
@@ -259,9 +260,9 @@ class PublishingTask(TrainTask):
         """
         if len(studies) > 1 and len({study.patient for study in studies}) == 1:
             return f"all {kind} have the same PatientID"
-        seen = len(seen_studies(studies, self._served))
+        seen = {study.name for study in seen_studies(studies, self._served)}
         number = self._served.published.read().served
-        new = len(studies) - seen
+        new = len(unseen_studies(studies, seen))
         return f"of {len(studies)} {kind} {new} took no part in version {number}" if seen else ""
 
     def _publish(

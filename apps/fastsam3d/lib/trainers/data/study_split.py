@@ -6,6 +6,7 @@ Series of one patient are alike, so they are never in two parts.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -52,22 +53,22 @@ def split(
     studies. No patient with a study named in `seen` does: the served version has learned it. Labels
     judge before the masks of a teacher: unlabelled studies judge only where labelled ones are too
     few. Of the other patients, `val_split` of those with labels and of those without are held out
-    for validation, or none of fewer than `FEWEST_TO_VALIDATE`. No patient has studies in two parts;
-    studies of one that judges without judging themselves are left out. The split depends on the
-    seed, the patients and the names alone. Raise InputError if there is no study.
+    for validation, or none of fewer than `FEWEST_TO_VALIDATE`. No patient has studies in two parts:
+    further studies of one that judges are left out. The split depends on the seed, the patients and
+    the names alone. Raise InputError if there is no study.
     """
     if not studies:
         raise InputError("there are no studies to train on; add images to the datastore")
     if not 0 < val_split < 1:
         raise InputError(f"val_split is {val_split:g}; give a share between 0 and 1")
     ranked = _shuffled(studies, seed)
-    with_labels = _patients([x for x in ranked if x.is_labelled])
-    learned = _patients([x for x in ranked if x.name in seen])
+    with_labels = set(_patients([x for x in ranked if x.is_labelled]))
     labelled = [x for x in ranked if x.patient in with_labels]
     unlabelled = [x for x in ranked if x.patient not in with_labels]
     counts = len(with_labels), len(_patients(unlabelled))
 
-    new = [[x for x in group if x.patient not in learned] for group in (labelled, unlabelled)]
+    unseen = {x.name for x in unseen_studies(ranked, seen)}
+    new = [[x for x in group if x.name in unseen] for group in (labelled, unlabelled)]
     judged = [x for x in _first_patients(new[0], _judging(counts[0], val_split)) if x.is_labelled]
     most = _judging(counts[1], val_split) or int(counts[0] == 1)
     missing = max(0, JUDGED - len(_patients(judged)))
@@ -80,7 +81,22 @@ def split(
         for x in _first_patients(group, _validating(len(_patients(group)), val_split))
     ]
     train = _without([x for group in others for x in group], held_out)
-    return Split(train, held_out or train, judged[:MOST_JUDGED])
+    return Split(train, held_out or train, judging_studies(judged, MOST_JUDGED))
+
+
+def unseen_studies(studies: Sequence[AnyStudy], seen: Collection[str]) -> list[AnyStudy]:
+    """Return the studies of the patients with no study named in `seen`."""
+    return _without(studies, [x for x in studies if x.name in seen])
+
+
+def judging_studies(studies: Sequence[AnyStudy], most: int) -> list[AnyStudy]:
+    """Return at most so many studies of as many patients as possible: one of each in turn."""
+    turns: Counter[str] = Counter()
+    turn_of = {}
+    for study in studies:
+        turn_of[study.name] = turns[study.patient]
+        turns[study.patient] += 1
+    return sorted(studies, key=lambda x: turn_of[x.name])[:most]  # stable
 
 
 def _patients(studies: Sequence[AnyStudy]) -> list[str]:
@@ -90,7 +106,7 @@ def _patients(studies: Sequence[AnyStudy]) -> list[str]:
 
 def _first_patients(studies: Sequence[AnyStudy], count: int) -> list[AnyStudy]:
     """Return the studies of the first so many patients."""
-    first = _patients(studies)[:count]
+    first = set(_patients(studies)[:count])
     return [x for x in studies if x.patient in first]
 
 
@@ -103,7 +119,7 @@ def _judging(count: int, val_split: float) -> int:
 
 def _without(studies: Sequence[AnyStudy], taken: Sequence[AnyStudy]) -> list[AnyStudy]:
     """Return the studies of the patients that have none among the taken ones."""
-    patients = _patients(taken)
+    patients = set(_patients(taken))
     return [x for x in studies if x.patient not in patients]
 
 
@@ -118,7 +134,7 @@ def halves(studies: Sequence[AnyStudy], seed: int) -> tuple[list[AnyStudy], list
     studies are of one patient.
     """
     ranked = _shuffled(studies, seed)
-    first = _patients(ranked)[::2]
+    first = set(_patients(ranked)[::2])
     return (
         [x for x in ranked if x.patient in first],
         [x for x in ranked if x.patient not in first],

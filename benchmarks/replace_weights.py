@@ -34,7 +34,7 @@ CLICKS = "--clicks 1,3,5,10"
 REPORTS = {
     "accuracy-eval": (
         "--models fastsam3d,sam_med3d,ball,region_growing,random_walker --protocol random "
-        f"{CLICKS} --per-source 10 --seed 0 --repeats 2"
+        f"{CLICKS} --per-source 10 --seed 0 --repeats 6"
     ),
     "accuracy-cvpr2025": (
         "--models fastsam3d,sam_med3d,ball,region_growing,random_walker --protocol cvpr2025 "

@@ -65,7 +65,7 @@ def test_an_adaptation_by_hand_counts_anew_and_a_distillation_does_not(started: 
     assert started[2:] == ["fastsam3d_adapt", "fastsam3d"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "7"])
+@pytest.mark.parametrize("content", ["", "{", "7", '"abc"', '{"a": 1}', "[1]"])
 def test_a_damaged_count_begins_anew(content: str, tmp_path: Path) -> None:
     (tmp_path / "new_labels.json").write_text(content)
     assert NewLabels(tmp_path).add("a") == 1

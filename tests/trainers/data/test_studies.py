@@ -282,6 +282,13 @@ def test_sizes_of_the_parts(count: int, labelled: int, sizes: tuple[int, ...]) -
     assert tuple(len(part) for part in split(named(count, labelled), 0.2, 0)) == sizes
 
 
+@pytest.mark.parametrize("val_split", [0.001, 0.9, 0.999])
+@pytest.mark.parametrize("labelled", [0, 1, 12])
+def test_some_study_trains_whatever_the_share(labelled: int, val_split: float) -> None:
+    parts = split(named(12, labelled), val_split, 0)
+    assert parts.train and parts.held_out and parts.judged
+
+
 def test_the_split_depends_on_names_and_seed_alone() -> None:
     studies = named(12)
     judged = {x.name for x in split(studies, 0.3, 1).judged}

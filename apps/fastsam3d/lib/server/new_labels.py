@@ -42,9 +42,11 @@ class NewLabels:
     def _read(self) -> list[str]:
         try:
             names = json.loads(self._file.read_text(encoding="utf-8"))
-            return [str(name) for name in names]
         except FileNotFoundError:
             return []
-        except (ValueError, TypeError):
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             logger.warning("%s cannot be read; new labels are counted from 0", self._file)
             return []
+        return names

@@ -124,7 +124,10 @@ def _without(studies: Sequence[AnyStudy], taken: Sequence[AnyStudy]) -> list[Any
 
 
 def _validating(count: int, val_split: float) -> int:
-    return max(1, round(val_split * count)) if count >= FEWEST_TO_VALIDATE else 0
+    """Return how many of `count` patients are held out, which leaves at least one for training."""
+    if count < FEWEST_TO_VALIDATE:
+        return 0
+    return min(max(1, round(val_split * count)), count - 1)
 
 
 def halves(studies: Sequence[AnyStudy], seed: int) -> tuple[list[AnyStudy], list[AnyStudy]]:

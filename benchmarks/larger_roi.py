@@ -30,10 +30,10 @@ def with_roi_size(network: FastSAM3D, size: int) -> FastSAM3D:
     Raises InputError if the patches do not divide the size, or the position bias is for one grid.
     """
     config = network.config
-    if size % config.patch_size or config.position_bias != "none":
+    if size < 1 or size % config.patch_size or config.position_bias != "none":
         raise InputError(
-            f"size {size} must be a multiple of {config.patch_size}, and the network without a "
-            f"position bias (it is {config.position_bias!r})"
+            f"size {size} must be a positive multiple of {config.patch_size}, and the network "
+            f"without a position bias (it is {config.position_bias!r})"
         )
     other = FastSAM3D(with_size(config, size), network.policy).eval()
     state = network.state_dict()
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         weights = file_weights(options.weights)
         network = with_roi_size(weights.network, options.size)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         save_weights(network, options.out, {"description": f"{weights.file}, larger ROI"})
     except AppError as error:
         sys.exit(f"larger_roi: {error}")

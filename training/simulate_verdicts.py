@@ -10,6 +10,7 @@ studies has a student of its own, which adds a common gain with this standard de
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -68,6 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--half-spread", type=float, help="see above; default: one student")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    if options.verdicts < 1 or options.seed < 0 or (options.half_spread or 0) < 0:
+        parser.error("--verdicts must be 1 or more, --seed and --half-spread 0 or more")
+    if not math.isfinite(options.gain):
+        parser.error(f"--gain is {options.gain}, but must be a number")
     print(f"share published of {options.verdicts} students with a mean gain of {options.gain:g}")
     print("| studies |", " | ".join(GAINS), "|")
     print("|---|" + "---|" * len(GAINS))

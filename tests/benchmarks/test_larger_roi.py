@@ -32,7 +32,7 @@ def test_positions_are_interpolated_and_all_else_stays(tmp_path: Path) -> None:
     ramp = torch.arange(4.0)[:, None, None, None].expand(4, 4, 4, 24)
     network.image_encoder.pos_embed.data = ramp[None].clone()
     save_checkpoint(network, tmp_path / "small.safetensors")
-    out = tmp_path / "large.safetensors"
+    out = tmp_path / "new" / "large.safetensors"
     main(["--weights", str(tmp_path / "small.safetensors"), "--size", "48", "--out", str(out)])
     larger = load_checkpoint(out)
     assert larger.config == replace(SMALL, roi_size=48, interval=2)
@@ -60,5 +60,6 @@ def test_groups_of_sparse_attention_stay_at_64_tokens(size: int, interval: int) 
 @pytest.mark.parametrize("config", [SMALL, replace(SMALL, position_bias="textbook")])
 def test_sizes_that_cannot_be_used_are_refused(config: FastSAM3DConfig) -> None:
     size = 44 if config == SMALL else 48
-    with pytest.raises(InputError, match="must be a multiple of 8"):
-        with_roi_size(build_untrained(config, 0), size)
+    for each in (size, 0, -16):
+        with pytest.raises(InputError, match="must be a positive multiple of 8"):
+            with_roi_size(build_untrained(config, 0), each)

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock, Timeout
 
 from lib.errors import ConflictError
 from lib.server import train
@@ -65,7 +66,7 @@ def test_an_adaptation_by_hand_counts_anew_and_a_distillation_does_not(started: 
     assert started[2:] == ["fastsam3d_adapt", "fastsam3d"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "7", '"abc"', '{"a": 1}', "[1]"])
+@pytest.mark.parametrize("content", ["", "{", "7", '"abc"', '{"a": 1}', "[1]", "[" * 50_000])
 def test_a_damaged_count_begins_anew(content: str, tmp_path: Path) -> None:
     (tmp_path / "new_labels.json").write_text(content)
     assert NewLabels(tmp_path).add("a") == 1
@@ -107,6 +108,17 @@ def test_a_folder_that_cannot_be_written_never_fails_a_label(
     started: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "fastsam3d").write_text("a file in place of the folder")
+    train.adapt_if_due("a")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_lock_that_another_process_keeps_never_fails_a_label(
+    started: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def locked(_: NewLabels) -> FileLock:
+        raise Timeout("new_labels.lock")
+
+    monkeypatch.setattr(NewLabels, "_lock", locked)
     train.adapt_if_due("a")
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 

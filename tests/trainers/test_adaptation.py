@@ -20,7 +20,6 @@ from lib.trainers.data import Study
 from lib.trainers.data.painted_rois import paint_roi
 from lib.trainers.data.studies import examine, find_studies, read_label
 from lib.trainers.decoder_autocast import decoder_autocast
-from lib.trainers.duration import STUDY_SECONDS
 from lib.trainers.run import Run
 
 SHORT = {
@@ -221,7 +220,21 @@ def test_with_other_masks_a_stopped_run_starts_anew(
     task = labelled.adaptation("other masks")
     task._mask_source = replace(MASKS, spacing_mm=5.0)
     task({**SHORT, "min_gain": 0.9}, labelled.datastore)
-    assert "were different; training starts anew" in task.stats()["resumed"]
+    assert "the server's options for masks; training starts anew" in task.stats()["resumed"]
+
+
+def test_with_other_patients_a_stopped_run_starts_anew(
+    labelled: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The halves are other ones then: what trained a student could judge it."""
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        stop_while_judging(patch)
+        adapt(labelled, "other patients", min_gain=0.9)
+    monkeypatch.setattr(
+        labelled.datastore, "patients", {f"scan{n}": f"P-{n // 2}" for n in range(4)}
+    )
+    stats = adapt(labelled, "other patients", min_gain=0.9)
+    assert "starts anew" in stats["resumed"] and len(stats["judged"]["dice"]) == 4
 
 
 def test_a_rollback_meanwhile_publishes_nothing(
@@ -280,11 +293,6 @@ def test_three_labels_ask_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise AssertionError("an update")
 
-    task, request = site.adaptation("few"), {**SHORT, "accept": True}
-    for changed, is_short in (({}, True), ({"seed": 5}, False), ({"accept": False}, False)):
-        options = task.check({**request, **changed}, site.datastore)
-        seconds = task.estimate_seconds(options, site.datastore)
-        assert (seconds == STUDY_SECONDS * 3) == is_short, changed
     monkeypatch.setattr(AdaptRun, "_step", fail)
     assert adapt(site, "few", accept=True)["published"]
 

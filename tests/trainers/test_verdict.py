@@ -63,7 +63,7 @@ def test_the_studies_of_a_patient_count_once() -> None:
     even = decide([0.6] * 6, served, 0.005, patients=patients[:3] * 2)
     assert even.answer == "ask"
     assert "6 studies of 2 patients" in decide([0.6] * 6, served, 0, patients=list("abbaab")).reason
-    assert "4 studies of other patients are needed" in even.reason
+    assert "4 patients are needed to judge" in even.reason
 
 
 def test_few_studies_ask_and_a_user_accepts() -> None:

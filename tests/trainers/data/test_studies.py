@@ -314,10 +314,10 @@ def test_studies_are_listed_without_reading_them() -> None:
     labels = {"a": {"final": "a"}, "b": {"other": "b"}, "._a": {}}
     datastore = SimpleNamespace(list_images=lambda: ["b", "._a", "a"])
     datastore.get_labels_by_image_id = labels.__getitem__
-    datastore.get_image_info = lambda name: {"PatientID": "P-1" if name == "b" else ""}
+    datastore.get_image_info = {"a": None, "b": {"PatientID": 0}}.__getitem__
     listed = list_studies(datastore)  # type: ignore[arg-type]
     assert [(x.name, x.is_labelled) for x in listed] == [("a", True), ("b", False)]
-    assert [x.patient for x in listed] == ["a", "patient P-1"]
+    assert [x.patient for x in listed] == ["a", "patient 0"]
 
 
 def test_a_single_study_judges_nothing_and_none_is_an_error() -> None:

@@ -15,6 +15,9 @@ from lib.atomic_file import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 2.0
+"""PATIENCE_SECONDS: how long a label that was saved waits to be counted."""
+
 
 class NewLabels:
     """Names of images in a file of `folder`, which is made when the first one is added."""
@@ -37,14 +40,15 @@ class NewLabels:
                 self._file.unlink(missing_ok=True)
 
     def _lock(self) -> FileLock:
-        return FileLock(self._file.with_suffix(".lock"))
+        """Return the lock; waiting longer for it than `PATIENCE_SECONDS` is an OSError."""
+        return FileLock(self._file.with_suffix(".lock"), timeout=PATIENCE_SECONDS)
 
     def _read(self) -> list[str]:
         try:
             names = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
-        except ValueError:
+        except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             logger.warning("%s cannot be read; new labels are counted from 0", self._file)

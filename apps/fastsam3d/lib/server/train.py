@@ -198,7 +198,9 @@ def _start(model: str, options: dict[str, Any]) -> Any:
     """
     checked, task = _launch(model, options)
     seconds = _trainer(model).estimate_seconds(checked, app_instance().datastore())
-    return task if seconds is None else {**task, **_describe_duration(seconds)}
+    if seconds is None:
+        return task
+    return {**task, **_describe_duration(seconds, getattr(checked, "accept", False))}
 
 
 def _launch(model: str, options: dict[str, Any]) -> tuple[object, dict[str, Any]]:
@@ -258,12 +260,18 @@ def _new_labels() -> NewLabels:
     return NewLabels(_trainer(ADAPTATION).shared_folder)
 
 
-def _describe_duration(seconds: float) -> dict[str, Any]:
-    """Return an estimated duration for the reply to a client."""
-    minutes = max(1, round(seconds / 60))
+def _describe_duration(seconds: float, accepts: bool) -> dict[str, Any]:
+    """Return an estimated duration for the reply to a client.
+
+    accepts: the training may only have to publish what the last one asked about. Whether labels
+    changed since is known when all studies were read.
+    """
+    about = f"about {max(1, round(seconds / 60))} min on this CPU"
+    if accepts:
+        about = f"at most {about}, and seconds if nothing changed since the last training asked"
     return {
         "estimate_seconds": round(seconds),
-        "estimate": f"about {minutes} min on this CPU, from the time of the networks measured now",
+        "estimate": f"{about}, from the time of the networks measured now",
     }
 
 

@@ -129,6 +129,7 @@ class AdaptRun(TrainingLoop):
                 "served": served.network_id,
                 "policy": served.network.policy.to_dict(),
                 "masks": masks.settings,
+                "seen": sorted(seen),
             },
         )
 

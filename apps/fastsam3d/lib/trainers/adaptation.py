@@ -55,7 +55,7 @@ class AdaptationTask(PublishingTask):
             raise InputError("there are no labels to adapt to; save some first, three are enough")
         return options
 
-    def _estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
+    def estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
         """Estimate the duration from the speed of the student here; None on a GPU."""
         labelled = sum(study.is_labelled for study in list_studies(datastore))
         return adaptation_seconds(options, self._served().network, min(labelled, MOST_JUDGED))

@@ -70,7 +70,7 @@ class DistillationTask(PublishingTask):
                 layer_pairs(teacher_config.depth, student_config.depth)
         return options
 
-    def _estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
+    def estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
         """Estimate the duration from the speed of both networks here; None on a GPU."""
         teacher = self._teacher_for(options)
         needs_labels = self._needs_labels(options)

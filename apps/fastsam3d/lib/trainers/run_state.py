@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 NOT_ENDED = "the run has not ended"
 """NOT_ENDED: the `reason` in the statistics of a run until its end."""
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """STATE_FORMAT: version of the state file; a run resumes from its own version only."""
 
 
@@ -85,12 +85,13 @@ def run_signature(
 ) -> str:
     """Return a hash of everything that decides a run's result.
 
-    These are the options, the images and labels, and the networks (given by their ids).
+    These are the options, the images and labels with their patients, and the networks (given by
+    their ids).
     """
     parts = {
         "format": STATE_FORMAT,
         "options": options.result_options(),
-        "studies": [(each.name, each.key) for each in studies],
+        "studies": [(each.name, each.key, each.patient) for each in studies],
         "networks": dict(networks),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -123,8 +124,8 @@ class RunFolder:
             return None, f"the state of the last run cannot be read ({kind}); training starts anew"
         if content["signature"] != signature:
             return None, (
-                "the last run did not end, but its options, studies or weights were different; "
-                "training starts anew"
+                "the last run did not end, but its options, studies or weights were different, or "
+                "the server's options for masks; training starts anew"
             )
         return content, f"resumed after update {content['progress']['update']}"
 

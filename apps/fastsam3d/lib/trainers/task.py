@@ -19,9 +19,8 @@ from lib.weights.files import Weights
 from lib.weights.served import ServedWeights
 
 from . import processes, run_lock
-from .data.studies import Datastore, ExaminedStudy, examine, find_studies, list_studies
+from .data.studies import Datastore, ExaminedStudy, examine, find_studies
 from .data.study_split import unseen_studies
-from .duration import STUDY_SECONDS
 from .loop import TrainingLoop
 from .request_options import RequestOptions
 from .run_state import NOT_ENDED, RunFolder
@@ -95,7 +94,7 @@ class PublishingTask(TrainTask):
         """Return the options; raise InputError for anything known to fail before training."""
 
     @abstractmethod
-    def _estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
+    def estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
         """Estimate the duration of a whole training here; None where nothing was measured."""
 
     @abstractmethod
@@ -118,21 +117,6 @@ class PublishingTask(TrainTask):
         with lock, self._record_errors(options):
             studies, skipped = self._find_studies(options, datastore)
             return self._train_on(options, studies, skipped)
-
-    def estimate_seconds(self, options: RequestOptions, datastore: Datastore) -> float | None:
-        """Estimate how long a training will take here; None where nothing was measured.
-
-        Where it only publishes what the last run asks about, it takes the time to read the studies.
-        """
-        if options.accept and options.device == "cpu" and self._asks_about(options):
-            return STUDY_SECONDS * len(list_studies(datastore))
-        return self._estimate_seconds(options, datastore)
-
-    def _asks_about(self, options: RequestOptions) -> bool:
-        """Return whether the last run had these options, and waits for an answer."""
-        stats, wanted = self._folder.read_stats(), options.result_options()
-        asked = stats.get("options", {})
-        return bool(stats.get("asks")) and {name: asked.get(name) for name in wanted} == wanted
 
     def running(self) -> dict[str, Any] | None:
         """Return trainer, host and start of the training in this folder of models, of any process.

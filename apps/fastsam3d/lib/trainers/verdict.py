@@ -117,8 +117,8 @@ def decide(
         return Verdict("keep", reason, gain, lower)
     if is_accepted:
         return Verdict("publish", f"{numbers}; published, as accept is true", gain, lower)
-    of_patients = " of other patients" if count < studies else ""
-    needed = f"{FEWEST_STUDIES} studies{of_patients} are needed to judge" + (
+    what = "patients" if count < studies else "studies"
+    needed = f"{FEWEST_STUDIES} {what} are needed to judge" + (
         f", but {why_few}" if why_few else ""
     )
     reason = f"{numbers}; {needed}: {_how_to_accept()}"

@@ -180,7 +180,8 @@ def list_studies(datastore: Datastore) -> list[Study]:
 
 def _patient_id(datastore: Datastore, name: str) -> str:
     """Return the PatientID, which a datastore of a DICOM server knows; empty without one."""
-    return str(datastore.get_image_info(name).get("PatientID") or "").strip()
+    patient_id = (datastore.get_image_info(name) or {}).get("PatientID")
+    return "" if patient_id is None else str(patient_id).strip()
 
 
 def _has_label(datastore: Datastore, name: str) -> bool:

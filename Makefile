@@ -212,9 +212,9 @@ WEIGHTS_BUILD ?= weights-build
 TEACHER ?=
 ATTENTION ?= sparse
 TEACHER_FILE = $(abspath $(or $(TEACHER),$(WEIGHTS_BUILD)/teacher/weights.safetensors))
-# 36 epochs of stage 1 and 8 of stage 2.
-DISTILLATION := --start-from teacher --max-epochs 44 --stage1-fraction 0.82 --iterations-per-epoch 5 \
-    --train-batch-size 12 --rois 240 --val-rois 16 --val-interval 44 --val-split 0.06 --lr-stage2 1e-5
+# 200 epochs of stage 1 and 2 of stage 2. Override it for a shorter training.
+DISTILLATION := --start-from teacher --max-epochs 202 --stage1-fraction 0.99 --iterations-per-epoch 5 \
+    --train-batch-size 12 --rois 720 --val-rois 16 --val-interval 202 --val-split 0.06 --lr-stage2 2e-5
 
 weights: check-data install-dev ## rebuild the default weights from DATA, teacher and student, in WEIGHTS_BUILD (MINUTES, TEACHER)
 	$(if $(TEACHER),,.venv/bin/python -m training.pretrain --data '$(DATA)' --out '$(WEIGHTS_BUILD)/teacher' \

@@ -108,7 +108,10 @@ def find_studies(folder: Path) -> list[ExaminedStudy]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Further options, --data among them, are those of benchmarks/accuracy.py.",
+    )
     parser.add_argument("--studies", type=Path, required=True, help="with labels/final")
     parser.add_argument("--teacher", type=Path, default=WEIGHTS / "sam_med3d_default.safetensors")
     parser.add_argument("--without", default=",".join(PARTS), help="parts, with commas")

@@ -53,7 +53,10 @@ def with_untrained_encoder(network: FastSAM3D, seed: int = 0) -> FastSAM3D:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Further options, --data among them, are those of benchmarks/accuracy.py.",
+    )
     parser.add_argument("--model", default="fastsam3d", help="its default weights are measured")
     parser.add_argument("--weights", type=Path, help="other weights")
     options, others = parser.parse_known_args(arguments)

@@ -93,7 +93,11 @@ def test_each_part_is_left_out_and_each_student_measured(
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(("--without", "walk"), "'walk' is not one of"), (("--studies", "."), "has no .nii.gz")],
+    [
+        (("--without", "walk"), "'walk' is not one of"),
+        (("--studies", "."), "has no .nii.gz that can be trained on"),
+        (("--studies", "missing"), "is not a folder of studies"),
+    ],
 )
 def test_what_cannot_be_used_is_refused(
     arguments: list[str], change: tuple[str, str], message: str, tmp_path: Path,

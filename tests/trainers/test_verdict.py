@@ -92,6 +92,8 @@ def test_the_metadata_say_what_was_measured_on_what() -> None:
         "part, 1 of them against the teacher's masks"
     )
     assert "on 1 study that took no part" in describe_dice([[0.6, 0.5]])
+    of_two = describe_dice([[0.6, 0.5], [0.8, 0.5], [0.1, 0.1]], patients=["a", "a", "b"])
+    assert "0.400, before 0.300:" in of_two and "on 3 studies of 2 patients" in of_two
     assert describe_dice([]) == "not measured: there was no study to judge on"
 
 

@@ -232,7 +232,7 @@ def adapt_if_due(image: str) -> None:
     """Count the label of an image; start the adaptation after `adapt_every` images.
 
     Counted are the images since the last adaptation that a server started, by itself or not. The
-    option is that of the server. If the adaptation cannot start, the next label tries again.
+    option is that of this server. If the adaptation cannot start, the next label tries again.
     """
     every = app_instance().options.adapt_every
     if not every:

@@ -64,9 +64,9 @@ def make_phases(
 
     The gain of the published student, which has seen all labels, is estimated by that of the two
     others (two-fold cross-validation). They have half the labels and half the updates, so the
-    estimate is rather too low. Of each half at most `MOST_JUDGED` / 2 studies judge, and none of
-    those named in `seen`: the served version has learned them. The studies of a single patient have
-    no half to judge on.
+    estimate is rather too low. Of each half at most `MOST_JUDGED` / 2 studies judge, and none of a
+    patient with a study named in `seen`: the served version has learned it. The studies of a single
+    patient have no half to judge on.
     """
     last = Phase(list(studies), [], 1.0)
     first, second = halves(studies, seed)

@@ -96,13 +96,13 @@ class AdaptationTask(PublishingTask):
         studies: Sequence[ExaminedStudy],
     ) -> dict[str, str]:
         """Return the metadata for the student's file."""
-        pairs = list(run.progress.facts["judged"]["dice"].values())
+        pairs, patients = self._judged(run, studies)
         description = served.metadata.get("description", served.file)
         return {
             "trained": "true",
             "licence": served.metadata.get("licence", "that of the weights it was trained from"),
             "description": f"{description}; adapted to {len(studies)} labels of this site",
-            "dice": f"{describe_dice(pairs)} (cross-validated)",
+            "dice": f"{describe_dice(pairs, patients=patients)} (cross-validated)",
             "parent_sha256": served.network_id,
             "options": str(options.result_options()),
             **studies_metadata(served, studies),

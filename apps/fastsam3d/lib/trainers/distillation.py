@@ -152,7 +152,7 @@ class DistillationTask(PublishingTask):
         self, run: Run, options: TrainOptions, served: Weights, studies: Split[ExaminedStudy]
     ) -> dict[str, str]:
         """Return the metadata for the student's file."""
-        pairs = list(run.progress.facts["judged"]["dice"].values())
+        pairs, patients = self._judged(run, studies.all())
         by_teacher = sum(not study.is_labelled for study in studies.judged)
         learned = [*studies.train, *studies.held_out]
         learned += seen_studies(studies.all(), self._served)
@@ -162,7 +162,7 @@ class DistillationTask(PublishingTask):
             "trained": "true",
             "licence": served.metadata.get("licence", "that of the weights it was trained from"),
             "description": f"{source} on {len(studies.train)} studies of this site",
-            "dice": describe_dice(pairs, by_teacher),
+            "dice": describe_dice(pairs, by_teacher, patients),
             "teacher_sha256": teacher.network_id if teacher else "",
             "parent_sha256": served.network_id,
             "options": str(options.result_options()),

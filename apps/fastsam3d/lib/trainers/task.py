@@ -221,8 +221,7 @@ class PublishingTask(TrainTask):
         if judged.get("served", self._served().network_id) != self._served().network_id:
             reason = "another version is served than when the new student was judged; train again"
             return Verdict("keep", reason, 0.0, None)
-        pairs = list(judged["dice"].values())
-        patient_of = {study.name: study.patient for study in studies}
+        pairs, patients = self._judged(loop, studies)
         verdict = decide(
             [new for new, _ in pairs],
             [served for _, served in pairs],
@@ -232,10 +231,22 @@ class PublishingTask(TrainTask):
                 studies, "labelled studies" if self._needs_labels(options) else "studies"
             ),
             self.judges_in_halves,
-            [patient_of.get(name, name) for name in judged["dice"]],
+            patients,
         )
         judged |= {"gain": verdict.gain, "lower": verdict.lower}
         return verdict
+
+    @staticmethod
+    def _judged(
+        loop: TrainingLoop, studies: Sequence[ExaminedStudy]
+    ) -> tuple[list[list[float]], list[str]]:
+        """Return the Dice of both students in each study that judged, and whose study it is.
+
+        studies: all of the run.
+        """
+        dice: dict[str, list[float]] = loop.progress.facts["judged"]["dice"]
+        patient_of = {study.name: study.patient for study in studies}
+        return list(dice.values()), [patient_of.get(name, name) for name in dice]
 
     def _why_few(self, studies: Sequence[ExaminedStudy], kind: str) -> str:
         """Return how many studies the served version has not learned, or that one patient has all.

@@ -19,10 +19,11 @@ studies than FEW. Both are more than 95 %, because gains may be skewed to rare l
 the bound of few studies is too high."""
 
 FEW = 8
-"""FEW: from so many studies on the level is LEVEL, unless they judge two students in halves."""
+"""FEW: from so many studies of different patients on the level is LEVEL, unless they judge two
+students in halves."""
 
 FEWEST_STUDIES = 4
-"""FEWEST_STUDIES: with fewer studies to judge on, a user decides."""
+"""FEWEST_STUDIES: with fewer studies of different patients to judge on, a user decides."""
 
 SAMPLES = 10_000
 """SAMPLES: bootstrap samples."""
@@ -34,8 +35,8 @@ Answer = Literal["publish", "keep", "ask"]
 class Verdict(NamedTuple):
     """The comparison of a new student with the served one.
 
-    reason: a sentence for the user, with the numbers. gain: mean gain over the studies. lower: its
-    lower bound; None with fewer than two studies.
+    reason: a sentence for the user, with the numbers. gain: mean gain over the studies, or
+    over the patients if some have several. lower: its lower bound; None with fewer than two.
     """
 
     answer: Answer
@@ -45,7 +46,7 @@ class Verdict(NamedTuple):
 
 
 def level_of(count: int, in_halves: bool = False) -> float:
-    """Return the confidence of the lower bound for a number of studies.
+    """Return the confidence of the lower bound for a number of studies of different patients.
 
     in_halves: each half of them judges another student, so what is chance in a student is in all
     gains of its half, and the bound is too high.
@@ -145,20 +146,22 @@ def _described(studies: int, patients: int) -> str:
     return f"{studies} studies of {patients} {'patient' if patients == 1 else 'patients'}"
 
 
-def describe_dice(pairs: Sequence[Sequence[float]], by_teacher: int = 0) -> str:
+def describe_dice(
+    pairs: Sequence[Sequence[float]], by_teacher: int = 0, patients: Sequence[str] = ()
+) -> str:
     """Return what was measured on what, for the metadata of a student.
 
     pairs: the Dice of the new and of the served student in each study that judged. by_teacher: in
-    how many of them the target was the teacher's mask.
+    how many of them the target was the teacher's mask. patients: see `decide`.
     """
     if not pairs:
         return "not measured: there was no study to judge on"
-    new, served = np.mean(pairs, axis=0)
-    count = f"{len(pairs)} {'study' if len(pairs) == 1 else 'studies'} that took no part"
+    new, served = (mean_by_patient(values, patients) for values in zip(*pairs, strict=True))
+    count = f"{_described(len(pairs), len(new))} that took no part"
     targets = f", {by_teacher} of them against the teacher's masks" if by_teacher else ""
     return (
-        f"{new:.3f}, before {served:.3f}: mean after 1/3/5/10 clicks of served masks on "
-        f"{count}{targets}"
+        f"{np.mean(new):.3f}, before {np.mean(served):.3f}: mean after 1/3/5/10 clicks of served "
+        f"masks on {count}{targets}"
     )
 
 

@@ -108,10 +108,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="adaptation-", dir=options.work) as temporary:
         folder = Path(temporary)
         write_site(selection.labelled, options.structures, folder / "studies")
-        start = time.monotonic()
         adapt = adapt_on_server if options.clicks_meanwhile else adapt_alone
         result |= adapt(folder, options.weights.resolve(), options.options)
-        result["minutes"] = round((time.monotonic() - start) / 60, 2)
         result["training"] = verdict(folder / "model" / MODEL / "adapt" / "train_stats.json")
         if result["training"]["published"]:
             path = published(folder / "model", base)
@@ -121,13 +119,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def adapt_alone(folder: Path, weights: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the app's trainer in a process; raises AppError if it fails."""
+    """Run the app's trainer in a process; return its minutes. Raises AppError if it fails."""
     command = [sys.executable, str(APP / "train.py"), "--trainer", TRAINER]
     command += ["--studies", str(folder / "studies")]
     command += ["--conf", "weights", str(weights), "--conf", "model_dir", str(folder / "model")]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value).lower()]
     stats, log = folder / "model" / MODEL / "adapt" / "train_stats.json", folder / "training.log"
+    start = time.monotonic()
     with log.open("wb") as file, tqdm(desc="adaptation", unit="epoch") as bar:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None:
@@ -139,18 +138,25 @@ def adapt_alone(folder: Path, weights: Path, options: Mapping[str, Any]) -> dict
     if process.returncode:
         lines = log.read_text(errors="replace").splitlines()
         raise AppError(f"the adaptation failed: {lines[-1] if lines else process.returncode}")
-    return {}
+    return {"minutes": minutes_since(start)}
 
 
 def adapt_on_server(folder: Path, weights: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Train through a server; return the times of clicks on it before and during the training."""
+    """Train through a server; return the minutes, and the times of clicks before and meanwhile."""
     conf = ["weights", str(weights), "model_dir", str(folder / "model")]
     with running_server(folder / "studies", folder, conf) as server:
         clicks = ClickTimer(server, folder / "studies")
         idle = clicks.median(IDLE_CLICKS)
         client = MONAILabelClient(server.url)
+        start = time.monotonic()
         _, training = train(server, client, dict(options), clicks, trainer=TRAINER)
-    return {"click_ms": {"idle": idle, "training": training}}
+        minutes = minutes_since(start)
+    return {"minutes": minutes, "click_ms": {"idle": idle, "training": training}}
+
+
+def minutes_since(start: float) -> float:
+    """Return the minutes since a value of time.monotonic()."""
+    return round((time.monotonic() - start) / 60, 2)
 
 
 def verdict(stats: Path) -> dict[str, Any]:

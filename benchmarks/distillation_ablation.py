@@ -13,6 +13,7 @@ Students that are in the folder of results already are not trained again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -127,13 +128,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     seed, epochs = options.train_seed, options.epochs
     train_options = replace(STAGE_1, seed=seed, max_epochs=epochs, val_interval=epochs)
-    files = {part: options.out / f"without-{part}-{seed}.safetensors" for part in parts}
+    # a second call takes the students of the first one, if they were trained alike
+    alike = hashlib.sha256(
+        f"{options.teacher.resolve()} {options.studies.resolve()} {train_options}".encode()
+    ).hexdigest()[:8]
+    files = {part: options.out / f"without-{part}-{alike}.safetensors" for part in parts}
     try:
         studies = split(read_studies(options.studies), train_options.val_split, seed)
         for part, file in files.items():
-            if not file.exists():
+            facts_file = file.with_suffix(".json")  # written last
+            if not facts_file.exists():
                 facts = distil_without(part, options.teacher, studies, train_options, file)
-                file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+                facts_file.write_text(json.dumps(facts, indent=1) + "\n")
     except AppError as error:
         sys.exit(f"distillation_ablation: {error}")
     models = [f"--weights=without-{part}={file}" for part, file in files.items()]

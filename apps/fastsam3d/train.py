@@ -67,7 +67,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     training = parser.add_argument_group("training")
     for option in dataclasses.fields(TRAINERS[chosen.trainer]):
         default = option.metadata.get("choices", (option.default,))[0]
-        text = f"{option.metadata['help']} ({default})".replace("%", "%%")
+        on_cpu = TRAINERS[chosen.trainer].CPU_DEFAULTS.get(option.name)
+        shown = default if on_cpu is None else f"{default}; on a CPU {on_cpu}"
+        text = f"{option.metadata['help']} ({shown})".replace("%", "%%")
         name = FLAGS.get(option.name, f"--{option.name.replace('_', '-')}")
         training.add_argument(name, dest=option.name, metavar="X", help=text)
     return parser.parse_args(arguments)

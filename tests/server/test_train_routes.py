@@ -113,6 +113,37 @@ def test_a_training_that_another_server_stopped_is_no_error(client, monkeypatch)
     assert client.get("/train/").json()["status"] == "STOPPED"
 
 
+@pytest.mark.parametrize("model", ["fastsam3d_adapt", ["a"], None])
+@pytest.mark.parametrize("path", ["/train/", "/train/fastsam3d"])
+def test_the_body_does_not_name_another_model(client, tasks, monkeypatch, path, model):
+    """MONAI Label would start the trainer of that name, or fail where there is none."""
+    reply = client.post(path, json={"model": model})
+    assert reply.status_code == 400 and not tasks
+    message = f"the body names the model {str(model)!r}, the address 'fastsam3d'"
+    assert message in reply.json()["detail"]
+    monkeypatch.setattr(train._trainer("fastsam3d"), "barrier", threading.Barrier(1))
+    assert client.post(path, json={"model": "fastsam3d"}).status_code == 200
+
+
+def test_the_reason_of_the_last_run_is_not_that_of_an_earlier_one(client, monkeypatch):
+    first, last = (
+        {"status": "ERROR", "request": {"model": "fastsam3d"}, "details": [detail]}
+        for detail in ("the first reason", "a line")
+    )
+    monkeypatch.setattr(train, "tasks", lambda method: [first, last])
+    monkeypatch.setattr(
+        train.train, "status", lambda all, check_if_running: [first, last] if all else last
+    )
+    trainer = train.app_instance().trainers["fastsam3d"]
+    monkeypatch.setattr(trainer, "error", "the last reason", raising=False)
+    for _ in range(2):
+        listed = client.get("/train/", params={"all": True}).json()
+        assert [task["details"] for task in listed] == [
+            ["the first reason"], ["a line", "the last reason"],
+        ]  # fmt: skip
+    assert client.get("/train/").json()["details"] == ["a line", "the last reason"]
+
+
 # --- stop -----------------------------------------------------------------------------------------
 
 TRAINING = """
@@ -167,3 +198,13 @@ def test_no_training_starts_while_a_stopped_one_ends(client, tasks, monkeypatch)
     assert client.post("/train/fastsam3d", json={}).status_code == 409
     process.communicate(b"end\n")
     assert client.post("/train/fastsam3d", json={}).status_code == 200
+
+
+def test_a_second_stop_waits_as_the_first_one_does(client, tasks, monkeypatch):
+    process, _ = started(seconds=2)
+    tasks.append({"id": "one", "status": "STOPPED"})
+    monkeypatch.setattr(train, "processes", lambda method: {"one": process})
+    threading.Timer(0.2, process.terminate).start()  # the first stop
+    assert client.delete("/train/").json() == tasks[0]
+    assert process.poll() == 7
+    assert client.delete("/train/").json() is None, "nothing runs"

@@ -33,7 +33,8 @@ def test_the_plan_says_the_size_before_and_the_time_after_the_first_download():
     assert "3.7 GB" in install_plan.size(80)
     with fake_pip("Collecting numpy", NUMPY, "Installing collected", pause=0.5) as pip:
         rate, lines = install_plan._read(pip)
-    assert 5 < rate < 37  # 18.3 MB in half a second, and what a busy machine adds
+    # 18.3 MB in half a second; a busy machine may see the first line late, or the second one
+    assert 5 < rate < 100
     assert lines[0] == "Collecting numpy"
     text = install_plan.duration(3700, 9.15)
     assert "about 7 min at 9.2 MB/s" in text  # 3700 / 9.15 / 60

@@ -13,7 +13,7 @@ from small_site import MASKS, FolderDatastore, Killed, Site, judge_as, stop_whil
 
 from lib.errors import InputError, StoppedError
 from lib.imaging.volume import read_volume
-from lib.trainers.adapt_batches import beside_label
+from lib.trainers.adapt_batches import beside_label, pool_sizes
 from lib.trainers.adapt_options import AdaptOptions
 from lib.trainers.adapt_run import AdaptRun, make_phases
 from lib.trainers.data import Study
@@ -119,6 +119,7 @@ def test_adapting_again_starts_from_the_decoder_before_the_first_time(
     assert asked["asks"], "the served student has learned all labels"
     assert "of 4 labelled studies 0 took no part in version 1" in asked["reason"]
     assert adapt(labelled, "twice", accept=True)["published"]
+    assert labelled.served("twice")().info()["description"].count("adapted to") == 1
     second = labelled.served("twice")()
     assert first.adaptation is not None and second.adaptation is not None
     for before, after in (
@@ -350,6 +351,14 @@ def test_a_machine_that_was_busy_at_first_catches_up(
     monkeypatch.setattr(AdaptRun, "_plan", plan_with_a_slow_start)
     stats = adapt(labelled, "busy", max_epochs=8, iterations_per_epoch=5, min_gain=0.9)
     assert [row["student"] for row in stats["history"]] == [1] * 2 + [2] * 4 + [3] * 8
+
+
+def test_each_label_of_many_has_a_roi_and_few_have_two() -> None:
+    options = AdaptOptions.from_request({"device": "cpu"})
+    assert pool_sizes(options, 7) == (64, 32)
+    assert pool_sizes(options, 40) == (80, 80)
+    assert pool_sizes(options, 100) == (128, 128)
+    assert pool_sizes(options, 300) == (300, 300)
 
 
 def test_places_beside_a_label_are_near_it_and_outside(labelled: Site) -> None:

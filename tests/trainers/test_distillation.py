@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from small_site import (
     MASKS,
     SHORT,
+    SPACING_MM,
     STUDENT,
     TEACHER,
     FolderDatastore,
@@ -22,9 +27,16 @@ from small_site import (
 from lib.errors import InputError, StoppedError
 from lib.networks import FastSAM3D, build_untrained, load_checkpoint, save_checkpoint
 from lib.trainers import DistillationTask, run_lock
+from lib.trainers.data.study_split import Split
+from lib.trainers.run import Run, RunWeights
+from lib.trainers.run_state import RunFolder
+from lib.trainers.train_options import TrainOptions
 from lib.trainers.updates import Updater
 from lib.trainers.validation import Validation
 from lib.weights.files import file_weights
+from lib.weights.versions import StudentVersions
+
+OPTIONS = TrainOptions.from_request({**SHORT, "teacher": "none"})
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +268,80 @@ def test_a_stop_is_noticed_between_two_judged_studies(
     assert list(dice.values()) == [[0.6, 0.5]]
 
 
+@pytest.mark.parametrize("place", ["lib.trainers.task.examine", "lib.trainers.run.Run.candidate"])
+def test_a_stop_outside_of_the_loop_is_a_stop(
+    site: Site, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """While studies are read, and before the judging: no process is killed without a word."""
+
+    def stop(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception:
+            pytest.fail("a handler of errors took the stop for one")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(place, stop)
+    with pytest.raises(StoppedError):
+        site.train("stopped outside", max_epochs=1)
+    assert signal.getsignal(signal.SIGTERM) is before
+    stats = site.task("stopped outside").stats()
+    assert "was stopped" in stats["reason"] and "error" not in stats
+
+
+def test_a_stop_while_the_student_is_published_is_too_late(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = StudentVersions.publish
+
+    def stop(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return publish(*arguments)
+
+    judge_as(monkeypatch, 0.5, 0.3)
+    monkeypatch.setattr(StudentVersions, "publish", stop)
+    stats = site.train("stopped late", max_epochs=1, accept=True)
+    assert stats["published"] and stats["version"] == 1 and stats["total_time"]
+
+
+def test_after_a_rollback_meanwhile_the_next_run_judges_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student is judged against the version that is served then, and not trained again."""
+    judge_as(monkeypatch, 0.5, 0.3)
+    task, options = site.task("judged again"), {**SHORT, "max_epochs": 1, "accept": True}
+    publish, published = task._served.published.publish, build_untrained(STUDENT, seed=7)
+
+    def judge(*_: object) -> list[float]:
+        if task._served().network_id == task._served.base.network_id:
+            publish(published, {"studies": "[]"}, 3)
+        return [0.4]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lib.trainers.task.mean_dice", judge)
+        assert task(options, site.datastore)["published"] is False
+    assert "train again to judge it against that one" in task.stats()["reason"]
+    updates = task.stats()["iteration"]
+    assert task(options, site.datastore)["published"]
+    stats = task.stats()
+    assert stats["resumed"] == f"resumed after update {updates}"
+    assert stats["iteration"] == updates and stats["version"] == 2
+
+
+def test_a_stopped_run_starts_anew_if_other_studies_judge(tmp_path: Path) -> None:
+    """What selected the student must not judge it, once a rollback lets the study judge."""
+    site = Site(tmp_path, count=6, labelled=6)
+    studies, _ = site.task()._find_studies(TrainOptions(), site.datastore)
+    weights = RunWeights("base", site.served()(), None)
+
+    def signature(parts: Split) -> str:
+        folder = RunFolder(tmp_path / "run")
+        return Run(folder, OPTIONS, parts, weights, SPACING_MM, torch.device("cpu")).signature
+
+    one, other = (Split(studies[:2], studies[2:middle], studies[middle:]) for middle in (3, 4))
+    assert one.all() == other.all() and signature(one) != signature(other)
+
+
 def test_statistics_of_a_run_that_starts_are_not_those_of_the_last_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +358,7 @@ def test_statistics_of_a_run_that_starts_are_not_those_of_the_last_one(
     (stats,) = seen
     assert stats["reason"] == "the run has not ended" and not stats["published"]
     assert stats["epoch"] == 0 and not stats["history"] and "error" not in stats
+    assert stats["start_ts"] >= site.task("two runs").stats()["start_ts"], "the newest, for clients"
 
 
 def test_a_killed_run_says_so(site: Site, tmp_path: Path) -> None:
@@ -280,6 +367,8 @@ def test_a_killed_run_says_so(site: Site, tmp_path: Path) -> None:
     task._folder.begin_stats()
     with run_lock.only_run(folder.parent, "fastsam3d"):
         assert task.stats()["reason"] == "the run has not ended" and not task.error
+    with run_lock.only_run(folder.parent, "fastsam3d_adapt"):
+        assert task.error, "the run of another trainer is not this one"
     message = "the training ended without a message, as when it is killed because memory is short"
     assert task.stats()["reason"].startswith(message) and task.error.startswith(message)
 
@@ -300,6 +389,31 @@ def test_a_study_that_was_removed_meanwhile_does_not_judge(
     reason = f"it did not judge: label {measured[0]} does not exist"
     assert stats["skipped"][measured[0]] == reason
     assert stats["skipped_count"] == len(stats["skipped"])
+
+
+def test_a_scan_that_was_replaced_meanwhile_does_not_judge(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask of the new scan has another shape than the label."""
+    judged = list(site.train("none replaced", max_epochs=1)["judged"]["dice"])
+    labelled = next(name for name in judged if name in ("scan0", "scan1"))
+    path = site.folder / "studies" / f"{labelled}.nii.gz"
+    content = path.read_bytes()
+    candidate = Run.candidate
+
+    def replace_scan(self: Run) -> FastSAM3D:
+        image = nib.load(path)
+        padded = np.pad(np.asarray(image.dataobj), ((0, 3), (0, 0), (0, 0)), mode="edge")
+        nib.save(nib.Nifti1Image(padded, image.affine), path)
+        return candidate(self)
+
+    monkeypatch.setattr(Run, "candidate", replace_scan)
+    try:
+        stats = site.train("one replaced", max_epochs=1)
+    finally:
+        path.write_bytes(content)
+    assert list(stats["judged"]["dice"]) == [name for name in judged if name != labelled]
+    assert "as it was replaced" in stats["skipped"][labelled]
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -25,10 +25,16 @@ def distillation(judged: int = 4, **options: object) -> float:
     return seconds
 
 
+def adaptation(labelled: int, judged: int) -> float:
+    options = AdaptOptions.from_request(CPU)
+    seconds = adaptation_seconds(options, tiny.student(), labelled, judged)
+    assert seconds is not None
+    return seconds
+
+
 def test_the_defaults_of_a_cpu_end_within_their_time_even_on_one_core() -> None:
     assert distillation() < 30 * 60
-    adaptation = adaptation_seconds(AdaptOptions.from_request(CPU), tiny.student(), 4)
-    assert adaptation is not None and adaptation < 10 * 60
+    assert adaptation(labelled=7, judged=4) < 10 * 60
 
 
 def test_more_work_takes_longer() -> None:
@@ -37,9 +43,11 @@ def test_more_work_takes_longer() -> None:
         assert distillation(**more) > default
     assert distillation(judged=12) > default + 100
     assert distillation(stage1_fraction=0) > default, "a click costs more than an encoding"
+    more_labels = adaptation(labelled=100, judged=12) - adaptation(labelled=12, judged=12)
+    assert more_labels > 88 * 2, "each label is read, and has ROIs"
 
 
 def test_nothing_is_measured_for_a_gpu() -> None:
     options = TrainOptions(device="cuda")
     assert distillation_seconds(options, tiny.student(), tiny.teacher(), 4) is None
-    assert adaptation_seconds(AdaptOptions(device="cuda"), tiny.student(), 4) is None
+    assert adaptation_seconds(AdaptOptions(device="cuda"), tiny.student(), 7, 4) is None

@@ -136,12 +136,15 @@ def test_train_publish_and_roll_back(server: RunningServer, slicer: SlicerPlugin
     assert models["fastsam3d"]["weights"]["sha256"] == before
 
 
-def test_another_process_publishes(server: RunningServer, site: Site) -> None:
+def test_another_process_publishes(
+    server: RunningServer, site: Site, request: pytest.FixtureRequest
+) -> None:
     """The server serves the new version from its next click on."""
     published = site.task()._served.published
     before = served_sha256(server)
     network = site.task()._served().network
     network.mask_decoder.mask_tokens.weight.data += 1
+    request.addfinalizer(lambda: published.rollback(0))  # whatever happens, for the other tests
     version = published.publish(network, {}, keep=3)
     assert served_sha256(server) == version.sha256
     url = f"{server.url}/weights/fastsam3d"

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -100,20 +101,21 @@ def train_status(user: UserRole, all: bool = False, check_if_running: bool = Fal
     With ``check_if_running``, a training that is about to start counts as running. A training of
     another server with the same ``model_dir`` is the status here, too.
     """
-    if check_if_running and _active_tasks():
-        return _active_tasks()[0]
+    active = _active_tasks()
+    if check_if_running and active:
+        return active[0]
     elsewhere = None if _is_busy() else other_training()
     if elsewhere:
         return [*tasks("train"), elsewhere] if all and not check_if_running else elsewhere
     status = train.status(all, check_if_running)
-    for task in status if isinstance(status, list) else [status]:
-        if task["status"] == "ERROR" and any(StoppedError.MESSAGE in x for x in task["details"]):
-            task["status"] = "STOPPED"  # by another server
-        if task["status"] == "ERROR":
-            reason = _trainer(task["request"]["model"]).error
-            if reason and not any(reason in line for line in task["details"]):
-                task["details"].append(reason)
-    return status
+    if not isinstance(status, list):
+        return _with_reason(status)
+    # the trainers know the reason of their last run alone
+    last = {task["request"]["model"]: number for number, task in enumerate(status)}
+    return [
+        _with_reason(task, is_last=last[task["request"]["model"]] == number)
+        for number, task in enumerate(status)
+    ]
 
 
 @router.delete("/train/", summary="Stop the training", tags=["Train"])
@@ -182,6 +184,22 @@ def _served(model: str) -> Any:
 # --- start and stop -------------------------------------------------------------------------------
 
 
+def _with_reason(task: dict[str, Any], is_last: bool = True) -> dict[str, Any]:
+    """Return a task as clients show it: one that failed ends with the reason, if it is known.
+
+    is_last: the task is the last one of its trainer.
+    """
+    if task["status"] != "ERROR":
+        return task
+    details = list(task["details"])
+    if any(StoppedError.MESSAGE in line for line in details):
+        return {**task, "status": "STOPPED"}  # by another server
+    reason = _trainer(task["request"]["model"]).error if is_last else ""
+    if reason and not any(reason in line for line in details):
+        details.append(reason)
+    return {**task, "details": details}
+
+
 def _check_is_async(run_sync: bool) -> None:
     """Raise InputError for a training in the process of the server, which nobody could stop."""
     if run_sync:
@@ -209,6 +227,9 @@ def _launch(model: str, options: dict[str, Any]) -> tuple[object, dict[str, Any]
     Raises InputError before the process starts if the training cannot succeed, and ConflictError
     if another one runs.
     """
+    named = options.get("model", model)
+    if named != model:  # MONAI Label would start a task of that name
+        raise InputError(f"the body names the model {str(named)[:80]!r}, the address {model!r}")
     if app_instance().options.device:  # the site's device is not the client's to change
         options = {key: value for key, value in options.items() if key != "device"}
     checked = _trainer(model).check(options, app_instance().datastore())
@@ -286,10 +307,13 @@ def _is_busy() -> bool:
 
 
 def _stop() -> dict[str, Any] | None:
-    """Stop the running training and return its task, or None if no training is running."""
+    """Stop the running training and return its task, or None if no training is running.
+
+    One that somebody has stopped already is waited for.
+    """
     active = _active_tasks()
     if not active:
-        return None
+        return _wait_for_stopped()
     task = active[0]
     deadline = time.monotonic() + START_SECONDS
     while task["id"] not in processes("train") and time.monotonic() < deadline:
@@ -300,6 +324,16 @@ def _stop() -> dict[str, Any] | None:
     if process is not None:
         _end(process)
     return task
+
+
+def _wait_for_stopped() -> dict[str, Any] | None:
+    """Wait for a training that was stopped and still saves; return its task, or None."""
+    for number, process in list(processes("train").items()):
+        if process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):  # whoever stopped it kills it then
+                process.wait(STOP_SECONDS)
+            return next((task for task in tasks("train") if task["id"] == number), None)
+    return None
 
 
 def _end(process: subprocess.Popen) -> None:

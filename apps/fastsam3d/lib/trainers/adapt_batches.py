@@ -22,6 +22,16 @@ from .stages import Batch, step_seed
 PAINTED = 32
 """PAINTED: arbitrary ROIs, with which those of the studies are compared."""
 
+ENOUGH_ROIS = 128
+"""ENOUGH_ROIS: with more studies than half of this, a study has fewer than two ROIs on its labels:
+each one takes half a second, and no update is due to see it."""
+
+
+def pool_sizes(options: AdaptOptions, studies: int) -> tuple[int, int]:
+    """Return how many ROIs on labels, and beside them, an adaptation to so many studies has."""
+    least = max(studies, min(2 * studies, ENOUGH_ROIS))
+    return max(options.rois, least), max(options.rois // 2, least)
+
 
 class EmbeddedBatches:
     """Batches as `RoiPool` makes them, with the embedding of a frozen encoder, not the image.
@@ -48,15 +58,16 @@ class EmbeddedBatches:
         self._on_labels, self._beside = (
             RoiPool(
                 studies,
-                max(count, 2 * len(studies)),
+                count,
                 config,
                 RoiOptions(zoom=ZOOM),
                 options.seed,
                 spacing_mm_at=spacing_mm_at,
             )
-            for studies, count in (
-                (groups[-1], options.rois),
-                ([beside_label(study) for study in groups[-1]], options.rois // 2),
+            for studies, count in zip(
+                (groups[-1], [beside_label(study) for study in groups[-1]]),
+                pool_sizes(options, len(groups[-1])),
+                strict=True,
             )
         )
         self._names = [{study.name for study in group} for group in groups]

@@ -25,6 +25,9 @@ from .served_judge import MaskSource
 from .task import PublishingTask
 from .verdict import describe_dice
 
+ADAPTED = "; adapted to "
+"""ADAPTED: separates the two parts of the description of an adapted student."""
+
 
 class AdaptationTask(PublishingTask):
     """Adapt the mask decoder of the served student to the labels of a site, and publish it.
@@ -58,7 +61,8 @@ class AdaptationTask(PublishingTask):
     def estimate_seconds(self, options: Any, datastore: Datastore) -> float | None:
         """Estimate the duration from the speed of the student here; None on a GPU."""
         labelled = sum(study.is_labelled for study in list_studies(datastore))
-        return adaptation_seconds(options, self._served().network, min(labelled, MOST_JUDGED))
+        judged = min(labelled, MOST_JUDGED)
+        return adaptation_seconds(options, self._served().network, labelled, judged)
 
     def _train_on(
         self, options: AdaptOptions, studies: list[ExaminedStudy], skipped: dict[str, str]
@@ -97,11 +101,12 @@ class AdaptationTask(PublishingTask):
     ) -> dict[str, str]:
         """Return the metadata for the student's file."""
         pairs, patients = self._judged(run, studies)
-        description = served.metadata.get("description", served.file)
+        # each adaptation starts from the decoder before the first one, so the last one alone counts
+        description = served.metadata.get("description", served.file).split(ADAPTED)[0]
         return {
             "trained": "true",
             "licence": served.metadata.get("licence", "that of the weights it was trained from"),
-            "description": f"{description}; adapted to {len(studies)} labels of this site",
+            "description": f"{description}{ADAPTED}{len(studies)} labels of this site",
             "dice": f"{describe_dice(pairs, patients=patients)} (cross-validated)",
             "parent_sha256": served.network_id,
             "options": str(options.result_options()),

@@ -14,6 +14,7 @@ import torch
 
 from lib.networks import FastSAM3D
 
+from .adapt_batches import PAINTED, pool_sizes
 from .adapt_options import AdaptOptions
 from .served_judge import SERIES
 from .train_options import TrainOptions
@@ -95,17 +96,24 @@ def judging_seconds(network: Seconds, studies: int) -> float:
     return studies * (STUDY_SECONDS + 2 * SERIES * (network.encode + clicks))
 
 
-def adaptation_seconds(options: AdaptOptions, student: FastSAM3D, judged: int) -> float | None:
+def adaptation_seconds(
+    options: AdaptOptions, student: FastSAM3D, labelled: int, judged: int
+) -> float | None:
     """Estimate the seconds of an adaptation with this student; None if it runs on a GPU.
 
-    judged: number of studies to judge on.
+    labelled, judged: number of studies with a label, and of those to judge on, which are some of
+    them.
     """
     if options.device != "cpu":
         return None
     of_student = measure_seconds(student)
     clicks = (2 + options.clicks) / 2 + (GRADIENT - 1) * GRADED_CLICKS
     rois = options.train_batch_size + (2 * options.beside if options.rehearsal else 0)
-    updates = 2 * options.updates_per_student * rois * clicks
-    training = min(60 * options.max_minutes, updates * of_student.decode)
-    prepared = options.rois * (ROI_SECONDS + of_student.encode)
-    return prepared + training + judging_seconds(of_student, judged)
+    updates_of_all = 2 * options.updates_per_student
+    update = rois * clicks * of_student.decode
+    training = min(60 * options.max_minutes, updates_of_all * update)
+    on_labels, beside = pool_sizes(options, labelled)
+    used = min(beside, updates_of_all * options.beside) if options.rehearsal else 0
+    prepared = (on_labels + used + PAINTED) * (ROI_SECONDS + of_student.encode)
+    read = labelled * STUDY_SECONDS
+    return read + prepared + training + judging_seconds(of_student, judged)

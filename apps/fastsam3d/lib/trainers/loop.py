@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lib.errors import StoppedError
+
 from . import processes
 from .curves import EventWriter, draw_curves
 from .request_options import RequestOptions
@@ -18,6 +20,32 @@ from .run_state import Clock, Progress, RunFolder, duration
 
 SAVE_SECONDS = 30.0
 """SAVE_SECONDS: longest time between two saved states."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived. It is no Exception, so that no handler takes it for a fault of a study."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM end the block at once with StoppedError, but where the block has own handlers.
+
+    Such are :meth:`TrainingLoop.stop_on_sigterm` and that of `processes.spawn`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except _Terminated:
+        raise StoppedError from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class TrainingLoop(ABC):

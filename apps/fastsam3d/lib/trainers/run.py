@@ -98,6 +98,7 @@ class Run(TrainingLoop):
             options,
             studies.all(),
             {
+                "parts": [len(part) for part in studies],
                 "base": weights.base_id,
                 "config": config.to_dict(),
                 "policy": weights.served.network.policy.to_dict(),

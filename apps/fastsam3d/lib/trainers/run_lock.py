@@ -54,7 +54,7 @@ def running(folder: Path) -> dict[str, Any] | None:
     """Return trainer, host and start of the run that holds the lock; None if none does."""
     try:
         with (folder / "lock").open("a+") as file:
-            return None if _lock(file) else _content(file)
+            return None if _lock(file, fcntl.LOCK_SH) else _content(file)
     except OSError:  # without the folder, or the right to write there, nothing runs
         return None
 
@@ -68,10 +68,13 @@ def _stop_file(folder: Path) -> Path:
     return folder / "stop"
 
 
-def _lock(file: TextIO) -> bool:
-    """Lock a file without waiting; return whether that worked. Closing the file unlocks it."""
+def _lock(file: TextIO, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock a file without waiting; return whether that worked. Closing the file unlocks it.
+
+    kind: LOCK_EX for a run; LOCK_SH to look whether one has the lock, as several may do at once.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -163,7 +163,13 @@ class RunFolder:
     def begin_stats(self) -> None:
         """Replace the statistics of the run before: the next one is still reading its studies."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        stats = {"epoch": 0, "published": False, "reason": NOT_ENDED, "history": []}
+        stats = {
+            "epoch": 0,
+            "published": False,
+            "reason": NOT_ENDED,
+            "start_ts": int(time.time()),  # clients show the run that started last
+            "history": [],
+        }
         write_text_atomically(self.stats, json.dumps(stats, indent=1))
 
     def write_reason(self, reason: str, is_error: bool = True) -> None:

@@ -121,6 +121,10 @@ def series_dice(
         arguments = series.study.study.image, np.stack(clicks_ijk), np.array(labels)
         target = _mask_or(target, target_of, *arguments)
         mask = _mask_or(mask, masks, *arguments)
+        if mask.shape != target.shape:
+            raise InputError(
+                f"the image now has {mask.shape} voxels and not {target.shape}, as it was replaced"
+            )
         if count in CLICKS:
             values.append(dice(mask, target))
         place_ijk, label = next_click(mask, target, generator)

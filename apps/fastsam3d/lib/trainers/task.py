@@ -21,7 +21,7 @@ from lib.weights.served import ServedWeights
 from . import processes, run_lock
 from .data.studies import Datastore, ExaminedStudy, examine, find_studies
 from .data.study_split import unseen_studies
-from .loop import TrainingLoop
+from .loop import TrainingLoop, stoppable
 from .request_options import RequestOptions
 from .run_state import NOT_ENDED, RunFolder
 from .seen_studies import seen_studies
@@ -73,7 +73,9 @@ class PublishingTask(TrainTask):
     def stats(self) -> dict[str, Any]:
         """Return the statistics of the current or last run."""
         stats = self._folder.read_stats()
-        if stats.get("reason") == NOT_ENDED and self.running() is None:
+        # a run that has just locked the folder has not written its name yet
+        running = (self.running() or {"model": None})["model"]
+        if stats.get("reason") == NOT_ENDED and running not in (self.name, ""):
             stats |= {"reason": INTERRUPTED, "error": INTERRUPTED}
         return stats
 
@@ -114,7 +116,7 @@ class PublishingTask(TrainTask):
         is_launcher = processes.is_launcher()
         lock = run_lock.only_run(self.shared_folder, self.name) if is_launcher else nullcontext()
         # The lock comes first: the statistics are those of the run that has it.
-        with lock, self._record_errors(options):
+        with lock, self._record_errors(options), stoppable():
             studies, skipped = self._find_studies(options, datastore)
             return self._train_on(options, studies, skipped)
 
@@ -219,8 +221,11 @@ class PublishingTask(TrainTask):
         """Return the verdict from the Dice that `_measure` added; studies: all of the run."""
         judged = loop.progress.facts.setdefault("judged", {"dice": {}})
         if judged.get("served", self._served().network_id) != self._served().network_id:
-            reason = "another version is served than when the new student was judged; train again"
-            return Verdict("keep", reason, 0.0, None)
+            reason = (
+                "another version is served than when the new student was judged; train again to "
+                "judge it against that one"
+            )
+            return Verdict("again", reason, 0.0, None)
         pairs, patients = self._judged(loop, studies)
         verdict = decide(
             [new for new, _ in pairs],
@@ -269,7 +274,22 @@ class PublishingTask(TrainTask):
         options: RequestOptions,
         adaptation: Adaptation | None = None,
     ) -> dict[str, Any]:
-        """Publish a student if the verdict says so; write the results of the run."""
+        """Publish a student if the verdict says so; write the results of the run.
+
+        A stop is too late from here on: what is published is also told.
+        """
+        with loop.stop_on_sigterm():
+            return self._publish_now(loop, student, verdict, metadata, options, adaptation)
+
+    def _publish_now(
+        self,
+        loop: TrainingLoop,
+        student: FastSAM3D,
+        verdict: Verdict,
+        metadata: Mapping[str, str],
+        options: RequestOptions,
+        adaptation: Adaptation | None,
+    ) -> dict[str, Any]:
         number = None
         if verdict.answer == "publish":
             try:
@@ -284,7 +304,7 @@ class PublishingTask(TrainTask):
             number = version.number
         asks = verdict.answer == "ask"
         result = {"published": number is not None, "reason": verdict.reason, "version": number}
-        loop.end(keeps_state=asks, asks=asks, **result)
+        loop.end(keeps_state=asks or verdict.answer == "again", asks=asks, **result)
         logger.info("%s: %s", "published" if number else "not published", verdict.reason)
         return result
 

@@ -28,8 +28,9 @@ FEWEST_STUDIES = 4
 SAMPLES = 10_000
 """SAMPLES: bootstrap samples."""
 
-Answer = Literal["publish", "keep", "ask"]
-"""Answer: serve the new student, keep the served one, or ask a user."""
+Answer = Literal["publish", "keep", "ask", "again"]
+"""Answer: serve the new student, keep the served one, ask a user, or judge again, because the
+version that is served has changed meanwhile."""
 
 
 class Verdict(NamedTuple):

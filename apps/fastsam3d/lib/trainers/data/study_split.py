@@ -15,7 +15,8 @@ from lib.errors import InputError
 from .studies import ExaminedStudy, Study
 
 JUDGED = 4
-"""JUDGED: patients whose studies judge a new student, unless that is more than half of them."""
+"""JUDGED: patients whose studies judge a new student, unless that is more than half of them (of an
+odd number, the larger half)."""
 
 MOST_JUDGED = 12
 """MOST_JUDGED: more studies are not judged on, because each takes up to half a minute."""
@@ -49,8 +50,8 @@ def split(
 ) -> Split[AnyStudy]:
     """Take the studies of about `val_split` of the patients to judge, and of others to validate.
 
-    At least `JUDGED` patients judge, but no more than half of them, and at most `MOST_JUDGED`
-    studies. No patient with a study named in `seen` does: the served version has learned it. Labels
+    At least `JUDGED` patients judge, but no more than half of them (rounded up), and at most
+    `MOST_JUDGED` studies. No patient with a study named in `seen` does: the served version has learned it. Labels
     judge before the masks of a teacher: unlabelled studies judge only where labelled ones are too
     few. Of the other patients, `val_split` of those with labels and of those without are held out
     for validation, or none of fewer than `FEWEST_TO_VALIDATE`. No patient has studies in two parts:

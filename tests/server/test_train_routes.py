@@ -119,7 +119,7 @@ def test_the_body_does_not_name_another_model(client, tasks, monkeypatch, path, 
     """MONAI Label would start the trainer of that name, or fail where there is none."""
     reply = client.post(path, json={"model": model})
     assert reply.status_code == 400 and not tasks
-    message = f"the body names the model {str(model)!r}, the address 'fastsam3d'"
+    message = f"the body names the model {str(model)!r}, but this request trains 'fastsam3d'"
     assert message in reply.json()["detail"]
     monkeypatch.setattr(train._trainer("fastsam3d"), "barrier", threading.Barrier(1))
     assert client.post(path, json={"model": "fastsam3d"}).status_code == 200
@@ -195,7 +195,8 @@ def test_no_training_starts_while_a_stopped_one_ends(client, tasks, monkeypatch)
     monkeypatch.setattr(train, "processes", lambda method: {"stopped": process})
     trainer = train.app_instance().trainers["fastsam3d"]
     monkeypatch.setattr(trainer, "barrier", threading.Barrier(1))
-    assert client.post("/train/fastsam3d", json={}).status_code == 409
+    refused = client.post("/train/fastsam3d", json={})
+    assert refused.status_code == 409 and "was stopped still saves" in refused.json()["detail"]
     process.communicate(b"end\n")
     assert client.post("/train/fastsam3d", json={}).status_code == 200
 

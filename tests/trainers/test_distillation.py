@@ -320,7 +320,8 @@ def test_after_a_rollback_meanwhile_the_next_run_judges_again(
     with monkeypatch.context() as patch:
         patch.setattr("lib.trainers.task.mean_dice", judge)
         assert task(options, site.datastore)["published"] is False
-    assert "train again to judge it against that one" in task.stats()["reason"]
+    assert "than when the new student was judged; train again" in task.stats()["reason"]
+    assert len(task.stats()["judged"]["dice"]) == 1, "the others would not count"
     updates = task.stats()["iteration"]
     assert task(options, site.datastore)["published"]
     stats = task.stats()

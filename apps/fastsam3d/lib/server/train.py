@@ -229,11 +229,16 @@ def _launch(model: str, options: dict[str, Any]) -> tuple[object, dict[str, Any]
     """
     named = options.get("model", model)
     if named != model:  # MONAI Label would start a task of that name
-        raise InputError(f"the body names the model {str(named)[:80]!r}, the address {model!r}")
+        raise InputError(
+            f"the body names the model {str(named)[:80]!r}, but this request trains {model!r}; "
+            "leave it out, or send the request to /train/ and that name"
+        )
     if app_instance().options.device:  # the site's device is not the client's to change
         options = {key: value for key, value in options.items() if key != "device"}
     checked = _trainer(model).check(options, app_instance().datastore())
     with _start_lock:  # of two requests at once, the second one finds the task of the first
+        if _is_busy() and not _active_tasks():
+            raise ConflictError("the training that was stopped still saves; try again in a moment")
         elsewhere = None if _is_busy() else other_training()
         if _is_busy() or elsewhere:
             where = f": {elsewhere['details'][0]}" if elsewhere else ""

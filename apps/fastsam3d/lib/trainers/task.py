@@ -188,8 +188,8 @@ class PublishingTask(TrainTask):
 
         Both meet the same first clicks and random numbers. The run is saved after each study.
         Studies that were measured before, by a run that was stopped or waits for an answer, are not
-        measured again. adaptation: what an adapted student would be published with. Raise
-        StoppedError at a stop, between two studies.
+        measured again. It ends early if another version is served meanwhile. adaptation: what an
+        adapted student would be published with. Raise StoppedError at a stop, between two studies.
         """
         device, settings = str(loop.device), self._mask_source.settings
         judged = loop.progress.facts.setdefault("judged", {})
@@ -207,6 +207,8 @@ class PublishingTask(TrainTask):
             for study in missing:
                 if loop.is_stopping:
                     raise StoppedError
+                if self._served().network_id != served.network_id:
+                    return  # nothing that is measured against this one counts
                 try:
                     values = [mean_dice(masks, targets, [study], options.seed)[0] for masks in pair]
                 except (InputError, OSError) as error:  # removed or replaced meanwhile
@@ -221,10 +223,7 @@ class PublishingTask(TrainTask):
         """Return the verdict from the Dice that `_measure` added; studies: all of the run."""
         judged = loop.progress.facts.setdefault("judged", {"dice": {}})
         if judged.get("served", self._served().network_id) != self._served().network_id:
-            reason = (
-                "another version is served than when the new student was judged; train again to "
-                "judge it against that one"
-            )
+            reason = "another version is served than when the new student was judged; train again"
             return Verdict("again", reason, 0.0, None)
         pairs, patients = self._judged(loop, studies)
         verdict = decide(

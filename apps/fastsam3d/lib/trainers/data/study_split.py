@@ -51,12 +51,12 @@ def split(
     """Take the studies of about `val_split` of the patients to judge, and of others to validate.
 
     At least `JUDGED` patients judge, but no more than half of them (rounded up), and at most
-    `MOST_JUDGED` studies. No patient with a study named in `seen` does: the served version has learned it. Labels
-    judge before the masks of a teacher: unlabelled studies judge only where labelled ones are too
-    few. Of the other patients, `val_split` of those with labels and of those without are held out
-    for validation, or none of fewer than `FEWEST_TO_VALIDATE`. No patient has studies in two parts:
-    further studies of one that judges are left out. The split depends on the seed, the patients and
-    the names alone. Raise InputError if there is no study.
+    `MOST_JUDGED` studies. No patient with a study named in `seen` does: the served version has
+    learned it. Labels judge before the masks of a teacher: unlabelled studies judge only where
+    labelled ones are too few. Of the other patients, `val_split` of those with labels and of those
+    without are held out for validation, or none of fewer than `FEWEST_TO_VALIDATE`. No patient has
+    studies in two parts: further studies of one that judges are left out. The split depends on the
+    seed, the patients and the names alone. Raise InputError if there is no study.
     """
     if not studies:
         raise InputError("there are no studies to train on; add images to the datastore")

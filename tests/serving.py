@@ -132,7 +132,11 @@ def running_server(
         yield server
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            process.kill()  # it would slow down all later tests
+            raise
 
 
 def free_port() -> int:
@@ -149,6 +153,6 @@ def _wait_until_up(server: RunningServer, process: subprocess.Popen) -> None:
         try:
             server.info()
             return
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             time.sleep(0.2)
     raise RuntimeError(f"the server did not start:\n{server.log_text()[-3000:]}")

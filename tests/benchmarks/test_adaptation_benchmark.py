@@ -140,7 +140,8 @@ def test_a_student_that_is_not_published_ends_with_the_verdict(
         stats.parent.mkdir(parents=True)
         state = {"published": False, "reason": "a gain of -0.010", "iteration": 9}
         stats.write_text(json.dumps({**state, "history": [{"seconds": 3.0}]}))
-        return {"click_ms": {"idle": {"median": 30, "p95": 36, "clicks": 15}, "training": None}}
+        idle = {"median": 30, "p95": 36, "clicks": 15}
+        return {"minutes": 8.5, "click_ms": {"idle": idle, "training": None}}
 
     monkeypatch.setattr(adaptation_benchmark, "adapt_on_server", adapt)
     adaptation_benchmark.main([*command, "--clicks-meanwhile"])

@@ -172,7 +172,7 @@ def test_the_whole_panel_can_be_reached(viewer: PromptViewer, width: int, height
     assert heights[1] > heights[0] > 300
     for name in ("Uncertainty", "Next place", "? Keys", "Train"):
         button = viewer.page.locator(".fs").get_by_role("button", name=name, exact=True)
-        button.hover(timeout=5000)  # scrolls to it, and fails if something covers it
+        button.hover(timeout=TIMEOUT_MS)  # scrolls to it, and fails if something covers it
         box = button.bounding_box()
         assert box is not None
         assert box["y"] + box["height"] <= height, name
@@ -275,7 +275,8 @@ def test_unsaved_work_is_asked_about_on_leaving(viewer: PromptViewer) -> None:
     viewer.page.on("dialog", stay)
     viewer.press("mpr-axial", FILE.to_lps(FIRST))
     viewer.page.evaluate("setTimeout(() => location.assign('/viewer/'), 0)")
-    viewer.page.wait_for_timeout(1000)
+    viewer.wait_until(lambda: asked, "it asks")
+    viewer.page.wait_for_timeout(1000)  # it asks once
     assert asked == ["beforeunload"]
     assert viewer.prompts() == ["1. + Point"]
     viewer.button("Save •")

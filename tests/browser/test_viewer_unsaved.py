@@ -272,7 +272,9 @@ def second_page(first: PromptViewer, server: RunningServer) -> PromptViewer:
     """Open the study in another page of the same browser, and wait for the first page's press."""
     second = PromptViewer(first.page.context.new_page())
     second.open(server.url, study_of(server))
-    second.wait_until(lambda: second.prompts() == ["1. + Point"], "the work is drawn")
+    second.wait_until(lambda: second.prompts() == ["1. + Point"], "the work is listed")
+    # else the next press takes the answer of this mask for its own
+    second.wait_until(lambda: on_stored_grid(second, FILE).any(), "the work is drawn")
     return second
 
 

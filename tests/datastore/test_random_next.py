@@ -1,11 +1,11 @@
 """The next sample at random, also when two people ask for the last image at once."""
 
-import time
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
+from lib.datastore import random_next
 from lib.datastore.random_next import RandomNext
 
 
@@ -16,8 +16,17 @@ def next_of(infos):
     return RandomNext()({"strategy": "random"}, store)
 
 
+NOW = 1_000_000
+
+
+@pytest.fixture(autouse=True)
+def fixed_clock(monkeypatch):
+    """No second begins between the offer and the look at it."""
+    monkeypatch.setattr(random_next, "time", SimpleNamespace(time=lambda: NOW + 0.5))
+
+
 def offered(seconds_ago):
-    return {"strategy": {"random": {"ts": int(time.time()) - seconds_ago}}}
+    return {"strategy": {"random": {"ts": NOW - seconds_ago}}}
 
 
 def test_no_image_is_left():

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -23,6 +24,8 @@ CLIENTS = 8
 class FakeTrainer:
     """Accepts all options, once all clients have asked, so that they are as close as can be."""
 
+    reason = ""
+
     def __init__(self):
         self.barrier = threading.Barrier(CLIENTS)
 
@@ -34,6 +37,9 @@ class FakeTrainer:
 
     def running(self):
         return None
+
+    def stats(self):
+        return {"reason": self.reason}
 
 
 @pytest.fixture
@@ -111,6 +117,21 @@ def test_a_training_that_another_server_stopped_is_no_error(client, monkeypatch)
     trainer = train.app_instance().trainers["fastsam3d"]
     monkeypatch.setattr(trainer, "error", "", raising=False)
     assert client.get("/train/").json()["status"] == "STOPPED"
+    # MONAI Label's thread may miss the last lines
+    task["details"] = ["a line"]
+    assert client.get("/train/").json()["status"] == "ERROR"
+    monkeypatch.setattr(trainer, "reason", str(StoppedError()))
+    assert client.get("/train/").json()["status"] == "STOPPED"
+
+
+def test_details_that_grow_meanwhile_do_no_harm(client, monkeypatch):
+    """A reply holds a copy: an encoder that iterates over the live lines fails if one is added."""
+    lines = deque(["a line"], maxlen=20)
+    task = {"status": "RUNNING", "request": {"model": "fastsam3d"}, "details": lines}
+    monkeypatch.setattr(train.train, "status", lambda *arguments: task)
+    monkeypatch.setattr(train, "tasks", lambda method: [task])
+    assert train.train_status("user") == {**task, "details": ["a line"]}
+    assert train.train_status("user", check_if_running=True)["details"] is not lines
 
 
 @pytest.mark.parametrize("model", ["fastsam3d_adapt", ["a"], None])

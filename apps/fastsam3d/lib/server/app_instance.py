@@ -107,6 +107,10 @@ class UploadSessions(Protocol):
 class ModelTrainer(Protocol):
     """A trainer as the training routes use it."""
 
+    def stats(self) -> Mapping[str, Any]:
+        """Return the statistics of the current or last training; `reason` tells how it ended."""
+        ...
+
     @property
     def error(self) -> str:
         """Why the last training failed, or ""."""

@@ -103,10 +103,11 @@ def train_status(user: UserRole, all: bool = False, check_if_running: bool = Fal
     """
     active = _active_tasks()
     if check_if_running and active:
-        return active[0]
+        return _as_of_now(active[0])
     elsewhere = None if _is_busy() else other_training()
     if elsewhere:
-        return [*tasks("train"), elsewhere] if all and not check_if_running else elsewhere
+        own = map(_as_of_now, tasks("train"))
+        return [*own, elsewhere] if all and not check_if_running else elsewhere
     status = train.status(all, check_if_running)
     if not isinstance(status, list):
         return _with_reason(status)
@@ -124,7 +125,10 @@ def train_stop(user: AdminRole) -> Any:
 
     The next training with the same options resumes it. It may be one of another server.
     """
-    return _stop() if _is_busy() else stop_other_training(STOP_SECONDS)
+    if not _is_busy():
+        return stop_other_training(STOP_SECONDS)
+    stopped = _stop()
+    return _as_of_now(stopped) if stopped else None
 
 
 @router.get("/train/{model}/curves.png", summary="Curves of a training", tags=["Train"])
@@ -189,15 +193,22 @@ def _with_reason(task: dict[str, Any], is_last: bool = True) -> dict[str, Any]:
 
     is_last: the task is the last one of its trainer.
     """
+    task = _as_of_now(task)
     if task["status"] != "ERROR":
         return task
-    details = list(task["details"])
-    if any(StoppedError.MESSAGE in line for line in details):
+    trainer, details = _trainer(task["request"]["model"]), task["details"]
+    # MONAI Label may miss the last lines of a process, so the statistics are asked too
+    told = [*details, trainer.stats().get("reason", "")] if is_last else details
+    if any(StoppedError.MESSAGE in line for line in told):
         return {**task, "status": "STOPPED"}  # by another server
-    reason = _trainer(task["request"]["model"]).error if is_last else ""
-    if reason and not any(reason in line for line in details):
-        details.append(reason)
-    return {**task, "details": details}
+    if is_last and trainer.error and not any(trainer.error in line for line in details):
+        details.append(trainer.error)
+    return task
+
+
+def _as_of_now(task: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a task, whose details another thread may add to while a reply is written."""
+    return {**task, "details": list(task["details"])} if "details" in task else dict(task)
 
 
 def _check_is_async(run_sync: bool) -> None:
@@ -214,7 +225,8 @@ def _start(model: str, options: dict[str, Any]) -> Any:
 
     Raises as `_launch` does.
     """
-    checked, task = _launch(model, options)
+    checked, started = _launch(model, options)
+    task = _as_of_now(started)
     seconds = _trainer(model).estimate_seconds(checked, app_instance().datastore())
     if seconds is None:
         return task

@@ -277,7 +277,7 @@ def test_a_stop_outside_of_the_loop_is_a_stop(
     def stop(*_: object) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
-        except Exception:
+        except Exception:  # as those who read studies handle a fault
             pytest.fail("a handler of errors took the stop for one")
 
     before = signal.getsignal(signal.SIGTERM)

@@ -201,8 +201,9 @@ def _with_reason(task: dict[str, Any], is_last: bool = True) -> dict[str, Any]:
     told = [*details, trainer.stats().get("reason", "")] if is_last else details
     if any(StoppedError.MESSAGE in line for line in told):
         return {**task, "status": "STOPPED"}  # by another server
-    if is_last and trainer.error and not any(trainer.error in line for line in details):
-        details.append(trainer.error)
+    reason = trainer.error if is_last else ""
+    if reason and not any(reason in line for line in details):
+        details.append(reason)
     return task
 
 

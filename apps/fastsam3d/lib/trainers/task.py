@@ -278,32 +278,21 @@ class PublishingTask(TrainTask):
         A stop is too late from here on: what is published is also told.
         """
         with loop.stop_on_sigterm():
-            return self._publish_now(loop, student, verdict, metadata, options, adaptation)
-
-    def _publish_now(
-        self,
-        loop: TrainingLoop,
-        student: FastSAM3D,
-        verdict: Verdict,
-        metadata: Mapping[str, str],
-        options: RequestOptions,
-        adaptation: Adaptation | None,
-    ) -> dict[str, Any]:
-        number = None
-        if verdict.answer == "publish":
-            try:
-                version = self._served.published.publish(
-                    student, metadata, options.keep_versions, adaptation
-                )
-            except OSError as error:
-                raise InputError(
-                    f"the trained student could not be written ({error}); make room on the disk "
-                    "and train again: the run goes on where it stopped"
-                ) from error
-            number = version.number
-        asks = verdict.answer == "ask"
-        result = {"published": number is not None, "reason": verdict.reason, "version": number}
-        loop.end(keeps_state=asks or verdict.answer == "again", asks=asks, **result)
+            number = None
+            if verdict.answer == "publish":
+                try:
+                    version = self._served.published.publish(
+                        student, metadata, options.keep_versions, adaptation
+                    )
+                except OSError as error:
+                    raise InputError(
+                        f"the trained student could not be written ({error}); make room on the "
+                        "disk and train again: the run goes on where it stopped"
+                    ) from error
+                number = version.number
+            asks = verdict.answer == "ask"
+            result = {"published": number is not None, "reason": verdict.reason, "version": number}
+            loop.end(keeps_state=asks or verdict.answer == "again", asks=asks, **result)
         logger.info("%s: %s", "published" if number else "not published", verdict.reason)
         return result
 
